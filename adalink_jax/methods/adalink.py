@@ -1,0 +1,62 @@
+"""AdaLink: a low-rank residual module between the embedding and the frozen blocks.
+
+arXiv 2310.12100, section 3: ``x' = x + f(x · W_down) · W_up`` for every token, with W_down
+[D,R], W_up [R,D], no biases and W_up zero at the start. f may be dropped at almost no loss, so
+the identity is the default. 2·D·R parameters a route, whatever the depth of the network.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods.base import Context, Method, check_positive, check_stacks
+from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaLink(Method):
+    """AdaLink at the input of the encoder, the decoder, or both.
+
+    Attributes:
+      rank: R, the columns of W_down.
+      activation: f, one of "identity", "relu", "gelu".
+      routes: K, the number of modules; each token's route chooses one.
+      stacks: the stacks whose inputs are adapted.
+    """
+
+    rank: int
+    activation: str = "identity"
+    routes: int = 1
+    stacks: tuple[str, ...] = ("encoder",)
+
+    scope: ClassVar[str] = "adalink"
+
+    def __post_init__(self):
+        check_positive(self, "rank", "routes")
+        object.__setattr__(self, "stacks", check_stacks(self, self.stacks))
+        if self.activation not in ACTIVATIONS:
+            raise UserError(
+                f"AdaLink.activation is {self.activation!r}; it takes one of "
+                f"{', '.join(ACTIVATIONS)}{nearest(str(self.activation), ACTIVATIONS)}"
+            )
+
+    def inputs(
+        self, x: Float[Array, "B T D"], ctx: Context
+    ) -> tuple[Float[Array, "B T D"], Context]:
+        if ctx.stack not in self.stacks:
+            return x, ctx
+        delta = LowRank(
+            features=x.shape[-1],
+            rank=self.rank,
+            routes=self.routes,
+            # The paper leaves W_down's initialisation open; unit variance in the bottleneck.
+            down_init=nn.initializers.variance_scaling(
+                1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
+            ),
+            activation=ACTIVATIONS[self.activation],
+            name=self.scope,
+        )(x, ctx)
+        return x + delta, ctx

@@ -1,0 +1,208 @@
+"""What a method is to the network: a set of hooks at named sites, identities by default.
+
+The network calls a hook wherever a method could intervene and knows no method; a method knows
+the sites and not the network. A method is a frozen dataclass, not a module. What it adds to the
+parameters lives in child scopes named after it (``encoder/adalink/down``): a parameter beside
+the base's own would shift Flax's random-number counters and change the base's initialisation,
+and likewise a Dropout. So a hook makes a `flax.linen` module with ``name=self.scope``, whose
+parameters and dropouts are all its own.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from adalink_jax.errors import UserError
+
+Params = Mapping[str, Any]
+
+_ATTENTION = ("query", "key", "value", "out")
+_MLP = ("mlp/wi", "mlp/wi_0", "mlp/wi_1", "mlp/wo")
+
+# The linear layers of each stack, as "block/layer". T5 1.0 has mlp/wi, T5 1.1 mlp/wi_0 and wi_1.
+LINEAR_SITES: Mapping[str, tuple[str, ...]] = {
+    "encoder": tuple(f"attention/{name}" for name in _ATTENTION) + _MLP,
+    "decoder": tuple(
+        f"{block}/{name}"
+        for block in ("self_attention", "encoder_decoder_attention")
+        for name in _ATTENTION
+    )
+    + _MLP,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A named place in the network, free of the layer's number (layers may be scanned).
+
+    Attributes:
+      stack: "encoder" or "decoder".
+      block: "attention", "self_attention", "encoder_decoder_attention" or "mlp".
+      layer: the linear layer inside the block, "" for the block as a whole.
+    """
+
+    stack: str
+    block: str
+    layer: str = ""
+
+    @property
+    def linear(self) -> str:
+        """The site as it stands in `LINEAR_SITES`, e.g. "attention/query"."""
+        return f"{self.block}/{self.layer}"
+
+
+@flax.struct.dataclass
+class Context:
+    """What a hook may know of the sequence that its argument belongs to.
+
+    In cross-attention the queries belong to the decoder's sequence, the keys and values to the
+    encoder's.
+
+    Attributes:
+      mask: True where a token is real, False on padding.
+      routes: which module adapts each token, in [0, K); None where the caller gave none.
+      segment_ids: the packed example of each token, from 1; None where a row is one example.
+      positions: position of each token in its example; None where a row is one example.
+      gate: 1.0, or where layers are scanned this layer's entry of `Method.gates`.
+      stack: "encoder" or "decoder".
+      route_slots: how many distinct routes one row may hold.
+      deterministic: True where dropout is off.
+    """
+
+    mask: Bool[Array, "B T"]
+    routes: Int[Array, "B T"] | None = None
+    segment_ids: Int[Array, "B T"] | None = None
+    positions: Int[Array, "B T"] | None = None
+    gate: Any = 1.0
+    stack: str = flax.struct.field(pytree_node=False, default="encoder")
+    route_slots: int = flax.struct.field(pytree_node=False, default=1)
+    deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+
+    def lengthened(self, extra: int) -> Self:
+        """The context of a sequence with `extra` real tokens in front, on the row's first route."""
+        if extra == 0:
+            return self
+
+        def widen(x: Num[Array, "B T"] | None, value: int | None = None):
+            if x is None:
+                return None
+            front = x[:, :1] if value is None else jnp.full_like(x[:, :1], value)
+            return jnp.concatenate([jnp.repeat(front, extra, axis=1), x], axis=1)
+
+        return self.replace(mask=widen(self.mask, 1), routes=widen(self.routes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The identity method, and the interface of all others.
+
+    Hooks are called inside ``@nn.compact`` methods only and never count layers in Python.
+    """
+
+    # The child scope of the method's parameters, and its key in `METHODS`.
+    scope: ClassVar[str] = ""
+
+    def inputs(
+        self, x: Float[Array, "B T D"], ctx: Context
+    ) -> tuple[Float[Array, "B T2 D"], Context]:
+        """Between the embedding and block 0 of a stack, before the embedding's dropout.
+
+        May put P vectors in front of the encoder's sequence; it then returns the context of the
+        longer sequence.
+        """
+        return x, ctx
+
+    def linear(
+        self, x: Float[Array, "B T Din"], y: Float[Array, "B T Dout"], site: Site, ctx: Context
+    ) -> Float[Array, "B T Dout"]:
+        """After a linear layer that mapped x to y."""
+        return y
+
+    def keys_values(
+        self, k: Float[Array, "B T N K"], v: Float[Array, "B T N K"], site: Site, ctx: Context
+    ) -> tuple[Float[Array, "B T2 N K"], Float[Array, "B T2 N K"]]:
+        """Before attention. May put P keys and values in front, seen by every query."""
+        return k, v
+
+    def sublayer(self, y: Float[Array, "B T D"], site: Site, ctx: Context) -> Float[Array, "B T D"]:
+        """On a block's output, before its dropout and the residual add."""
+        return y
+
+    def gates(self, stack: str, num_layers: int) -> Bool[np.ndarray, "layers"]:
+        """Which layers of a stack the method adapts."""
+        return np.ones(num_layers, bool)
+
+    def trainable(self, name: str) -> bool:
+        """Whether the parameter of this "/"-joined name trains."""
+        return self.scope in name.split("/")
+
+    def texts(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """The texts whose token ids `initialise` wants, given the task's label strings."""
+        return ()
+
+    def initialise(
+        self, adapter: Params, base: Params, token_ids: Sequence[Sequence[int]], key: Array
+    ) -> Params:
+        """Gives the adapter the values that depend on the base. Called once, after loading it.
+
+        Args:
+          adapter: the method's tree as the network initialised it.
+          base: the base's tree.
+          token_ids: the ids of each of `texts`, without EOS.
+          key: a PRNG key.
+        """
+        return adapter
+
+    def export(self, adapter: Params) -> tuple["Method", Params]:
+        """The method and the tree to store: what only training needs is folded in."""
+        return self, adapter
+
+
+def merge(base: Params, adapter: Params) -> dict[str, Any]:
+    """One tree with the leaves of both.
+
+    Raises:
+      ValueError: a leaf stands in both, which would hide one of them.
+    """
+    flat = traverse_util.flatten_dict(dict(base), sep="/")
+    extra = traverse_util.flatten_dict(dict(adapter), sep="/")
+    if clash := sorted(flat.keys() & extra.keys()):
+        raise ValueError(f"parameter '{clash[0]}' stands in the base and in the adapter")
+    return traverse_util.unflatten_dict({**flat, **extra}, sep="/")
+
+
+def split(params: Params, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides a tree into (trainable, frozen); the inverse of `merge`."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    trainable = {name: leaf for name, leaf in flat.items() if method.trainable(name)}
+    frozen = {name: leaf for name, leaf in flat.items() if name not in trainable}
+    return (
+        traverse_util.unflatten_dict(trainable, sep="/"),
+        traverse_util.unflatten_dict(frozen, sep="/"),
+    )
+
+
+def check_positive(method: Method, *fields: str) -> None:
+    """Raises `UserError` unless each of the method's fields is a whole number of at least 1."""
+    for field in fields:
+        value = getattr(method, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"{type(method).__name__}.{field} is {value!r}; it must be a whole number ≥ 1"
+            )
+
+
+def check_stacks(method: Method, stacks: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the stacks as a tuple; raises `UserError` where one is no stack of the network."""
+    stacks = (stacks,) if isinstance(stacks, str) else tuple(stacks)
+    if not stacks or set(stacks) - set(LINEAR_SITES):
+        raise UserError(
+            f"{type(method).__name__}.stacks is {stacks!r}; it takes 'encoder', 'decoder' or both"
+        )
+    return stacks

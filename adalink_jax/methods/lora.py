@@ -1,0 +1,95 @@
+"""LoRA: a low-rank product beside linear layers (Hu et al. 2021, arXiv 2106.09685).
+
+``y' = y + alpha/R · dropout(x) · W_down · W_up``. AdaLink's paper (section 4) puts it on every
+linear layer of attention and MLP in the encoder's blocks, which is the default here.
+"""
+
+import dataclasses
+import fnmatch
+from typing import ClassVar
+
+import flax.linen as nn
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods.base import (
+    LINEAR_SITES,
+    Context,
+    Method,
+    Site,
+    check_positive,
+    check_stacks,
+)
+from adalink_jax.methods.low_rank import LowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA(Method):
+    """LoRA on chosen linear layers.
+
+    Attributes:
+      rank: R, the columns of W_down.
+      alpha: the update is scaled by alpha / rank.
+      linears: shell patterns over "block/layer", e.g. "*attention/query" or "mlp/*". The blocks
+        are "attention" (encoder), "self_attention", "encoder_decoder_attention" (decoder), "mlp".
+      stacks: the stacks whose layers are adapted.
+      layers: the numbers of the adapted layers in each stack; None for all.
+      dropout_rate: dropout on the input of the low-rank product.
+      routes: K, the number of modules; each token's route chooses one.
+    """
+
+    rank: int
+    alpha: float = 16.0
+    linears: tuple[str, ...] = ("*attention/*", "mlp/*")
+    stacks: tuple[str, ...] = ("encoder",)
+    layers: tuple[int, ...] | None = None
+    dropout_rate: float = 0.0
+    routes: int = 1
+
+    scope: ClassVar[str] = "lora"
+
+    def __post_init__(self):
+        check_positive(self, "rank", "routes")
+        object.__setattr__(self, "stacks", check_stacks(self, self.stacks))
+        patterns = (self.linears,) if isinstance(self.linears, str) else tuple(self.linears)
+        object.__setattr__(self, "linears", patterns)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise UserError(f"LoRA.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1)")
+        sites = [site for stack in self.stacks for site in LINEAR_SITES[stack]]
+        for pattern in patterns:
+            if not fnmatch.filter(sites, pattern):
+                raise UserError(
+                    f"LoRA.linears has {pattern!r}, which matches no linear layer of the "
+                    f"{' or '.join(self.stacks)}{nearest(pattern, sites)}"
+                )
+
+    def gates(self, stack: str, num_layers: int) -> Bool[np.ndarray, "layers"]:
+        if self.layers is None:
+            return super().gates(stack, num_layers)
+        if stack in self.stacks and not all(0 <= i < num_layers for i in self.layers):
+            raise UserError(
+                f"LoRA.layers is {self.layers}; the {stack} has layers 0 to {num_layers - 1}"
+            )
+        return np.isin(np.arange(num_layers), self.layers)
+
+    def linear(
+        self, x: Float[Array, "B T Din"], y: Float[Array, "B T Dout"], site: Site, ctx: Context
+    ) -> Float[Array, "B T Dout"]:
+        chosen = any(fnmatch.fnmatchcase(site.linear, pattern) for pattern in self.linears)
+        if site.stack not in self.stacks or not chosen:
+            return y
+        delta = LowRank(
+            features=y.shape[-1],
+            rank=self.rank,
+            routes=self.routes,
+            # Uniform within ±1/√Din, as in the LoRA authors' code.
+            down_init=nn.initializers.variance_scaling(
+                1 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1, batch_axis=0
+            ),
+            dropout_rate=self.dropout_rate,
+            name=self.scope,
+        )(x, ctx)
+        return y + (ctx.gate * self.alpha / self.rank) * delta

@@ -1,0 +1,64 @@
+"""The architecture of a T5, under T5X's field names."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from adalink_jax.errors import UserError, nearest
+
+ACTIVATIONS = ("relu", "gelu", "linear", "silu", "swish")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The architecture, with T5X's field names.
+
+    Attributes:
+      vocab_size: V, rows of the token table.
+      dtype: of the activations, float32 or bfloat16; parameters are float32.
+      emb_dim: D.
+      num_heads: N.
+      num_encoder_layers: blocks of the encoder.
+      num_decoder_layers: blocks of the decoder.
+      head_dim: K, width of a head; N·K need not be D.
+      mlp_dim: width inside the MLP.
+      mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1 and FLAN.
+      dropout_rate: of all dropouts.
+      logits_via_embedding: whether the token table is the output layer too (T5 1.0).
+      float32_attention_logits: whether attention logits are float32 whatever `dtype`.
+    """
+
+    vocab_size: int
+    dtype: Any = jnp.float32
+    emb_dim: int = 512
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 2048
+    mlp_activations: tuple[str, ...] = ("relu",)
+    dropout_rate: float = 0.1
+    logits_via_embedding: bool = False
+    float32_attention_logits: bool = False
+
+    def __post_init__(self):
+        dtype = jnp.dtype(self.dtype)
+        if dtype == jnp.float16:
+            raise UserError(
+                "dtype is float16, in which T5's activations overflow (its MLP's outputs pass "
+                "65504); use bfloat16 or float32"
+            )
+        if dtype not in (jnp.float32, jnp.bfloat16):
+            raise UserError(f"dtype is {self.dtype!r}; it takes float32 or bfloat16")
+        object.__setattr__(self, "dtype", dtype)
+        activations = tuple(self.mlp_activations)
+        object.__setattr__(self, "mlp_activations", activations)
+        for name in activations:
+            if name not in ACTIVATIONS:
+                raise UserError(
+                    f"mlp_activations has {name!r}; it takes {', '.join(ACTIVATIONS)}"
+                    f"{nearest(str(name), ACTIVATIONS)}"
+                )
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise UserError(f"dropout_rate is {self.dropout_rate!r}; it must be in [0, 1)")

@@ -1,0 +1,272 @@
+"""The layers of T5, under T5X's parameter names and logical axes.
+
+Source of the behaviour: T5X's minimal T5 (``t5x/examples/t5/layers.py``), whose checkpoints load
+unchanged. A layer calls the hooks of its method where `adalink_jax.methods.base` says.
+"""
+
+import functools
+import operator
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from jaxtyping import Array, Bool, Float, Int
+
+from adalink_jax.methods.base import Context, Method, Site
+from adalink_jax.models.config import T5Config
+
+# Attention logits of masked pairs, as T5X; representable in bfloat16.
+_MASKED = -1e10
+
+_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+_TRUNCATED_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Linear(nn.Module):
+    """x · kernel, without a bias, then the method's `linear` hook.
+
+    Attributes:
+      features: Dout.
+      axes: the kernel's logical axes.
+      site: where the layer stands.
+      method: whose hook is called.
+      dtype: of the product.
+      kernel_init: initialiser of the float32 kernel [Din, Dout].
+    """
+
+    features: int
+    axes: tuple[str, str]
+    site: Site
+    method: Method
+    dtype: jnp.dtype
+    kernel_init: Callable[..., Array] = _TRUNCATED_NORMAL
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T Din"], ctx: Context) -> Float[Array, "B T Dout"]:
+        shape = (x.shape[-1], self.features)
+        kernel = param_with_axes("kernel", self.kernel_init, shape, jnp.float32, axes=self.axes)
+        x = x.astype(self.dtype)
+        return self.method.linear(x, x @ kernel.astype(self.dtype), self.site, ctx)
+
+
+class LayerNorm(nn.Module):
+    """T5's layer norm: root mean square, no mean subtracted, no bias; computed in float32."""
+
+    dtype: jnp.dtype
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        shape = (x.shape[-1],)
+        scale = param_with_axes("scale", nn.initializers.ones, shape, jnp.float32, axes=("embed",))
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jax.lax.square(x), axis=-1, keepdims=True)
+        y = (x * jax.lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
+        return y * scale.astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """The token table [V, D]. Look-ups are gathers: a one-hot product would cost B·T·V·D."""
+
+    num_embeddings: int
+    features: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.embedding = param_with_axes(
+            "embedding",
+            nn.initializers.normal(1.0),
+            (self.num_embeddings, self.features),
+            jnp.float32,
+            axes=("vocab", "embed"),
+        )
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        return with_sharding_constraint(x, ("batch", "length", "embed"))
+
+    def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits with the table as output layer (T5 1.0), in float32, scaled by 1/√D."""
+        logits = x.astype(jnp.float32) @ self.embedding.T
+        return logits / np.sqrt(x.shape[-1])
+
+
+def _bucket_thresholds(num_buckets: int, max_distance: int) -> Int[np.ndarray, "buckets"]:
+    """The smallest distance that falls into bucket 1, 2, … of one direction.
+
+    T5's buckets: one per distance up to half of them, then logarithmic up to `max_distance`.
+    As integers, so that no device's logarithm can move a token into the next bucket.
+    """
+    exact = num_buckets // 2
+    distance = np.arange(exact, max_distance + 1)
+    log_ratio = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps)
+    bucket = exact + (log_ratio / np.log(max_distance / exact) * (num_buckets - exact)).astype(int)
+    large = distance[np.searchsorted(bucket, np.arange(exact + 1, num_buckets))]
+    return np.concatenate([np.arange(1, exact + 1), large]).astype(np.int32)
+
+
+class RelativePositionBiases(nn.Module):
+    """T5's biases of the attention logits by bucketed relative position; one table a stack."""
+
+    num_heads: int
+    bidirectional: bool
+    dtype: jnp.dtype
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    @nn.compact
+    def __call__(self, q_length: int, k_length: int) -> Float[Array, "1 N Tq Tk"]:
+        table = param_with_axes(
+            "rel_embedding",
+            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (self.num_heads, self.num_buckets),
+            jnp.float32,
+            axes=("heads", "relpos_buckets"),
+        ).astype(self.dtype)
+        # Key position minus query position, from -(Tq-1) to Tk-1.
+        offset = jnp.arange(q_length + k_length - 1) - (q_length - 1)
+        buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
+        thresholds = _bucket_thresholds(buckets, self.max_distance)
+        distance = jnp.abs(offset) if self.bidirectional else jnp.maximum(-offset, 0)
+        bucket = jnp.sum(distance[:, None] >= thresholds, axis=-1)
+        if self.bidirectional:
+            bucket = bucket + jnp.where(offset > 0, buckets, 0)
+        by_offset = table[:, bucket]  # [N, Tq+Tk-1]
+        query, key = jnp.arange(q_length)[:, None], jnp.arange(k_length)[None, :]
+        return by_offset[:, key - query + (q_length - 1)][None]
+
+
+class Attention(nn.Module):
+    """Multi-head dot-product attention, with T5X's cache for decoding one token at a time.
+
+    Logits are not divided by √K: T5 folds that into the query's initialisation.
+    """
+
+    config: T5Config
+    site: Site
+    method: Method
+
+    def _linear(self, layer: str, features: int, axes: tuple[str, str], init=_NORMAL) -> Linear:
+        site = Site(self.site.stack, self.site.block, layer)
+        return Linear(features, axes, site, self.method, self.config.dtype, init, name=layer)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B Tq D"],
+        source: Float[Array, "B Tk D"],
+        ctx: Context,
+        source_ctx: Context,
+        mask: Bool[Array, "B 1 Tq Tk"] | None = None,
+        bias: Float[Array, "1 N L M"] | None = None,
+        decode: bool = False,
+    ) -> Float[Array, "B Tq D"]:
+        """Attends from x to source.
+
+        Args:
+          x: the queries' sequence.
+          source: the keys' and values' sequence.
+          ctx: context of x.
+          source_ctx: context of source.
+          mask: True where a query may see a key.
+          bias: added to the logits; with a cache, for the cache's whole length.
+          decode: use a cache of the keys and values: without one in the variables, make it for
+            x's length; with one, x is the next token.
+        """
+        cfg = self.config
+        heads = (cfg.num_heads, cfg.head_dim)
+        width = cfg.num_heads * cfg.head_dim
+
+        def query_init(*args):
+            return _NORMAL(*args) / jnp.sqrt(cfg.head_dim)
+
+        q = self._linear("query", width, ("embed", "joined_kv"), query_init)(x, ctx)
+        k = self._linear("key", width, ("embed", "joined_kv"))(source, source_ctx)
+        v = self._linear("value", width, ("embed", "joined_kv"))(source, source_ctx)
+        q, k, v = (
+            with_sharding_constraint(
+                t.reshape(*t.shape[:2], *heads), ("batch", "length", "heads", "kv")
+            )
+            for t in (q, k, v)
+        )
+        if decode:
+            k, v, mask, bias = self._cached(k, v, mask, bias)
+        length = k.shape[1]
+        k, v = self.method.keys_values(k, v, self.site, source_ctx)
+        if extra := k.shape[1] - length:
+            # Keys of the method's own are seen by every query, at no relative position.
+            mask = None if mask is None else _pad_front(mask, extra, True)
+            bias = None if bias is None else _pad_front(bias, extra, 0)
+        y = self._attend(q, k, v, mask, bias, ctx.deterministic)
+        y = y.reshape(*y.shape[:2], width)
+        return self._linear("out", x.shape[-1], ("joined_kv", "embed"))(y, ctx)
+
+    def _attend(self, q, k, v, mask, bias, deterministic: bool) -> Float[Array, "B Tq N K"]:
+        cfg = self.config
+        logits_dtype = jnp.float32 if cfg.float32_attention_logits else cfg.dtype
+        logits = jnp.einsum("bqnk,bsnk->bnqs", q.astype(logits_dtype), k.astype(logits_dtype))
+        if bias is not None:
+            logits = logits + bias.astype(logits_dtype)
+        if mask is not None:
+            logits = jnp.where(mask, logits, jnp.asarray(_MASKED, logits_dtype))
+        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(cfg.dtype)
+        if not deterministic and cfg.dropout_rate > 0.0:
+            # T5 drops whole keys: the mask is shared by all queries.
+            keep_rate = 1.0 - cfg.dropout_rate
+            shape = (*weights.shape[:2], 1, weights.shape[3])
+            keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
+            weights = weights * (keep / keep_rate).astype(cfg.dtype)
+        return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
+
+    def _cached(self, k, v, mask, bias):
+        """Puts one token's key and value into the cache; returns what its query may see."""
+        ready = self.has_variable("cache", "cached_key")
+        keys = self.variable("cache", "cached_key", jnp.zeros, k.shape, k.dtype)
+        values = self.variable("cache", "cached_value", jnp.zeros, v.shape, v.dtype)
+        index = self.variable("cache", "cache_index", lambda: jnp.zeros((), jnp.int32))
+        if not ready:
+            return k, v, mask, bias
+        if k.shape[1] != 1:
+            raise ValueError(f"with a cache, one token is decoded at a time; got {k.shape[1]}")
+        now = index.value
+        keys.value = jax.lax.dynamic_update_slice_in_dim(keys.value, k, now, axis=1)
+        values.value = jax.lax.dynamic_update_slice_in_dim(values.value, v, now, axis=1)
+        index.value = now + 1
+        length = keys.value.shape[1]
+        if bias is not None:
+            bias = jax.lax.dynamic_slice_in_dim(bias, now, 1, axis=2)
+        past = (jnp.arange(length) <= now)[None, None, None, :]
+        return keys.value, values.value, past, bias
+
+
+def _pad_front(x: Array, extra: int, value) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(extra, 0)], constant_values=value)
+
+
+class MlpBlock(nn.Module):
+    """T5's feed-forward block: ReLU (1.0) or a product of activations (1.1: gelu · linear)."""
+
+    config: T5Config
+    site: Site
+    method: Method
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], ctx: Context) -> Float[Array, "B T D"]:
+        cfg = self.config
+
+        def linear(layer: str, features: int, axes: tuple[str, str]) -> Linear:
+            site = Site(self.site.stack, self.site.block, layer)
+            return Linear(features, axes, site, self.method, cfg.dtype, name=layer)
+
+        branches = []
+        for i, name in enumerate(cfg.mlp_activations):
+            layer = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
+            activation = (lambda h: h) if name == "linear" else getattr(nn, name)
+            branches.append(activation(linear(layer, cfg.mlp_dim, ("embed", "mlp"))(x, ctx)))
+        hidden = functools.reduce(operator.mul, branches)
+        hidden = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(hidden, ctx.deterministic)
+        hidden = with_sharding_constraint(hidden, ("batch", "length", "mlp"))
+        return linear("wo", x.shape[-1], ("mlp", "embed"))(hidden, ctx)

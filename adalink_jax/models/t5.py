@@ -1,0 +1,351 @@
+"""T5 1.0, 1.1 and FLAN-T5: an encoder-decoder whose every seam is a method's hook.
+
+Signatures, parameter names, logical axes and numerics are those of T5X's minimal T5
+(``t5x/examples/t5/network.py``), so that its public checkpoints load unchanged and the module
+runs inside T5X.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Context, Method, Site
+from adalink_jax.models.config import T5Config
+from adalink_jax.models.layers import (
+    Attention,
+    Embed,
+    LayerNorm,
+    Linear,
+    MlpBlock,
+    RelativePositionBiases,
+)
+
+
+def _dropout(config: T5Config) -> nn.Dropout:
+    # T5 drops the same features at all positions of a sequence.
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each with a pre-norm and a residual."""
+
+    config: T5Config
+    method: Method
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 T T"],
+        bias: Float[Array, "1 N T T"],
+        ctx: Context,
+    ) -> Float[Array, "B T D"]:
+        cfg, method = self.config, self.method
+        site = Site("encoder", "attention")
+        y = LayerNorm(cfg.dtype, name="pre_attention_layer_norm")(x)
+        y = Attention(cfg, site, method, name=site.block)(y, y, ctx, ctx, mask, bias)
+        y = method.sublayer(y, site, ctx)
+        x = x + _dropout(cfg)(y, ctx.deterministic)
+
+        site = Site("encoder", "mlp")
+        y = LayerNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
+        y = MlpBlock(cfg, site, method, name=site.block)(y, ctx)
+        y = method.sublayer(y, site, ctx)
+        return x + _dropout(cfg)(y, ctx.deterministic)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder's output, and MLP."""
+
+    config: T5Config
+    method: Method
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        encoded: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 L L"] | None,
+        cross_mask: Bool[Array, "B 1 L T"],
+        bias: Float[Array, "1 N M M"],
+        ctx: Context,
+        encoder_ctx: Context,
+        decode: bool,
+    ) -> Float[Array, "B L D"]:
+        cfg, method = self.config, self.method
+        site = Site("decoder", "self_attention")
+        y = LayerNorm(cfg.dtype, name="pre_self_attention_layer_norm")(x)
+        attention = Attention(cfg, site, method, name=site.block)
+        y = attention(y, y, ctx, ctx, mask, bias, decode=decode)
+        y = method.sublayer(y, site, ctx)
+        x = x + _dropout(cfg)(y, ctx.deterministic)
+
+        site = Site("decoder", "encoder_decoder_attention")
+        y = LayerNorm(cfg.dtype, name="pre_cross_attention_layer_norm")(x)
+        attention = Attention(cfg, site, method, name=site.block)
+        y = attention(y, encoded, ctx, encoder_ctx, cross_mask)
+        y = method.sublayer(y, site, ctx)
+        x = x + _dropout(cfg)(y, ctx.deterministic)
+
+        site = Site("decoder", "mlp")
+        y = LayerNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
+        y = MlpBlock(cfg, site, method, name=site.block)(y, ctx)
+        y = method.sublayer(y, site, ctx)
+        return x + _dropout(cfg)(y, ctx.deterministic)
+
+
+def _layer_methods(method: Method, stack: str, num_layers: int) -> list[Method]:
+    """Each layer's method; the identity where `Method.gates` leaves a layer out."""
+    return [method if on else Method() for on in method.gates(stack, num_layers)]
+
+
+class Encoder(nn.Module):
+    """Embedding, the method's `inputs`, and the stack of encoder layers."""
+
+    config: T5Config
+    shared_embedding: Embed
+    method: Method
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "B T"], ctx: Context) -> Float[Array, "B T2 D"]:
+        cfg = self.config
+        x, ctx = self.method.inputs(self.shared_embedding(tokens), ctx)
+        x = _dropout(cfg)(x, ctx.deterministic).astype(cfg.dtype)
+        mask = pair_mask(ctx.mask, ctx.mask)
+        if ctx.segment_ids is not None:
+            mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
+        length = x.shape[1]
+        biases = RelativePositionBiases(cfg.num_heads, True, cfg.dtype, name="relpos_bias")
+        bias = biases(length, length)
+        for i, method in enumerate(_layer_methods(self.method, "encoder", cfg.num_encoder_layers)):
+            x = EncoderLayer(cfg, method, name=f"layers_{i}")(x, mask, bias, ctx)
+        x = LayerNorm(cfg.dtype, name="encoder_norm")(x)
+        # Unlike the others, T5's last encoder dropout is drawn per position.
+        return nn.Dropout(cfg.dropout_rate)(x, ctx.deterministic)
+
+
+class Decoder(nn.Module):
+    """Embedding, the method's `inputs`, the stack of decoder layers, and the logits."""
+
+    config: T5Config
+    shared_embedding: Embed
+    method: Method
+
+    @nn.compact
+    def __call__(
+        self,
+        encoded: Float[Array, "B T2 D"],
+        tokens: Int[Array, "B L"],
+        ctx: Context,
+        encoder_ctx: Context,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+    ) -> Float[Array, "B L V"]:
+        cfg = self.config
+        x, lengthened = self.method.inputs(self.shared_embedding(tokens), ctx)
+        if x.shape[1] != tokens.shape[1]:
+            raise UserError(
+                f"{type(self.method).__name__} lengthens the decoder's sequence, whose positions "
+                "are the predictions; only the encoder's may be lengthened"
+            )
+        ctx = lengthened
+        x = _dropout(cfg)(x, ctx.deterministic).astype(cfg.dtype)
+        # While decoding, padding among the targets is unknown: every query sees the encoder.
+        queries = jnp.ones_like(ctx.mask) if decode else ctx.mask
+        mask = pair_mask(queries, queries) & causal_mask(x.shape[1])
+        cross_mask = pair_mask(queries, encoder_ctx.mask)
+        if ctx.segment_ids is not None:
+            mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
+            cross_mask &= pair_equal(ctx.segment_ids, encoder_ctx.segment_ids)
+        length = max_decode_length if decode and max_decode_length else x.shape[1]
+        biases = RelativePositionBiases(cfg.num_heads, False, cfg.dtype, name="relpos_bias")
+        bias = biases(length, length)
+        for i, method in enumerate(_layer_methods(self.method, "decoder", cfg.num_decoder_layers)):
+            layer = DecoderLayer(cfg, method, name=f"layers_{i}")
+            x = layer(x, encoded, mask, cross_mask, bias, ctx, encoder_ctx, decode)
+        x = LayerNorm(cfg.dtype, name="decoder_norm")(x)
+        x = _dropout(cfg)(x, ctx.deterministic)
+        if cfg.logits_via_embedding:
+            return self.shared_embedding.attend(x)
+        # The output layer is no site of a method: LoRA's paper and AdaLink's leave it alone.
+        site = Site("decoder", "", "logits_dense")
+        logits = Linear(
+            cfg.vocab_size, ("embed", "vocab"), site, Method(), jnp.float32, name="logits_dense"
+        )
+        return logits(x, ctx)
+
+
+def pair_mask(queries: Bool[Array, "B Q"], keys: Bool[Array, "B S"]) -> Bool[Array, "B 1 Q S"]:
+    """True where both the query and the key are real."""
+    return queries[:, None, :, None] & keys[:, None, None, :]
+
+
+def pair_equal(queries: Int[Array, "B Q"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 Q S"]:
+    """True where query and key belong to the same segment."""
+    return queries[:, None, :, None] == keys[:, None, None, :]
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 L L"]:
+    """True where the key does not come after the query."""
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+class Transformer(nn.Module):
+    """T5, with one method's hooks. ``Transformer(config)`` alone is the base.
+
+    Attributes:
+      config: the architecture.
+      method: whose hooks are called.
+      route_slots: how many distinct routes one row may hold: 1 where a row is one example.
+    """
+
+    config: T5Config
+    method: Method = Method()
+    route_slots: int = 1
+
+    def setup(self):
+        cfg = self.config
+        self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
+        self.encoder = Encoder(cfg, self.token_embedder, self.method)
+        self.decoder = Decoder(cfg, self.token_embedder, self.method)
+
+    def _context(self, stack, mask, routes, segment_ids, positions, enable_dropout) -> Context:
+        if routes is not None:
+            # Padding takes no slot of its own.
+            routes = jnp.where(mask, routes, routes[:, :1])
+        return Context(
+            mask=mask,
+            routes=routes,
+            segment_ids=segment_ids,
+            positions=positions,
+            stack=stack,
+            route_slots=self.route_slots,
+            deterministic=not enable_dropout,
+        )
+
+    def encode(
+        self,
+        encoder_input_tokens: Int[Array, "B T"],
+        encoder_segment_ids: Int[Array, "B T"] | None = None,
+        enable_dropout: bool = True,
+        *,
+        encoder_positions: Int[Array, "B T"] | None = None,
+        encoder_routes: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T2 D"]:
+        """Runs the encoder.
+
+        Args:
+          encoder_input_tokens: token ids, 0 on padding.
+          encoder_segment_ids: the packed example of each token, from 1.
+          enable_dropout: whether dropout is on (needs a "dropout" rng).
+          encoder_positions: position of each token in its packed example.
+          encoder_routes: each token's route, for methods with several.
+
+        Returns:
+          The encoded sequence; P longer than the tokens where the method lengthens it.
+        """
+        ctx = self._context(
+            "encoder",
+            encoder_input_tokens > 0,
+            encoder_routes,
+            encoder_segment_ids,
+            encoder_positions,
+            enable_dropout,
+        )
+        return self.encoder(encoder_input_tokens, ctx)
+
+    def decode(
+        self,
+        encoded: Float[Array, "B T2 D"],
+        encoder_input_tokens: Int[Array, "B T"],
+        decoder_input_tokens: Int[Array, "B L"],
+        decoder_target_tokens: Int[Array, "B L"],
+        encoder_segment_ids: Int[Array, "B T"] | None = None,
+        decoder_segment_ids: Int[Array, "B L"] | None = None,
+        decoder_positions: Int[Array, "B L"] | None = None,
+        enable_dropout: bool = True,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+        *,
+        encoder_routes: Int[Array, "B T"] | None = None,
+        decoder_routes: Int[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Runs the decoder on encoded inputs.
+
+        Args:
+          encoded: what `encode` returned.
+          encoder_input_tokens: for the mask of the encoded sequence.
+          decoder_input_tokens: the targets shifted right, 0 first.
+          decoder_target_tokens: for the mask of the targets, 0 on padding.
+          encoder_segment_ids: as in `encode`.
+          decoder_segment_ids: the packed example of each target token.
+          decoder_positions: position of each target token in its packed example.
+          enable_dropout: whether dropout is on.
+          decode: whether to use the "cache" collection: without one, it is made for L tokens;
+            with one, L is 1 and the token is the next.
+          max_decode_length: with a cache, the length it was made for.
+          encoder_routes: as in `encode`.
+          decoder_routes: each target token's route.
+
+        Returns:
+          float32 logits.
+        """
+        if decode and encoder_segment_ids is not None:
+            raise ValueError("rows are not packed while decoding, but segment ids were given")
+        encoder_ctx = self._context(
+            "encoder",
+            encoder_input_tokens > 0,
+            encoder_routes,
+            encoder_segment_ids,
+            None,
+            enable_dropout,
+        ).lengthened(encoded.shape[1] - encoder_input_tokens.shape[1])
+        ctx = self._context(
+            "decoder",
+            decoder_target_tokens > 0,
+            decoder_routes,
+            decoder_segment_ids,
+            decoder_positions,
+            enable_dropout,
+        )
+        return self.decoder(
+            encoded, decoder_input_tokens, ctx, encoder_ctx, decode, max_decode_length
+        )
+
+    def __call__(
+        self,
+        encoder_input_tokens: Int[Array, "B T"],
+        decoder_input_tokens: Int[Array, "B L"],
+        decoder_target_tokens: Int[Array, "B L"],
+        encoder_segment_ids: Int[Array, "B T"] | None = None,
+        decoder_segment_ids: Int[Array, "B L"] | None = None,
+        encoder_positions: Int[Array, "B T"] | None = None,
+        decoder_positions: Int[Array, "B L"] | None = None,
+        *,
+        enable_dropout: bool = True,
+        decode: bool = False,
+        encoder_routes: Int[Array, "B T"] | None = None,
+        decoder_routes: Int[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Encodes, then decodes; arguments as in `encode` and `decode`."""
+        encoded = self.encode(
+            encoder_input_tokens,
+            encoder_segment_ids,
+            enable_dropout,
+            encoder_positions=encoder_positions,
+            encoder_routes=encoder_routes,
+        )
+        return self.decode(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            decoder_positions,
+            enable_dropout,
+            decode,
+            encoder_routes=encoder_routes,
+            decoder_routes=decoder_routes,
+        )
