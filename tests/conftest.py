@@ -1,11 +1,17 @@
 """Fixtures shared by all tests."""
 
+import functools
+import json
 import os
 import pathlib
 
 # Before jax or TensorFlow is imported anywhere: tests run on the CPU, quietly.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests spend their time compiling tiny models; without LLVM's optimisations they take half of it.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import pytest
 
@@ -19,3 +25,75 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path.parent.name}/{path.name} beside the checkout")
     return path
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/golden/")
+
+
+@pytest.fixture
+def update_goldens(request):
+    """Compares a JSON-able value with tests/golden/NAME, or rewrites it with --update-goldens."""
+
+    def compare(name: str, value) -> None:
+        path = ROOT / "tests" / "golden" / name
+        text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+        if request.config.getoption("--update-goldens"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def golden(shared_data):
+    """Loads a golden checkpoint of T5X: name -> (config, params, expected arrays)."""
+    import numpy as np
+
+    from adalink_jax.checkpoints import load_base
+
+    @functools.cache
+    def load(name: str):
+        folder = shared_data / "golden" / name
+        config, params = load_base(folder / "checkpoint_0")
+        with np.load(folder / "expected.npz") as arrays:
+            return config, params, dict(arrays)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A tiny T5 1.1 of random weights and one padded batch: (config, base, batch)."""
+    import jax
+    import numpy as np
+
+    from adalink_jax.models.t5 import T5Config
+    from adalink_jax.training.state import init_base
+
+    config = T5Config(
+        vocab_size=48,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=2,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=24,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+    )
+    base = init_base(config, jax.random.key(7))
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(3, 48, (4, 9)).astype(np.int32)
+    targets = rng.integers(3, 48, (4, 5)).astype(np.int32)
+    inputs[1, 6:] = inputs[3, 2:] = targets[1, 3:] = targets[2, 4:] = 0
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1] * (targets > 0),
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets > 0).astype(np.float32),
+        "encoder_routes": np.repeat(np.array([[0], [2], [1], [0]], np.int32), 9, axis=1),
+        "decoder_routes": np.repeat(np.array([[0], [2], [1], [0]], np.int32), 5, axis=1),
+    }
+    return config, base, batch

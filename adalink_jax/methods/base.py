@@ -107,6 +107,10 @@ class Method:
 
     # The child scope of the method's parameters, and its key in `METHODS`.
     scope: ClassVar[str] = ""
+    # Whether the base itself trains, and there are no parameters of the method's own.
+    trains_base: ClassVar[bool] = False
+    # The leading axes of every leaf of the adapter along which independent modules are stacked.
+    stacked_axes: ClassVar[tuple[str, ...]] = ("routes",)
 
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context
@@ -134,13 +138,13 @@ class Method:
         """On a block's output, before its dropout and the residual add."""
         return y
 
-    def gates(self, stack: str, num_layers: int) -> Bool[np.ndarray, "layers"]:
-        """Which layers of a stack the method adapts."""
+    def gates(self, stack: str, num_layers: int) -> np.ndarray:
+        """Which layers of a stack the method adapts, as bools [num_layers]."""
         return np.ones(num_layers, bool)
 
     def trainable(self, name: str) -> bool:
         """Whether the parameter of this "/"-joined name trains."""
-        return self.scope in name.split("/")
+        return self.trains_base or self.scope in name.split("/")
 
     def texts(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The texts whose token ids `initialise` wants, given the task's label strings."""

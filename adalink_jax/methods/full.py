@@ -11,6 +11,5 @@ class Full(Method):
     """Full fine-tuning. What it trains is the base itself; its adapter file is the model."""
 
     scope: ClassVar[str] = "full"
-
-    def trainable(self, name: str) -> bool:
-        return True
+    trains_base: ClassVar[bool] = True
+    stacked_axes: ClassVar[tuple[str, ...]] = ()

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import (
@@ -66,7 +66,7 @@ class LoRA(Method):
                     f"{' or '.join(self.stacks)}{nearest(pattern, sites)}"
                 )
 
-    def gates(self, stack: str, num_layers: int) -> Bool[np.ndarray, "layers"]:
+    def gates(self, stack: str, num_layers: int) -> np.ndarray:
         if self.layers is None:
             return super().gates(stack, num_layers)
         if stack in self.stacks and not all(0 <= i < num_layers for i in self.layers):

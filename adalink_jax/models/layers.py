@@ -94,7 +94,7 @@ class Embed(nn.Module):
         return logits / np.sqrt(x.shape[-1])
 
 
-def _bucket_thresholds(num_buckets: int, max_distance: int) -> Int[np.ndarray, "buckets"]:
+def _bucket_thresholds(num_buckets: int, max_distance: int) -> np.ndarray:
     """The smallest distance that falls into bucket 1, 2, … of one direction.
 
     T5's buckets: one per distance up to half of them, then logarithmic up to `max_distance`.
@@ -125,7 +125,7 @@ class RelativePositionBiases(nn.Module):
             (self.num_heads, self.num_buckets),
             jnp.float32,
             axes=("heads", "relpos_buckets"),
-        ).astype(self.dtype)
+        )
         # Key position minus query position, from -(Tq-1) to Tk-1.
         offset = jnp.arange(q_length + k_length - 1) - (q_length - 1)
         buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
@@ -134,7 +134,7 @@ class RelativePositionBiases(nn.Module):
         bucket = jnp.sum(distance[:, None] >= thresholds, axis=-1)
         if self.bidirectional:
             bucket = bucket + jnp.where(offset > 0, buckets, 0)
-        by_offset = table[:, bucket]  # [N, Tq+Tk-1]
+        by_offset = jnp.take(table, bucket, axis=1).astype(self.dtype)  # [N, Tq+Tk-1]
         query, key = jnp.arange(q_length)[:, None], jnp.arange(k_length)[None, :]
         return by_offset[:, key - query + (q_length - 1)][None]
 

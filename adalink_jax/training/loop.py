@@ -1,0 +1,126 @@
+"""The training loop, top to bottom."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from adalink_jax.checkpoints.store import Store
+from adalink_jax.errors import UserError
+from adalink_jax.training.folder import RunFolder
+from adalink_jax.training.state import TrainState
+
+Metrics = Mapping[str, Any]
+
+
+def train_loop(
+    state: TrainState,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    batches: Iterable[Any],
+    *,
+    first_step: int,
+    train_steps: int,
+    folder: RunFolder,
+    store: Store,
+    evaluate: Callable[[TrainState], Mapping[str, float]],
+    eval_period: int,
+    checkpoint_period: int,
+    log_period: int,
+) -> TrainState:
+    """Trains from `first_step` to `train_steps`.
+
+    After step n (counted from 1) comes, in this order: its line of metrics, its evaluation, its
+    checkpoint. So a checkpoint never outlives a line before it, and a resumed run, which cuts
+    the lines after its checkpoint, ends with the same bytes as one that was never stopped.
+
+    Args:
+      state: after `first_step` steps.
+      train_step: compiled (state, batch) -> (state, metrics); it may donate the state.
+      batches: the batches of steps first_step … train_steps - 1, on devices.
+      first_step: steps done.
+      train_steps: steps to be done in all.
+      folder: takes the metrics.
+      store: takes the checkpoints.
+      evaluate: state -> scores by name.
+      eval_period: steps between evaluations; the last step is always evaluated.
+      checkpoint_period: steps between checkpoints; the last step is always saved.
+      log_period: steps between lines of metrics.
+
+    Raises:
+      UserError: a loss is not finite; nothing of that step is saved.
+    """
+    clock, waited = time.perf_counter(), 0.0
+    batches = iter(batches)
+    with _progress() as progress:
+        bar = progress.add_task("training", total=train_steps, completed=first_step, loss=math.nan)
+        pending: tuple[int, Metrics] | None = None
+        for step in range(first_step + 1, train_steps + 1):
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            state, metrics = train_step(state, batch)
+            # The step before is looked at while the device works on this one.
+            if pending:
+                progress.update(bar, completed=step - 1, loss=_finite_loss(*pending))
+            pending = (step, metrics)
+            last = step == train_steps
+            evaluates = last or step % eval_period == 0
+            saves = last or step % checkpoint_period == 0
+            if step % log_period == 0 or evaluates or saves:
+                progress.update(bar, completed=step, loss=_finite_loss(*pending))
+                pending = None
+            if step % log_period == 0 or last:
+                elapsed = max(time.perf_counter() - clock, 1e-9)
+                times = {"steps_per_second": log_period / elapsed, "data_wait": waited / elapsed}
+                folder.log(step, _as_floats(metrics), times)
+                clock, waited = time.perf_counter(), 0.0
+            if evaluates:
+                folder.log(step, evaluate(state))
+                clock = time.perf_counter()
+            if saves:
+                folder.sync()
+                store.save(step, state.saved())
+                clock = time.perf_counter()
+    return state
+
+
+def _finite_loss(step: int, metrics: Metrics) -> float:
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss) or not math.isfinite(float(metrics["gradient_norm"])):
+        raise UserError(
+            f"the loss of step {step} is {loss} with gradient norm "
+            f"{float(metrics['gradient_norm'])}: not finite, so training stops before anything "
+            "of it is saved; try a lower learning rate, or float32 activations"
+        )
+    return loss
+
+
+def _as_floats(metrics: Metrics) -> dict[str, float]:
+    return {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def _progress() -> Progress:
+    """A bar with ETA on a terminal; nothing where the output is a file or another process."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not sys.stderr.isatty() or jax.process_index() != 0,
+    )

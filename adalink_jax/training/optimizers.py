@@ -1,0 +1,103 @@
+"""Adafactor as in the paper, T5X's learning-rate factors, and updates that keep routes apart."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods.base import Method
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+FACTORS = ("constant", "linear_warmup", "rsqrt_decay")
+
+
+def factors(
+    factors: str = "constant", base_learning_rate: float = 1e-3, warmup_steps: int = 1000
+) -> Schedule:
+    """A learning-rate schedule as a product, by T5X's names (``create_learning_rate_scheduler``).
+
+    Args:
+      factors: "constant" (the base rate), "linear_warmup" (step / warmup_steps up to 1) and
+        "rsqrt_decay" (1 / sqrt(max(step, warmup_steps))), joined by "*".
+      base_learning_rate: of the factor "constant".
+      warmup_steps: of the other two.
+
+    Returns:
+      step -> learning rate, the step counted from 0.
+    """
+    names = [name.strip() for name in factors.split("*")]
+    for name in names:
+        if name not in FACTORS:
+            raise UserError(
+                f"learning-rate factor {name!r} in {factors!r} is none of {', '.join(FACTORS)}"
+                f"{nearest(name, FACTORS)}"
+            )
+    if warmup_steps < 1:
+        raise UserError(f"warmup_steps is {warmup_steps}; it must be at least 1")
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        values = {
+            "constant": jnp.float32(base_learning_rate),
+            "linear_warmup": jnp.minimum(1.0, step / warmup_steps),
+            "rsqrt_decay": 1.0 / jnp.sqrt(jnp.maximum(step, warmup_steps)),
+        }
+        return jnp.prod(jnp.stack([values[name] for name in names]))
+
+    return schedule
+
+
+def adafactor(
+    learning_rate: Schedule,
+    *,
+    multiply_by_parameter_scale: bool,
+    factored: bool,
+    decay_rate: float = 0.8,
+    clipping_threshold: float | None = 1.0,
+    weight_decay_rate: float | None = None,
+    min_dim_size_to_factor: int = 128,
+) -> optax.GradientTransformation:
+    """`optax.adafactor` without the two defaults that are wrong for one method or the other.
+
+    Args:
+      learning_rate: the schedule.
+      multiply_by_parameter_scale: whether an update is scaled by its parameter's RMS (at least
+        1e-3). True for full fine-tuning. False for adapters: what starts at zero would move a
+        thousand times too slowly.
+      factored: whether second moments of large matrices are kept as row and column means. True
+        for full fine-tuning, as T5X; False for adapters, which are small.
+      decay_rate: exponent of the second moments' decay.
+      clipping_threshold: largest RMS of an update before the learning rate; None for no limit.
+      weight_decay_rate: None for no decay.
+      min_dim_size_to_factor: 128 repeats T5X.
+    """
+    return optax.adafactor(
+        learning_rate,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        decay_rate=decay_rate,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        clipping_threshold=clipping_threshold,
+        weight_decay_rate=weight_decay_rate,
+        factored=factored,
+    )
+
+
+def per_module(
+    transformation: optax.GradientTransformation, method: Method
+) -> optax.GradientTransformation:
+    """The transformation applied to each of a method's stacked modules by itself.
+
+    An adapter's leaf stacks K modules in front. Second moments, clipping and scaling of one task
+    must not depend on another's, so the transformation is mapped over that axis.
+    """
+    for _ in method.stacked_axes:
+        inner = transformation
+
+        def update(updates, state, params=None, inner=inner):
+            return jax.vmap(inner.update)(updates, state, params)
+
+        transformation = optax.GradientTransformation(jax.vmap(inner.init), update)
+    return transformation

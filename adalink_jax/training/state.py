@@ -1,0 +1,176 @@
+"""The train state: what trains and what is frozen are two trees, never a mask."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Method, Params, split
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.sharding import param_shardings, replicated
+
+
+@flax.struct.dataclass
+class TrainState:
+    """One training run's arrays.
+
+    Gradients are taken of `trainable`; optimizer state and checkpoints exist for it alone.
+
+    Attributes:
+      step: steps done.
+      trainable: the method's tree (full fine-tuning: the whole model).
+      opt_state: of the optimizer, for `trainable`.
+      frozen: the base (full fine-tuning: empty).
+    """
+
+    step: Array
+    trainable: Any
+    opt_state: Any
+    frozen: Any
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
+
+
+def _variables(config: T5Config, method: Method, key: Array) -> dict[str, Any]:
+    tokens = jnp.ones((1, 2), jnp.int32)
+    routes = jnp.zeros((1, 2), jnp.int32)
+    return Transformer(config, method).init(
+        key,
+        tokens,
+        tokens,
+        tokens,
+        enable_dropout=False,
+        encoder_routes=routes,
+        decoder_routes=routes,
+    )
+
+
+def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
+    """Shapes and logical axes of all parameters of base and method; allocates nothing."""
+    variables = jax.eval_shape(lambda key: _variables(config, method, key), jax.random.key(0))
+    return variables["params"], variables["params_axes"]
+
+
+def init_base(config: T5Config, key: Array) -> Params:
+    """A base of random weights, by T5X's initialisation."""
+    return jax.jit(lambda key: _variables(config, Method(), key)["params"])(key)
+
+
+def init_adapter(
+    config: T5Config,
+    method: Method,
+    base: Params,
+    key: Array,
+    token_ids: Sequence[Sequence[int]] = (),
+) -> Params:
+    """The method's own tree for this base, e.g. ``{"encoder": {"adalink": {…}}}``.
+
+    Args:
+      config: the base's architecture.
+      method: the method.
+      base: the base's tree; an initialisation may be taken from its embeddings.
+      key: a PRNG key.
+      token_ids: the ids of each of `Method.texts`, without EOS.
+
+    Raises:
+      UserError: the method has nothing to train in this architecture.
+    """
+    if method.trains_base:
+        return base
+    network_key, method_key = jax.random.split(key)
+
+    # Under jit the base's own initialisation is dead code: only the method's leaves are computed.
+    @jax.jit
+    def own(key):
+        return split(_variables(config, method, key)["params"], method)[0]
+
+    adapter = own(network_key)
+    if not jax.tree.leaves(adapter):
+        raise UserError(f"{method} matches no parameter of this architecture: nothing would train")
+    return method.initialise(adapter, base, token_ids, method_key)
+
+
+def create(
+    config: T5Config,
+    method: Method,
+    base: Params,
+    adapter: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """Places base and adapter on the mesh and makes the optimizer's state beside them.
+
+    Args:
+      config: the base's architecture.
+      method: the method.
+      base: the base's tree, on the host or on devices.
+      adapter: the method's tree, as `init_adapter` gives it.
+      optimizer: already `per_module`.
+      mesh: the mesh.
+    """
+    _, axes = abstract_params(config, method)
+    shardings = param_shardings(axes, mesh)
+    trainable_shardings, frozen_shardings = split(shardings, method)
+    trainable = _place(adapter, trainable_shardings)
+    frozen = {} if method.trains_base else _place(base, frozen_shardings)
+    abstract_state = jax.eval_shape(optimizer.init, trainable)
+    opt_shardings = _like_params(abstract_state, trainable, trainable_shardings, replicated(mesh))
+    opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
+    step = jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
+    return TrainState(step, trainable, opt_state, frozen)
+
+
+def place_params(config: T5Config, method: Method, params: Params, mesh: Mesh) -> Params:
+    """Puts all of a model's parameters, base and adapter, onto the mesh."""
+    _, axes = abstract_params(config, method)
+    return _place(params, param_shardings(axes, mesh))
+
+
+def _place(tree: Params, shardings: Params) -> Params:
+    """Puts float32 copies of the leaves where they belong.
+
+    Copies, because the train step donates its state: the caller's arrays must outlive it.
+    """
+
+    def place(leaf, sharding):
+        leaf = np.asarray(leaf)
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise UserError(
+                f"an array of shape {leaf.shape} cannot be split as {sharding.spec} over the mesh "
+                f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
+            ) from error
+        return jax.make_array_from_callback(
+            leaf.shape, sharding, lambda index: np.array(leaf[index], np.float32)
+        )
+
+    return jax.tree.map(place, dict(tree), dict(shardings))
+
+
+def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> Any:
+    """Each leaf of an optimizer's state lies as the parameter of the same path and shape."""
+    by_path = {
+        jax.tree_util.keystr(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def choose(path, leaf):
+        for start in range(len(path)):
+            shape, sharding = by_path.get(jax.tree_util.keystr(path[start:]), (None, default))
+            if shape == leaf.shape:
+                return sharding
+        return default
+
+    return jax.tree_util.tree_map_with_path(choose, tree)

@@ -1,0 +1,147 @@
+"""The training step: one compiled function of (state, batch)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from adalink_jax.methods.base import Params, merge
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.training.losses import cross_entropy
+from adalink_jax.training.optimizers import Schedule
+from adalink_jax.training.state import TrainState
+
+Batch = Mapping[str, Array]
+
+# A batch's features under T5X's names, as the network's arguments take them.
+_FEATURES = (
+    "encoder_input_tokens",
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "encoder_segment_ids",
+    "decoder_segment_ids",
+    "encoder_positions",
+    "decoder_positions",
+    "encoder_routes",
+    "decoder_routes",
+)
+
+
+def loss_fn(
+    model: Transformer,
+    trainable: Params,
+    frozen: Params,
+    batch: Batch,
+    dropout_key: Array | None,
+    z_loss: float,
+    label_smoothing: float,
+) -> tuple[Array, dict[str, Array]]:
+    """The summed loss of a batch, and sums for its metrics.
+
+    Args:
+      model: the network with its method.
+      trainable: the tree that gradients are taken of.
+      frozen: the rest.
+      batch: features under T5X's names, int32 [B,T] or [B,L]; decoder_loss_weights float32.
+      dropout_key: None for no dropout.
+      z_loss: coefficient.
+      label_smoothing: mass.
+
+    Returns:
+      The loss summed over target tokens; sums of z-loss, right tokens and target tokens.
+    """
+    features = {name: batch[name] for name in _FEATURES if name in batch}
+    logits = model.apply(
+        {"params": merge(frozen, trainable)},
+        **features,
+        enable_dropout=dropout_key is not None,
+        rngs={} if dropout_key is None else {"dropout": dropout_key},
+    )
+    targets = batch["decoder_target_tokens"]
+    weights = batch["decoder_loss_weights"]
+    loss, z = cross_entropy(logits, targets, weights, z_loss, label_smoothing)
+    right = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
+    return loss, {"loss": loss, "z_loss": z, "right": right, "tokens": jnp.sum(weights)}
+
+
+def make_train_step(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Schedule,
+    *,
+    seed: int,
+    z_loss: float = 1e-4,
+    label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """Builds the step; jit it inside `adalink_jax.sharding.on_mesh`.
+
+    Loss and gradients are summed over the accumulated parts of a batch and divided once, by the
+    batch's number of target tokens, so that accumulation changes nothing but memory. Dropout
+    depends on (seed, step) alone, so that a resumed run repeats it.
+
+    Args:
+      model: the network with its method.
+      optimizer: already `per_module`.
+      learning_rate: for the metric of the same name; the optimizer has its own.
+      seed: of the dropout.
+      z_loss: coefficient.
+      label_smoothing: mass.
+      accumulation_steps: into how many parts a batch is divided.
+    """
+    has_dropout = model.config.dropout_rate > 0 or getattr(model.method, "dropout_rate", 0) > 0
+
+    def gradients(trainable: Params, frozen: Params, batch: Batch, key: Array | None):
+        def loss(trainable):
+            return loss_fn(model, trainable, frozen, batch, key, z_loss, label_smoothing)
+
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
+        return grads, sums
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
+        if accumulation_steps == 1:
+            grads, sums = gradients(state.trainable, state.frozen, batch, key)
+        else:
+            grads, sums = _accumulated(gradients, state, batch, key, accumulation_steps)
+        tokens = jnp.maximum(sums["tokens"], 1.0)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": sums["loss"] / tokens,
+            "z_loss": sums["z_loss"] / tokens,
+            "accuracy": sums["right"] / tokens,
+            "target_tokens": sums["tokens"],
+            "gradient_norm": optax.tree.norm(grads),
+            "learning_rate": learning_rate(state.step),
+        }
+        state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
+        return state, metrics
+
+    return train_step
+
+
+def _accumulated(gradients, state: TrainState, batch: Batch, key, parts: int) -> Any:
+    """Sums of gradients and metrics over the parts of a batch, one part in memory at a time."""
+    # Part m takes rows m, m+parts, …: each device keeps the rows that it has.
+    divided = {
+        name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        for name, x in batch.items()
+    }
+
+    def add(total, part):
+        index, rows = part
+        part_key = None if key is None else jax.random.fold_in(key, index)
+        return jax.tree.map(
+            jnp.add, total, gradients(state.trainable, state.frozen, rows, part_key)
+        ), None
+
+    first = jax.tree.map(lambda x: x[0], divided)
+    shapes = jax.eval_shape(gradients, state.trainable, state.frozen, first, key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(parts), divided))
+    return total

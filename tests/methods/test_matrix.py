@@ -1,0 +1,282 @@
+"""One matrix over all methods: what every adaptation must keep to.
+
+A method that is added to `METHODS` runs through it unasked; `SETTINGS` may add variants of it.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from adalink_jax import sharding
+from adalink_jax.checkpoints import fingerprint, load_adapter, save_adapter
+from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import Method, merge, split
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.training import optimizers, state, step
+
+# Arguments of each method in the matrix; a method that is not named here takes its defaults.
+SETTINGS = {
+    "adalink": [
+        {"rank": 3},
+        {"rank": 3, "activation": "gelu", "routes": 3, "stacks": ("encoder", "decoder")},
+    ],
+    "lora": [
+        {"rank": 2},
+        {"rank": 2, "stacks": ("encoder", "decoder"), "layers": (0,), "dropout_rate": 0.1},
+        {"rank": 2, "linears": "*/query", "routes": 3, "alpha": 4.0},
+    ],
+    "prompt_tuning": [
+        {"length": 3, "bottleneck": 5},
+        {"length": 3, "reparameterise": False, "routes": 3},
+    ],
+}
+CASES = [(name, kwargs) for name in METHODS for kwargs in SETTINGS.get(name, [{}])]
+# Methods that leave the base as it is until they have learned something.
+STARTS_AT_BASE = {"adalink", "lora", "full"}
+STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A method before and after three steps, with everything a test may look at."""
+
+    name: str
+    method: Method
+    base: dict
+    batch: dict
+    adapter: dict
+    before: state.TrainState
+    after: state.TrainState
+    jaxpr: str
+    forward: object
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{len(case[1])}")
+def trained(request, tiny) -> Trained:
+    config, base, batch = tiny
+    name, kwargs = request.param
+    method = METHODS[name](**kwargs)
+    mesh = sharding.make_mesh()
+    model = Transformer(config, method)
+    rate = optimizers.factors(base_learning_rate=0.01)
+    plain = method.trains_base
+    optimizer = optimizers.per_module(
+        optimizers.adafactor(rate, multiply_by_parameter_scale=plain, factored=plain), method
+    )
+    adapter = state.init_adapter(config, method, base, jax.random.key(3))
+    with sharding.on_mesh(mesh):
+        created = state.create(config, method, base, adapter, optimizer, mesh)
+        before = jax.device_get(created)
+        train_step = step.make_train_step(model, optimizer, rate, seed=0)
+        placed = sharding.place_batch(batch, mesh)
+        jaxpr = str(jax.make_jaxpr(train_step)(created, placed))
+        compiled = jax.jit(train_step)
+        after = created
+        for _ in range(STEPS):
+            after, metrics = compiled(after, placed)
+    assert np.isfinite(metrics["loss"])
+
+    @jax.jit
+    def forward(params, batch):
+        arrays = {key: batch[key] for key in batch if key != "decoder_loss_weights"}
+        return model.apply({"params": params}, **arrays, enable_dropout=False)
+
+    return Trained(
+        name, method, base, batch, adapter, before, jax.device_get(after), jaxpr, forward
+    )
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def base_logits(tiny, batch):
+    config, base, _ = tiny
+    arrays = {key: batch[key] for key in batch if key != "decoder_loss_weights"}
+    return Transformer(config).apply({"params": base}, **arrays, enable_dropout=False)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    """The base's logits."""
+    return jax.jit(functools.partial(base_logits, tiny))(tiny[2])
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    """The base's initialisation from one key, without any method."""
+    return _initialised(tiny[0], Method())
+
+
+def _initialised(config, method) -> dict[str, np.ndarray]:
+    init = jax.jit(functools.partial(state._variables, config, method))
+    return flat(init(jax.random.key(11))["params"])
+
+
+def test_names_and_initialisation_of_the_base_are_untouched(trained, tiny, alone):
+    """Initialising network and method together gives the base's own bits, and one scope more."""
+    together = _initialised(tiny[0], trained.method)
+    for name, leaf in alone.items():
+        np.testing.assert_array_equal(together[name], leaf, err_msg=name)
+    extra = together.keys() - alone.keys()
+    assert all(trained.method.scope in name.split("/") for name in extra)
+    assert bool(extra) != trained.method.trains_base
+
+
+def test_starts_at_the_base_or_says_otherwise(trained, plain):
+    frozen = {} if trained.method.trains_base else trained.base
+    logits = trained.forward(merge(frozen, trained.adapter), trained.batch)
+    if trained.name in STARTS_AT_BASE:
+        np.testing.assert_array_equal(logits, plain)
+    else:
+        assert np.abs(logits - plain).max() > 1e-3
+
+
+def test_frozen_leaves_keep_their_bits_and_trainable_ones_move(trained):
+    for name, leaf in flat(trained.after.frozen).items():
+        np.testing.assert_array_equal(leaf, flat(trained.base)[name], err_msg=name)
+    moved = flat(trained.after.trainable)
+    for name, leaf in flat(trained.before.trainable).items():
+        # A route without examples in the batch must not move; each of these routes has some.
+        changed = np.any(moved[name] != leaf, axis=tuple(range(1, leaf.ndim)))
+        assert np.all(changed) if trained.method.stacked_axes else np.any(changed), name
+    assert moved.keys() | flat(trained.after.frozen).keys() >= flat(trained.base).keys()
+
+
+def test_optimizer_state_is_of_trainable_leaves_only(trained):
+    size = sum(leaf.size for leaf in jax.tree.leaves(trained.before.trainable))
+    state_size = sum(leaf.size for leaf in jax.tree.leaves(trained.before.opt_state))
+    leaves = len(jax.tree.leaves(trained.before.trainable))
+    routes = getattr(trained.method, "routes", 1)
+    # Second moments, and per leaf and route what optax keeps for the factored form and counts.
+    assert size <= state_size <= size + routes * (2 * leaves + 2)
+
+
+def test_no_gradient_of_a_frozen_matrix(trained, tiny):
+    """No product in the step's program has the shape of a frozen kernel but the weights' uses.
+
+    A gradient of a kernel [Din, Dout] is a dot_general whose result has that shape.
+    """
+    if trained.method.trains_base:
+        pytest.skip("full fine-tuning freezes nothing")
+    shapes = {leaf.shape for name, leaf in flat(trained.base).items() if name.endswith("kernel")}
+    results = [
+        tuple(int(n) for n in line.split("f32[")[1].split("]")[0].split(","))
+        for line in trained.jaxpr.splitlines()
+        if " = dot_general[" in line and "f32[" in line.split("=")[0]
+    ]
+    own = {leaf.shape[1:] for leaf in jax.tree.leaves(trained.adapter)}
+    assert results
+    assert not [shape for shape in results if shape in shapes - own]
+
+
+def test_save_load_gives_the_same_logits(trained, tiny, plain, tmp_path):
+    config, _, _ = tiny
+    tree = jax.tree.map(jnp.asarray, trained.after.trainable)
+    stored_method, stored = trained.method.export(tree)
+    save_adapter(
+        tmp_path / "adapter",
+        stored,
+        method_name=trained.name,
+        settings=dataclasses.asdict(stored_method),
+        architecture=config,
+        base_fingerprint=fingerprint(trained.base),
+        route_names=[str(i) for i in range(getattr(trained.method, "routes", 1))],
+        metadata={},
+    )
+    loaded = load_adapter(tmp_path / "adapter", base_fingerprint=fingerprint(trained.base))
+    method = METHODS[loaded.method_name](**loaded.settings)
+    assert method == stored_method
+    frozen = {} if method.trains_base else trained.base
+    arrays = {key: trained.batch[key] for key in trained.batch if key != "decoder_loss_weights"}
+    model = Transformer(config, method)
+    logits = jax.jit(
+        lambda params: model.apply({"params": params}, **arrays, enable_dropout=False)
+    )(merge(frozen, loaded.tree))
+    expected = trained.forward(merge(trained.after.frozen, tree), trained.batch)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert np.abs(expected - plain).max() > 1e-3
+
+
+def test_cached_decoding_is_the_full_forward(trained, tiny):
+    config, _, _ = tiny
+    model = Transformer(config, trained.method)
+    params = jax.tree.map(jnp.asarray, merge(trained.after.frozen, trained.after.trainable))
+    batch = trained.batch
+    full = trained.forward(params, batch)
+    inputs, length = batch["encoder_input_tokens"], batch["decoder_input_tokens"].shape[1]
+    routes = batch["encoder_routes"]
+    encoded = model.apply(
+        {"params": params}, inputs, enable_dropout=False, encoder_routes=routes, method="encode"
+    )
+
+    def decode(variables, tokens):
+        return model.apply(
+            variables,
+            encoded,
+            inputs,
+            tokens,
+            tokens,
+            enable_dropout=False,
+            decode=True,
+            max_decode_length=length,
+            encoder_routes=routes,
+            decoder_routes=routes[:, :1] * jnp.ones_like(tokens),
+            mutable=["cache"],
+            method="decode",
+        )
+
+    _, made = decode({"params": params}, batch["decoder_input_tokens"])
+    one = jax.jit(lambda cache, tokens: decode({"params": params, "cache": cache}, tokens))
+    cache = made["cache"]
+    for i in range(length):
+        logits, updated = one(cache, batch["decoder_input_tokens"][:, i : i + 1])
+        cache = updated["cache"]
+        real = batch["decoder_target_tokens"][:, i] > 0
+        np.testing.assert_allclose(logits[real, 0], full[real, i], atol=1e-4)
+
+
+def test_jit_is_no_jit(trained, tiny):
+    config, _, _ = tiny
+    params = merge(trained.after.frozen, trained.after.trainable)
+    arrays = {key: trained.batch[key] for key in trained.batch if key != "decoder_loss_weights"}
+    eager = Transformer(config, trained.method).apply(
+        {"params": params}, **arrays, enable_dropout=False
+    )
+    np.testing.assert_allclose(trained.forward(params, trained.batch), eager, atol=1e-5)
+
+
+def test_padding_changes_nothing(trained):
+    params = merge(trained.after.frozen, trained.after.trainable)
+    # Padding of the routes' array is any number: the network gives padding its row's route.
+    wider = {
+        name: np.pad(x, ((0, 0), (0, 5 if name.startswith("encoder") else 2)))
+        for name, x in trained.batch.items()
+    }
+    real = trained.batch["decoder_target_tokens"] > 0
+    padded = trained.forward(params, wider)[:, : real.shape[1]]
+    np.testing.assert_allclose(
+        padded[real], trained.forward(params, trained.batch)[real], atol=1e-5
+    )
+
+
+def test_split_and_merge_are_inverses(trained):
+    params = merge(trained.after.frozen, trained.after.trainable)
+    trainable, frozen = split(params, trained.method)
+    assert flat(trainable).keys() == flat(trained.after.trainable).keys()
+    assert flat(frozen).keys() == flat(trained.after.frozen).keys()
+    with pytest.raises(ValueError, match="stands in the base and in the adapter"):
+        merge(params, {"token_embedder": {"embedding": np.zeros(1)}})
+
+
+def test_registered_as_the_design_says():
+    scopes = [cls.scope for cls in METHODS.values()]
+    assert len(set(scopes)) == len(scopes)
+    for name, cls in METHODS.items():
+        assert name == name.lower() == cls.scope
+        assert cls.__module__ == f"adalink_jax.methods.{name}"
