@@ -97,3 +97,43 @@ def tiny():
         "decoder_routes": np.repeat(np.array([[0], [2], [1], [0]], np.int32), 5, axis=1),
     }
     return config, base, batch
+
+
+@pytest.fixture(scope="session")
+def mini_base(tmp_path_factory) -> pathlib.Path:
+    """A folder with a base of random weights for the mini world's vocabulary."""
+    import jax
+
+    from adalink_jax.checkpoints import fingerprint, save_adapter
+    from adalink_jax.models.t5 import T5Config
+    from adalink_jax.training.state import init_base
+
+    config = T5Config(
+        vocab_size=256,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=16,
+        mlp_activations=("gelu", "linear"),
+    )
+    params = jax.device_get(init_base(config, jax.random.key(0)))
+    folder = tmp_path_factory.mktemp("base")
+    save_adapter(
+        folder,
+        params,
+        method_name="full",
+        settings={},
+        architecture=config,
+        base_fingerprint=fingerprint(params),
+        route_names=["all"],
+        metadata={},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def token_cache(tmp_path_factory) -> pathlib.Path:
+    """A cache of token arrays for the whole session, none of the user's."""
+    return tmp_path_factory.mktemp("cache")

@@ -23,7 +23,7 @@ from adalink_jax.models.t5 import Transformer
 Routes = Int[Array, " B"] | Int[Array, "B T"]
 
 # Options are scored in chunks whose logits take at most this many bytes (over all devices).
-_LOGITS_BYTES = 2**26
+_LOGITS_BYTES = 2**28
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_length", "eos_id"))

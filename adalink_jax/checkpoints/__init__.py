@@ -1,0 +1,17 @@
+"""Bases and adapters on disk: recognising, reading, checking and writing them."""
+
+from adalink_jax.checkpoints.adapters import Adapter, check_tensors, load_adapter, save_adapter
+from adalink_jax.checkpoints.architecture import check_architecture, shapes_of
+from adalink_jax.checkpoints.base import load_base
+from adalink_jax.checkpoints.hashing import fingerprint
+
+__all__ = [
+    "Adapter",
+    "check_architecture",
+    "check_tensors",
+    "fingerprint",
+    "load_adapter",
+    "load_base",
+    "save_adapter",
+    "shapes_of",
+]

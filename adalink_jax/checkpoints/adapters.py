@@ -1,0 +1,320 @@
+"""Adapters on disk: a small folder that says what it is and what it fits.
+
+``adapter.safetensors`` holds the trained arrays, float32, under their ``"/"``-joined names.
+``adapter.json`` holds the rest: method and settings, the base's architecture and fingerprint, the
+names of the routes, metadata (resolved configuration, data identity, metrics), shape and dtype of
+every array, and the SHA-256 of the safetensors file. Neither holds a clock value or a path, so
+equal runs write equal bytes.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from adalink_jax.checkpoints.architecture import (
+    Shapes,
+    check_shapes,
+    config_from,
+    describe_architecture,
+    differing_fields,
+)
+from adalink_jax.checkpoints.hashing import as_float32, file_sha256
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import T5Config
+
+TENSORS = "adapter.safetensors"
+RECORD = "adapter.json"
+FORMAT_VERSION = 1
+
+_SHOWN_DIGITS = 12
+
+# Every field of adapter.json and the type of its value.
+_FIELDS: Mapping[str, type] = {
+    "format_version": int,
+    "method": str,
+    "settings": dict,
+    "architecture": dict,
+    "base_fingerprint": str,
+    "route_names": list,
+    "metadata": dict,
+    "tensors": dict,
+    "sha256": str,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter as it was loaded.
+
+    Attributes:
+      method_name: a name in ``METHODS``.
+      settings: the method's fields, such that ``METHODS[method_name](**settings)`` is it again.
+      tree: nested dicts of float32 NumPy arrays, the method's own tree.
+      route_names: what each of the K routes is for, in order.
+      metadata: what the run recorded: JSON values.
+      architecture: the base it was trained on.
+      base_fingerprint: that base's `fingerprint`.
+    """
+
+    method_name: str
+    settings: dict[str, Any]
+    tree: dict[str, Any]
+    route_names: tuple[str, ...]
+    metadata: dict[str, Any]
+    architecture: T5Config
+    base_fingerprint: str
+
+
+def save_adapter(
+    folder: str | os.PathLike[str],
+    adapter_tree: Mapping[str, Any],
+    *,
+    method_name: str,
+    settings: Mapping[str, Any],
+    architecture: T5Config,
+    base_fingerprint: str,
+    route_names: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes an adapter: equal arguments give equal bytes, and a reader sees all of it or none.
+
+    Both files are written and synced in a folder beside the target, which then takes its place;
+    an adapter that is already there stays loadable until then. One process writes: with several,
+    call it on one, with arrays that are addressable there.
+
+    Args:
+      folder: the adapter's folder; folders above are made.
+      adapter_tree: nested dicts of floating-point arrays of any shape.
+      method_name: a name in ``METHODS``.
+      settings: the method's fields; JSON values, tuples allowed.
+      architecture: the base's configuration.
+      base_fingerprint: `fingerprint` of the base.
+      route_names: what each of the K routes is for.
+      metadata: JSON values; no clock value and no path.
+
+    Raises:
+      UserError: the folder cannot be written (permission, space).
+      TypeError: an array is not floating point, or settings or metadata are no JSON values.
+    """
+    folder = pathlib.Path(folder)
+    flat = traverse_util.flatten_dict(adapter_tree, sep="/")
+    arrays = {name: _as_stored(name, flat[name]) for name in sorted(flat)}
+    record = {
+        "format_version": FORMAT_VERSION,
+        "method": method_name,
+        "settings": dict(settings),
+        "architecture": describe_architecture(architecture),
+        "base_fingerprint": base_fingerprint,
+        "route_names": list(route_names),
+        "metadata": dict(metadata),
+        "tensors": {name: _tensor_entry(array) for name, array in arrays.items()},
+    }
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
+        partial.mkdir()
+        # No metadata in its header: safetensors writes that in an arbitrary order.
+        safetensors.numpy.save_file(arrays, partial / TENSORS)
+        record["sha256"] = file_sha256(partial / TENSORS)
+        text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        _publish(partial, folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"adapter {folder} cannot be written: {error}") from error
+
+
+def _as_stored(name: str, leaf: Any) -> np.ndarray:
+    array = as_float32(np.asarray(leaf))
+    if array.dtype != np.float32:
+        raise TypeError(
+            f"{name} is {array.dtype}; adapters hold floating-point arrays up to 32 bit"
+        )
+    # safetensors copies memory as it lies: a transposed view would be stored transposed.
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _publish(partial: pathlib.Path, folder: pathlib.Path) -> None:
+    for path in (partial / TENSORS, partial / RECORD, partial):
+        _sync(path)
+    # No folder can be renamed onto a full one. Between the two renames, `_present` finds the old.
+    previous = _previous(folder)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    partial.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _previous(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _present(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, or what it was before a replacement that was killed between its two renames."""
+    if not folder.exists() and _previous(folder).is_dir():
+        return _previous(folder)
+    return folder
+
+
+def load_adapter(
+    folder: str | os.PathLike[str],
+    *,
+    architecture: T5Config | None = None,
+    base_fingerprint: str | None = None,
+    method_name: str | None = None,
+) -> Adapter:
+    """Loads an adapter and checks that it is whole and fits.
+
+    Args:
+      folder: the folder that `save_adapter` wrote.
+      architecture: the base it is to adapt, to be compared; None: not compared.
+      base_fingerprint: that base's `fingerprint`, to be compared; None: not compared.
+      method_name: the method it is to be of; None: any.
+
+    Returns:
+      The adapter. Its arrays' shapes are those of the file: compare them with the method's own
+      by `check_tensors`.
+
+    Raises:
+      UserError: one line: a file is missing, truncated or altered; the format version is
+        unknown; the arrays are not those that the JSON lists; the method is unknown or not
+        `method_name`; the adapter belongs to another base.
+    """
+    asked = pathlib.Path(folder)
+    folder = _present(asked)
+    try:
+        for name in (RECORD, TENSORS):
+            if not (folder / name).is_file():
+                raise UserError(f"adapter {asked}: no file {name} in it")
+        record = _read_record(folder / RECORD)
+        config = config_from(record["architecture"], str(folder / RECORD))
+        _check_method(record["method"], method_name, folder)
+        _check_base(record, config, architecture, base_fingerprint, folder)
+        tree = _read_tensors(folder / TENSORS, record)
+    except OSError as error:
+        raise UserError(f"adapter {asked} cannot be read: {error}") from error
+    return Adapter(
+        method_name=record["method"],
+        settings={name: _frozen(value) for name, value in record["settings"].items()},
+        tree=tree,
+        route_names=tuple(record["route_names"]),
+        metadata=record["metadata"],
+        architecture=config,
+        base_fingerprint=record["base_fingerprint"],
+    )
+
+
+def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -> None:
+    """Checks that an adapter's arrays are the ones its method has on this base.
+
+    Args:
+      found: name → shape in the file (`shapes_of` of its tree).
+      expected: name → shape by the method (`shapes_of` of ``jax.eval_shape`` of its tree).
+      where: the adapter's path, for the error.
+
+    Raises:
+      UserError: one line with the missing, unexpected and mismatched arrays.
+    """
+    check_shapes(expected, found, where)
+
+
+def _read_record(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no JSON; the file is truncated or damaged") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: not the record of an adapter")
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version {version!r}; this version reads {FORMAT_VERSION}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            raise UserError(f"{path}: field '{name}' is missing or no {kind.__name__}")
+    if not all(isinstance(name, str) for name in record["route_names"]):
+        raise UserError(f"{path}: field 'route_names' holds other things than names")
+    return record
+
+
+def _check_method(name: str, wanted: str | None, folder: pathlib.Path) -> None:
+    if name not in METHODS:
+        raise UserError(f"adapter {folder}: unknown method {name!r}{nearest(name, METHODS)}")
+    if wanted is not None and name != wanted:
+        raise UserError(f"adapter {folder}: of method '{name}', expected '{wanted}'")
+
+
+def _check_base(
+    record: Mapping[str, Any],
+    config: T5Config,
+    architecture: T5Config | None,
+    base_fingerprint: str | None,
+    folder: pathlib.Path,
+) -> None:
+    theirs = record["base_fingerprint"]
+    differing = differing_fields(config, architecture) if architecture is not None else {}
+    other = base_fingerprint is not None and base_fingerprint != theirs
+    if not differing and not other:
+        return
+    parts = []
+    if other:
+        parts.append(
+            f"fingerprint {theirs[:_SHOWN_DIGITS]}, this base's is"
+            f" {base_fingerprint[:_SHOWN_DIGITS]}"
+        )
+    parts += [f"{name} {ours}, this base's is {base}" for name, (ours, base) in differing.items()]
+    raise UserError(f"adapter {folder} was trained on another base: {'; '.join(parts)}")
+
+
+def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    digest = file_sha256(path)
+    if digest != record["sha256"]:
+        raise UserError(
+            f"{path}: truncated or altered: its SHA-256 is {digest[:_SHOWN_DIGITS]}…,"
+            f" {RECORD} says {record['sha256'][:_SHOWN_DIGITS]}…"
+        )
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        tree = traverse_util.unflatten_dict(arrays, sep="/")
+    except Exception as error:  # The hash matches, so the file was written wrong: any class.
+        raise UserError(f"{path}: no safetensors file ({type(error).__name__})") from error
+    found = {name: _tensor_entry(array) for name, array in arrays.items()}
+    if found != record["tensors"]:
+        names = sorted(
+            name
+            for name in found.keys() | record["tensors"].keys()
+            if found.get(name) != record["tensors"].get(name)
+        )
+        raise UserError(
+            f"{path}: {len(names)} arrays are not as {RECORD} lists them, such as {names[0]!r}"
+        )
+    return tree
+
+
+def _tensor_entry(array: np.ndarray) -> dict[str, Any]:
+    return {"dtype": array.dtype.name, "shape": list(array.shape)}
+
+
+def _frozen(value: Any) -> Any:
+    """JSON has no tuples; the fields of a method are tuples, so that it can be hashed."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,341 @@
+"""Which examples form global batch number `step`. Imports nothing but NumPy.
+
+Everything here is a function of the sizes of the tasks, the lengths of their examples, the seed
+and the step: no state is saved, so that a run resumes at any step, on any number of hosts, with
+the batches that it would have had.
+
+A *stream* is the endless sequence of examples that training sees. It is made of mixture epochs,
+each a shuffle of a fixed quota of examples per task, and every task hands out its examples in
+passes: all of them in a new order, then all again. The stream is cut into batches either by
+length (`Bucketed`) or by packing several examples into a row (`Packed`).
+"""
+
+import bisect
+import dataclasses
+import functools
+import math
+import threading
+
+import numpy as np
+
+from adalink_jax.data.ragged import ranges
+
+# Padded lengths. Steps of a third to a half: about a fifth of the input tokens is padding on
+# GLUE, for at most a handful of compilations.
+INPUT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+TARGET_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+# Most batches in a window of `Bucketed`: many enough that neighbors in length are close, few enough
+# that an example stays near its place in the stream.
+WINDOW = 32
+
+# What a random stream is for; keeps the streams of one seed apart.
+_PASS, _MIX, _BATCHES, _ROWS = range(4)
+
+
+def draw(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
+    """Returns uint64 [n] random values that depend on the arguments alone.
+
+    Philox is counter-based: the seed and the purpose are its key, a and b its counter. Raw values
+    are used, because NumPy keeps those of a bit generator, but not what `Generator` makes of
+    them, the same in all versions.
+    """
+    key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, a, b], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(n)
+
+
+def permutation(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
+    """Returns int64 [n], a permutation of 0 … n - 1 that depends on the arguments alone."""
+    return np.argsort(draw(n, seed, purpose, a, b), kind="stable")
+
+
+def quotas(sizes: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Returns how many examples of each task form one mixture epoch.
+
+    A mixture epoch ends when the first task, at its rate, is through with its examples. So for
+    proportional mixing (rate = number of examples, perhaps capped) every uncapped task appears
+    exactly once per epoch; for equal mixing every task appears as often as the smallest has
+    examples. Fractions are settled by largest remainder. Where rounding would bend a task's share
+    by more than 1 % (a small task at a high rate beside others), an epoch is several such rounds.
+
+    Args:
+      sizes: int [K], examples of each task, all positive.
+      rates: float [K], mixing rates, not negative, not all zero.
+
+    Returns:
+      int64 [K]; a task of rate 0 has quota 0.
+    """
+    sizes, rates = np.asarray(sizes, np.int64), np.asarray(rates, np.float64)
+    share = rates / rates.sum()
+    used = share > 0
+    total = float(np.min(sizes[used] / share[used]))
+    counts = _apportion(round(total), share)
+    if np.any(np.abs(counts[used] / (total * share[used]) - 1) > 0.01):
+        total *= math.ceil(100 / (total * share[used].min()))
+        counts = _apportion(round(total), share)
+    return counts
+
+
+def _apportion(total: int, share: np.ndarray) -> np.ndarray:
+    """Divides `total` by shares that sum to 1, by largest remainder; ties go to the first."""
+    exact = total * share
+    counts = np.floor(exact).astype(np.int64)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[: total - counts.sum()]] += 1
+    return counts
+
+
+class Stream:
+    """The endless sequence of examples of a mixture; a single task is a mixture of one.
+
+    Examples have global numbers: task 0's come first, then task 1's, and so on.
+
+    Attributes:
+      sizes: int64 [K], examples of each task.
+      first: int64 [K], global number of each task's example 0.
+      quotas: int64 [K], examples of each task in a mixture epoch.
+      epoch_size: examples in a mixture epoch.
+      seed: the seed of all draws, 0 ≤ seed < 2^64.
+    """
+
+    def __init__(self, sizes: np.ndarray, rates: np.ndarray, seed: int):
+        """Plans the mixture; see `quotas` for `sizes` and `rates`."""
+        self.sizes = np.asarray(sizes, np.int64)
+        self.first = np.cumsum(self.sizes) - self.sizes
+        self.quotas = quotas(self.sizes, rates)
+        self.epoch_size = int(self.quotas.sum())
+        self.seed = seed
+        self._pass = functools.lru_cache(maxsize=2 * len(self.sizes))(self._shuffled)
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
+
+    def tasks(self, examples: np.ndarray) -> np.ndarray:
+        """Returns int64 [n], the index of the task of each global example number."""
+        return np.searchsorted(self.first, examples, side="right") - 1
+
+    def examples(self, start: int, stop: int) -> np.ndarray:
+        """Returns int64 [stop - start], the examples at these positions of the stream."""
+        parts = []
+        for epoch in range(start // self.epoch_size, -(-stop // self.epoch_size)):
+            begin = epoch * self.epoch_size
+            parts.append(self.epoch(epoch)[max(start - begin, 0) : stop - begin])
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Returns int64 [epoch_size], the examples of a mixture epoch in order.
+
+        Only the order of the *tasks* is drawn per epoch. Each task fills its places with its own
+        passes in order, so no example comes again before all others of its task came.
+        """
+        labels = np.repeat(np.arange(len(self.sizes)), self.quotas)
+        labels = labels[permutation(self.epoch_size, self.seed, _MIX, epoch)]
+        examples = np.empty(self.epoch_size, np.int64)
+        examples[np.argsort(labels, kind="stable")] = np.concatenate(
+            [self._task(k, epoch * int(n), int(n)) for k, n in enumerate(self.quotas)]
+        )
+        return examples
+
+    def _task(self, task: int, start: int, count: int) -> np.ndarray:
+        """Returns int64 [count], examples start … start + count - 1 of a task's own stream."""
+        size = int(self.sizes[task])
+        parts = [np.zeros(0, np.int64)]
+        while count:
+            number, begin = divmod(start, size)
+            parts.append(self._pass(task, number)[begin : begin + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts) + self.first[task]
+
+    def _shuffled(self, task: int, number: int) -> np.ndarray:
+        """Returns int64 [size], the order in which pass `number` goes through a task."""
+        return permutation(int(self.sizes[task]), self.seed, _PASS, task, number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the examples of one global batch stand.
+
+    Attributes:
+      examples: int64 [n], global example numbers, row by row, in the order of their segments.
+      rows: int64 [n], the row of each, not decreasing.
+      input_length: T, the padded length of the inputs.
+      target_length: L, the padded length of the targets.
+    """
+
+    examples: np.ndarray
+    rows: np.ndarray
+    input_length: int
+    target_length: int
+
+
+def buckets(known: tuple[int, ...], longest: int, limit: int) -> tuple[int, ...]:
+    """Returns the padded lengths of `known` that sequences up to `longest` need, none over `limit`.
+
+    Args:
+      known: lengths, ascending.
+      longest: the longest sequence of the data after truncation to `limit`.
+      limit: the configured length.
+    """
+    lengths = [length for length in known if length < limit] + [limit]
+    return tuple(lengths[: bisect.bisect_left(lengths, min(longest, limit)) + 1])
+
+
+class Bucketed:
+    """One example a row, batches of similar input length.
+
+    The stream is cut into windows of batches. Inside a window, examples are sorted by input length
+    (ties keep the stream's random order) and cut into batches, and the batches are shuffled. A
+    batch is padded to the smallest bucket that holds its longest sequence.
+
+    Attributes:
+      window: batches in a window. At most half an epoch: sorting brings equal examples together,
+        so a window of several epochs would have batches of one example over and over.
+      input_buckets, target_buckets: the padded lengths that can occur.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        input_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        batch_size: int,
+        max_inputs: int,
+        max_targets: int,
+    ):
+        """Plans batches.
+
+        Args:
+          stream: the examples.
+          input_lengths: int [examples], tokens of each example's input, none over `max_inputs`.
+          target_lengths: int [examples], likewise.
+          batch_size: examples in a global batch.
+          max_inputs: the configured input length.
+          max_targets: the configured target length.
+        """
+        self.stream, self.batch_size = stream, batch_size
+        self.input_lengths, self.target_lengths = input_lengths, target_lengths
+        self.window = max(1, min(WINDOW, stream.epoch_size // (2 * batch_size)))
+        self.input_buckets = buckets(INPUT_BUCKETS, int(input_lengths.max()), max_inputs)
+        # Short targets all get one length: a few tokens more cost less than another compilation.
+        longest = int(target_lengths.max())
+        shortest = min(longest, 16)
+        self.target_buckets = buckets(
+            tuple(length for length in TARGET_BUCKETS if length >= shortest), longest, max_targets
+        )
+        self._sorted = functools.lru_cache(maxsize=2)(self._sorted_window)
+
+    def batch(self, step: int) -> Placement:
+        """Returns the examples of global batch `step`."""
+        examples = self._sorted(step // self.window)[step % self.window]
+        return Placement(
+            examples,
+            np.arange(self.batch_size),
+            _smallest(self.input_buckets, self.input_lengths[examples].max()),
+            _smallest(self.target_buckets, self.target_lengths[examples].max()),
+        )
+
+    def _sorted_window(self, window: int) -> np.ndarray:
+        """Returns int64 [batches of the window, batch_size]."""
+        size, seed = self.window * self.batch_size, self.stream.seed
+        examples = self.stream.examples(window * size, (window + 1) * size)
+        order = np.argsort(self.input_lengths[examples], kind="stable")
+        batches = examples[order].reshape(self.window, self.batch_size)
+        return batches[permutation(self.window, seed, _BATCHES, window)]
+
+
+def _smallest(lengths: tuple[int, ...], longest: int) -> int:
+    return lengths[bisect.bisect_left(lengths, int(longest))]
+
+
+def next_fit(
+    input_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    max_inputs: int,
+    max_targets: int,
+    max_segments: int,
+) -> np.ndarray:
+    """Packs examples into rows in their order: a row is closed when the next does not fit.
+
+    Args:
+      input_lengths: int [n], tokens of each input, none over `max_inputs`.
+      target_lengths: int [n], likewise.
+      max_inputs: input tokens that a row holds.
+      max_targets: target tokens that a row holds.
+      max_segments: examples that a row holds.
+
+    Returns:
+      int64 [rows + 1]; row r holds examples ``[r] … [r + 1] - 1``.
+
+    Raises:
+      ValueError: an example is longer than a row.
+    """
+    n = len(input_lengths)
+    # The end of a row depends on its start alone, so all possible ends are found at once.
+    ends = np.minimum(np.arange(n) + max_segments, n)
+    for lengths, limit in ((input_lengths, max_inputs), (target_lengths, max_targets)):
+        if n and lengths.max() > limit:
+            raise ValueError(f"a sequence of {lengths.max()} tokens for rows of {limit}")
+        total = np.concatenate([[0], np.cumsum(lengths)])
+        np.minimum(ends, np.searchsorted(total, total[:-1] + limit, side="right") - 1, out=ends)
+    ends, starts = ends.tolist(), [0]
+    while starts[-1] < n:
+        starts.append(ends[starts[-1]])
+    return np.array(starts)
+
+
+class Packed:
+    """Several examples a row: the examples of each mixture epoch packed by `next_fit`.
+
+    Rows never mix epochs, and the rows of an epoch are shuffled. How many rows an epoch has depends
+    on its order; the counts of the epochs up to the current one are computed once and remembered.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        input_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        batch_size: int,
+        max_inputs: int,
+        max_targets: int,
+        max_segments: int,
+    ):
+        """Plans batches of `batch_size` rows; see `Bucketed` and `next_fit` for the arguments."""
+        self.stream, self.batch_size = stream, batch_size
+        self.input_lengths, self.target_lengths = input_lengths, target_lengths
+        self.max_inputs, self.max_targets = max_inputs, max_targets
+        self.max_segments = max_segments
+        self._ends = [0]  # rows of the epochs 0 … i - 1
+        self._lock = threading.Lock()
+        self.epoch = functools.lru_cache(maxsize=2)(self._packed_epoch)
+
+    def batch(self, step: int) -> Placement:
+        """Returns the examples of global batch `step`."""
+        row, stop = step * self.batch_size, (step + 1) * self.batch_size
+        examples, counts = [], []
+        while row < stop:
+            epoch = self._epoch_of(row)
+            stream, starts, order = self.epoch(epoch)
+            chosen = order[row - self._ends[epoch] : stop - self._ends[epoch]]
+            counts.append(starts[chosen + 1] - starts[chosen])
+            examples.append(stream[ranges(starts[chosen], counts[-1])])
+            row += len(chosen)
+        rows = np.repeat(np.arange(self.batch_size), np.concatenate(counts))
+        return Placement(np.concatenate(examples), rows, self.max_inputs, self.max_targets)
+
+    def _epoch_of(self, row: int) -> int:
+        with self._lock:
+            while self._ends[-1] <= row:
+                _, starts, _ = self.epoch(len(self._ends) - 1)
+                self._ends.append(self._ends[-1] + len(starts) - 1)
+        return bisect.bisect_right(self._ends, row) - 1
+
+    def _packed_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the examples of an epoch, the starts of its rows, and the order of the rows."""
+        examples = self.stream.epoch(epoch)
+        starts = next_fit(
+            self.input_lengths[examples],
+            self.target_lengths[examples],
+            self.max_inputs,
+            self.max_targets,
+            self.max_segments,
+        )
+        return examples, starts, permutation(len(starts) - 1, self.stream.seed, _ROWS, epoch)

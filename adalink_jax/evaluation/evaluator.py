@@ -1,0 +1,295 @@
+"""Evaluates a model on SeqIO tasks, by ranking their labels or by generation.
+
+Metrics and postprocessing are the tasks' own, so that a number means here what it means in T5X.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from adalink_jax.data import EvalExamples
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.evaluation.results import Prediction, Results, SplitResult, TaskResult
+from adalink_jax.methods.base import Params
+from adalink_jax.models import decoding
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.sharding import check_divisible, make_mesh, on_mesh, place_batch, replicated
+
+MODES = ("rank_classification", "greedy", "beam")
+
+# What T5 uses for the tasks that it evaluates by beam search.
+_BEAM_SIZE = 4
+
+_DEFAULT_SPLITS = ("validation",)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A task, ready to be run: its SeqIO task, labels and their tokens, splits and batches."""
+
+    task: Any
+    labels: tuple[str, ...]
+    options: np.ndarray  # int32 [C, L]: each label's tokens with EOS, 0 behind
+    splits: Mapping[str, EvalExamples]
+    absent_splits: tuple[str, ...]
+    batches: Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+
+
+class Evaluator:
+    """Evaluates parameters on the evaluation splits of tasks, as often as asked.
+
+    Examples are tokenized and put into batches once, here; the model is compiled once per shape
+    of batch, at the first call. Every process of a multi-host run makes the same calls and gets
+    the same results.
+
+    Rank classification predicts the label of the highest log-likelihood, summed over its tokens
+    with EOS and not divided by their number (as T5X); among equals the first one. Greedy and
+    beam generation predict a text of at most ``lengths["targets"]`` tokens.
+
+    Attributes:
+      mode: one of `MODES`.
+      identity: {task: {split: identity of its examples}}, JSON-able, without a path.
+      absent_splits: {task: splits on which it is evaluated but which its source lacks}.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tasks: Sequence[str],
+        *,
+        lengths: Mapping[str, int],
+        batch_size: int,
+        mode: str = "rank_classification",
+        limit: int | None = None,
+        routes: Mapping[str, int] | None = None,
+        mesh: Mesh | None = None,
+        cache_dir: str | None = None,
+    ):
+        """Tokenizes the splits, or reads their caches.
+
+        Args:
+          model: the network with its method.
+          tasks: names of SeqIO tasks.
+          lengths: {"inputs": T, "targets": L}, in tokens; longer inputs are truncated and counted.
+          batch_size: rows of a global batch.
+          mode: one of `MODES`.
+          limit: how many examples of each split to evaluate, the first ones; all if None.
+          routes: the route of each task, for methods with several; 0 for all if None.
+          mesh: default all devices, data-parallel.
+          cache_dir: of token arrays, see `adalink_jax.data.tokens`.
+
+        Raises:
+          UserError: an unknown mode or task, a task without labels in rank classification, labels
+            that the vocabulary cannot tell apart or that are longer than what is generated, a
+            source without any of the task's splits, a batch size that the mesh does not divide.
+          tasks.DataError: the data cannot be read.
+        """
+        if mode not in MODES:
+            raise UserError(
+                f"the evaluation mode is {mode!r}; it takes one of {', '.join(MODES)}"
+                f"{nearest(str(mode), MODES)}"
+            )
+        if not tasks:
+            raise UserError("there is no task to evaluate")
+        self.mode = mode
+        self._mesh = make_mesh() if mesh is None else mesh
+        check_divisible(self._mesh, eval_batch_size=batch_size)
+        self._tasks = {
+            name: _load(name, mode, lengths, batch_size, limit, _route(routes, name), cache_dir)
+            for name in dict.fromkeys(tasks)
+        }
+        self._predict = self._compiled(model, lengths["targets"])
+        self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
+        self.identity = {
+            name: {split: examples.identity for split, examples in task.splits.items()}
+            for name, task in self._tasks.items()
+        }
+
+    def _compiled(self, model: Transformer, max_length: int) -> Callable[..., jax.Array]:
+        """(params, tokens, routes, options, eos_id) → scores [B,C] or tokens [B,L]."""
+
+        def predict(params, tokens, routes, options, eos_id):
+            if self.mode == "rank_classification":
+                return decoding.score_options(model, params, tokens, options, routes)
+            generate = decoding.greedy
+            if self.mode == "beam":
+                generate = functools.partial(decoding.beam_search, beam_size=_BEAM_SIZE)
+            return generate(model, params, tokens, max_length, routes=routes, eos_id=eos_id)
+
+        # Replicated, so that every process can fetch all rows.
+        return jax.jit(predict, static_argnums=4, out_shardings=replicated(self._mesh))
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches one call runs."""
+        return sum(len(b) for task in self._tasks.values() for b in task.batches.values())
+
+    def __call__(self, params: Params, on_batch: Callable[[], None] | None = None) -> Results:
+        """Evaluates.
+
+        Args:
+          params: base and adapter, merged.
+          on_batch: called after each of the `num_batches` batches, for a progress bar.
+        """
+        results = {}
+        for name, task in self._tasks.items():
+            splits = {
+                split: self._split(params, task, split, on_batch or (lambda: None))
+                for split in task.splits
+            }
+            results[name] = TaskResult(splits, task.absent_splits)
+        return Results(self.mode, results)
+
+    def _split(
+        self, params: Params, task: _Task, split: str, on_batch: Callable[[], None]
+    ) -> SplitResult:
+        examples = task.splits[split]
+        outputs: list[Any] = [None] * len(examples)
+        for indices, output in self._outputs(params, task, split):
+            for index, row in zip(indices, output, strict=True):
+                if index >= 0:
+                    outputs[index] = row
+            on_batch()
+        predictions = tuple(
+            self._prediction(task, examples, i, output) for i, output in enumerate(outputs)
+        )
+        generated = self.mode != "rank_classification"
+        invalid = [p.prediction not in task.labels for p in predictions]
+        return SplitResult(
+            metrics=_metrics(task.task, predictions),
+            predictions=predictions,
+            truncated=examples.truncated["inputs"],
+            invalid=sum(invalid) / len(invalid) if generated and task.labels else None,
+        )
+
+    def _outputs(
+        self, params: Params, task: _Task, split: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each batch's example indices and outputs; the next batch is started before a fetch."""
+        eos_id = task.splits[split].vocabulary.eos_id
+        pending = None
+        for batch in task.batches[split]:
+            names = ("encoder_input_tokens", "encoder_routes")
+            arrays = place_batch({name: batch[name] for name in names}, self._mesh)
+            with on_mesh(self._mesh):
+                output = self._predict(params, *arrays.values(), task.options, eos_id)
+            if pending is not None:
+                yield pending[0], np.asarray(pending[1])
+            pending = batch["indices"], output
+        if pending is not None:
+            yield pending[0], np.asarray(pending[1])
+
+    def _prediction(
+        self, task: _Task, examples: EvalExamples, index: int, output: np.ndarray
+    ) -> Prediction:
+        inputs, target = examples.input_texts[index], examples.target_texts[index]
+        if self.mode == "rank_classification":
+            scores = dict(zip(task.labels, output.tolist(), strict=True))
+            return Prediction(inputs, target, task.labels[int(np.argmax(output))], scores)
+        return Prediction(inputs, target, _text(examples.vocabulary, output.tolist()))
+
+
+def _route(routes: Mapping[str, int] | None, name: str) -> int:
+    if routes is None:
+        return 0
+    if name not in routes:
+        raise UserError(
+            f"the model has no route for task '{name}'; it has routes for {', '.join(routes)}"
+            f"{nearest(name, routes)}"
+        )
+    return routes[name]
+
+
+def _load(
+    name: str,
+    mode: str,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    limit: int | None,
+    route: int,
+    cache_dir: str | None,
+) -> _Task:
+    import seqio
+
+    import tasks
+
+    if name not in seqio.TaskRegistry.names():
+        raise UserError(f"unknown task '{name}'{nearest(name, seqio.TaskRegistry.names())}")
+    labels = tuple(tasks.LABELS.get(name, ()))
+    if mode == "rank_classification" and not labels:
+        raise UserError(
+            f"task '{name}' has no labels to rank; evaluate it with evaluation_mode = 'greedy'"
+        )
+    wanted = tasks.EVAL_SPLITS.get(name, _DEFAULT_SPLITS)
+    present = tasks.available_splits(name)
+    found = [split for split in wanted if split in present]
+    if not found:
+        raise UserError(
+            f"task '{name}' is evaluated on {', '.join(wanted)}, but its source has only "
+            f"{', '.join(present) or 'no split'}"
+        )
+    splits = {split: EvalExamples(name, split, lengths, limit, cache_dir) for split in found}
+    vocabulary = splits[found[0]].vocabulary
+    if vocabulary.eos_id is None:
+        raise UserError(f"the vocabulary of task '{name}' has no token that ends a text (EOS)")
+    options = _options(name, labels, vocabulary)
+    if mode != "rank_classification" and options.shape[1] > lengths["targets"]:
+        raise UserError(
+            f"a label of task '{name}' has {options.shape[1]} tokens, but TASK_FEATURE_LENGTHS "
+            f"lets only {lengths['targets']} be generated for targets"
+        )
+    return _Task(
+        task=seqio.TaskRegistry.get(name),
+        labels=labels,
+        options=options,
+        splits=splits,
+        absent_splits=tuple(split for split in wanted if split not in present),
+        batches={s: tuple(examples.batches(batch_size, route)) for s, examples in splits.items()},
+    )
+
+
+def _options(name: str, labels: Sequence[str], vocabulary: Any) -> np.ndarray:
+    """Each label's tokens with EOS, int32 [C, L], 0 behind."""
+    tokens = [(*vocabulary.encode(label), vocabulary.eos_id) for label in labels]
+    seen: dict[tuple[int, ...], str] = {}
+    for label, ids in zip(labels, tokens, strict=True):
+        if ids in seen:
+            raise UserError(
+                f"task '{name}': its labels '{seen[ids]}' and '{label}' are the same tokens in "
+                "this vocabulary, so no model can tell them apart"
+            )
+        seen[ids] = label
+    options = np.zeros((len(tokens), max(map(len, tokens), default=0)), np.int32)
+    for row, ids in zip(options, tokens, strict=True):
+        row[: len(ids)] = ids
+    return options
+
+
+def _text(vocabulary: Any, tokens: list[int]) -> str:
+    """The text of generated tokens, up to EOS; padding in between says nothing."""
+    end = tokens.index(vocabulary.eos_id) if vocabulary.eos_id in tokens else len(tokens)
+    return vocabulary.decode([token for token in tokens[:end] if token != vocabulary.pad_id])
+
+
+def _metrics(task: Any, predictions: Sequence[Prediction]) -> dict[str, float]:
+    """The task's metrics of predictions; what is no number (histograms, texts) is left out."""
+    targets, outputs = [], []
+    for prediction in predictions:
+        example = {
+            "inputs_pretokenized": prediction.inputs,
+            "targets_pretokenized": prediction.target,
+        }
+        targets.append(task.postprocess_fn(prediction.target, example=example, is_target=True))
+        outputs.append(task.postprocess_fn(prediction.prediction, example=example, is_target=False))
+    metrics = {}
+    for metric_fn in task.predict_metric_fns:
+        for name, value in metric_fn(targets, outputs).items():
+            value = getattr(value, "value", value)  # SeqIO's Scalar
+            if isinstance(value, int | float | np.number):
+                metrics[name] = float(value)
+    return metrics

@@ -1,0 +1,305 @@
+"""What an evaluation found: `results.json`, predictions as JSONL, and a table.
+
+Nothing here holds a clock value or a path, and numbers are rounded to `DECIMALS` places, so that
+equal runs give equal bytes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from adalink_jax.errors import UserError
+
+# The tasks of the GLUE average (WNLI is left out, as in T5's and AdaLink's papers).
+GLUE_TASKS = (
+    "glue_cola",
+    "glue_sst2",
+    "glue_mrpc",
+    "glue_qqp",
+    "glue_stsb",
+    "glue_mnli",
+    "glue_qnli",
+    "glue_rte",
+)
+
+# Metrics are percentages and sums in float64, log-likelihoods are float32: whatever stands behind
+# six decimals is noise.
+DECIMALS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One example and what the model said.
+
+    Attributes:
+      inputs: the input text, whole.
+      target: the target text.
+      prediction: the label of the highest score, or the generated text.
+      scores: each label's log-likelihood; None where the prediction was generated.
+    """
+
+    inputs: str
+    target: str
+    prediction: str
+    scores: Mapping[str, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitResult:
+    """The result of one split of a task.
+
+    Attributes:
+      metrics: by name, in the task's own units (percent for GLUE).
+      predictions: in the order of the split's examples.
+      truncated: how many inputs were longer than the configured length.
+      invalid: the share of generated texts, in [0, 1], that are no label of the task; None in
+        rank classification and for tasks without labels.
+    """
+
+    metrics: Mapping[str, float]
+    predictions: tuple[Prediction, ...]
+    truncated: int = 0
+    invalid: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """The result of a task.
+
+    Attributes:
+      splits: by name.
+      absent_splits: splits on which the task is evaluated, but which its source lacks.
+    """
+
+    splits: Mapping[str, SplitResult]
+    absent_splits: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float | None:
+        """The mean of a split's metrics, averaged over the splits; None without metrics."""
+        return _mean(_mean(split.metrics.values()) for split in self.splits.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of all tasks, under one mode of `Evaluator`."""
+
+    mode: str
+    tasks: Mapping[str, TaskResult]
+
+    @property
+    def glue(self) -> tuple[str, ...]:
+        """The tasks of GLUE among them, in GLUE's order."""
+        return tuple(task for task in GLUE_TASKS if task in self.tasks)
+
+    @property
+    def glue_average(self) -> float | None:
+        """The mean score of the GLUE tasks that are present; None where there are none."""
+        return _mean(self.tasks[task].score for task in self.glue)
+
+
+def report(results: Results, step: int | None = None) -> dict[str, Any]:
+    """The content of ``results.json``, JSON-able and the same for equal results.
+
+    Args:
+      results: of an `Evaluator`.
+      step: the training steps behind them, where a run trained.
+    """
+    content: dict[str, Any] = {"mode": results.mode, "tasks": {}}
+    if step is not None:
+        content["step"] = step
+    for task, result in results.tasks.items():
+        content["tasks"][task] = {
+            "score": _rounded(result.score),
+            "splits": {
+                name: {
+                    "metrics": {key: _rounded(value) for key, value in split.metrics.items()},
+                    "examples": len(split.predictions),
+                    "truncated_inputs": split.truncated,
+                    "invalid_share": _rounded(split.invalid),
+                }
+                for name, split in result.splits.items()
+            },
+            "absent_splits": list(result.absent_splits),
+        }
+    if results.glue:
+        content["glue"] = {
+            "average": _rounded(results.glue_average),
+            "tasks": list(results.glue),
+            "absent_tasks": [task for task in GLUE_TASKS if task not in results.glue],
+        }
+    return content
+
+
+def scalars(results: Results) -> dict[str, float]:
+    """All finite numbers by name, for ``metrics.jsonl`` and TensorBoard.
+
+    Names are ``eval/TASK/SPLIT/METRIC``, ``eval/TASK/SPLIT/invalid_share``, ``eval/TASK/score``
+    and ``eval/glue_average``.
+    """
+    found: dict[str, float | None] = {}
+    for task, result in results.tasks.items():
+        for name, split in result.splits.items():
+            for metric, value in split.metrics.items():
+                found[f"eval/{task}/{name}/{metric}"] = _rounded(value)
+            found[f"eval/{task}/{name}/invalid_share"] = _rounded(split.invalid)
+        found[f"eval/{task}/score"] = _rounded(result.score)
+    found["eval/glue_average"] = _rounded(results.glue_average)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def write(results: Results, folder: str | os.PathLike[str], step: int | None = None) -> None:
+    """Writes ``results.json`` and ``predictions/TASK-SPLIT.jsonl``, each whole or not at all.
+
+    A line of the JSONL holds the example's index in its split, its texts, the prediction and,
+    in rank classification, each label's log-likelihood. ``results.json`` comes last, so where it
+    is new the predictions are too. In a multi-host run one process writes.
+
+    Args:
+      results: of an `Evaluator`.
+      folder: is made if need be.
+      step: the training steps behind them, where a run trained.
+
+    Raises:
+      UserError: no space or no permission.
+    """
+    folder = pathlib.Path(folder)
+    for task, result in results.tasks.items():
+        for name, split in result.splits.items():
+            lines = (_line(i, prediction) for i, prediction in enumerate(split.predictions))
+            _write_whole(folder / "predictions" / f"{task}-{name}.jsonl", lines)
+    _write_whole(
+        folder / "results.json", [json.dumps(report(results, step), indent=1, allow_nan=False)]
+    )
+
+
+def print_table(results: Results, file: TextIO | None = None) -> None:
+    """Prints a table of tasks × metrics, then what is missing or was cut.
+
+    Framed and colored on a terminal; elsewhere plain columns, which `awk` and people can read.
+
+    Args:
+      results: of an `Evaluator`.
+      file: default standard output.
+    """
+    console = Console(file=file or sys.stdout, highlight=False)
+    header, rows = _table(results)
+    if console.is_terminal:
+        table = Table(title=f"evaluation by {results.mode.replace('_', ' ')}")
+        for i, title in enumerate(header):
+            table.add_column(title, justify="left" if i < 2 else "right")
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == "GLUE" else None)
+        console.print(table)
+    else:
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for row in (header, *rows):
+            cells = [
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            print("  ".join(cells).rstrip(), file=console.file)
+    for note in _notes(results):
+        print(note, file=console.file)
+
+
+def _table(results: Results) -> tuple[list[str], list[list[str]]]:
+    splits = [
+        (task, result, name, split)
+        for task, result in results.tasks.items()
+        for name, split in result.splits.items()
+    ]
+    metrics = list(dict.fromkeys(metric for *_, split in splits for metric in split.metrics))
+    generated = any(split.invalid is not None for *_, split in splits)
+    header = ["task", "split", *metrics, *(["invalid"] if generated else []), "examples", "score"]
+    rows = []
+    for task, result, name, split in splits:
+        row = [task, name, *(_shown(split.metrics.get(metric)) for metric in metrics)]
+        if generated:
+            row.append("" if split.invalid is None else f"{100 * split.invalid:.1f}%")
+        # A task's score stands once, in the row of its last split.
+        score = _shown(result.score) if name == list(result.splits)[-1] else ""
+        rows.append([*row, f"{len(split.predictions):,}", score])
+    if results.glue:
+        present = f"{len(results.glue)} of {len(GLUE_TASKS)} tasks"
+        blank = [""] * (len(header) - 3)
+        rows.append(["GLUE", present, *blank, _shown(results.glue_average)])
+    return header, rows
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    if results.glue and (absent := [task for task in GLUE_TASKS if task not in results.glue]):
+        notes.append(f"the GLUE average leaves out {', '.join(absent)}")
+    for task, result in results.tasks.items():
+        for name in result.absent_splits:
+            notes.append(f"{task}: no split '{name}' in its source, so it is not evaluated")
+        for name, split in result.splits.items():
+            if split.truncated:
+                notes.append(
+                    f"{task} {name}: {split.truncated:,} of {len(split.predictions):,} inputs "
+                    "are longer than the configured length and were truncated"
+                )
+    return notes
+
+
+def _line(index: int, prediction: Prediction) -> str:
+    content: dict[str, Any] = {
+        "index": index,
+        "inputs": prediction.inputs,
+        "target": prediction.target,
+        "prediction": prediction.prediction,
+    }
+    if prediction.scores is not None:
+        content["scores"] = {label: _rounded(s) for label, s in prediction.scores.items()}
+    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    values = list(values)
+    if not values or None in values:
+        return None
+    return math.fsum(values) / len(values)
+
+
+def _rounded(value: float | None) -> float | None:
+    # Adding 0.0 turns -0.0 into 0.0. JSON has no words for nan and infinity.
+    return None if value is None or not math.isfinite(value) else round(value, DECIMALS) + 0.0
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _write_whole(path: pathlib.Path, lines: Iterable[str]) -> None:
+    """Writes lines under a temporary name, and renames the file when it is on disk."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        # Temporary files are private; results are as readable as the user's other files.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise

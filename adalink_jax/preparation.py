@@ -1,0 +1,192 @@
+"""What a run needs before its first step: mesh, base, routes, state, evaluator."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from adalink_jax import sharding
+from adalink_jax.checkpoints import fingerprint, load_base
+from adalink_jax.checkpoints.adapters import check_tensors
+from adalink_jax.checkpoints.architecture import describe_architecture, shapes_of
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.evaluation import Evaluator
+from adalink_jax.methods.base import Method, split
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.training import state as states
+
+if TYPE_CHECKING:
+    from adalink_jax.data import TrainBatches
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base that is ready to be adapted.
+
+    Attributes:
+      config: its architecture, with the run's dtype and dropout.
+      params: its tree, on the host where it was loaded.
+      fingerprint: of its contents.
+    """
+
+    config: T5Config
+    params: Any
+    fingerprint: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of its base."""
+        architecture = describe_architecture(self.config)
+        return {"fingerprint": self.fingerprint, "architecture": architecture}
+
+
+def prepared_base(
+    path: str | None,
+    model: T5Config | None,
+    method: Method,
+    seed: int,
+    dtype: str,
+    dropout_rate: float,
+) -> Base:
+    """Loads the base, or initialises one of random weights for full fine-tuning."""
+    if path is not None:
+        config, params = load_base(path, model)
+    elif model is None:
+        raise UserError("no base: give INITIAL_CHECKPOINT_PATH, or MODEL to train from scratch")
+    elif not method.trains_base:
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH is not set: {type(method).__name__} adapts a trained base; "
+            "random weights are for full fine-tuning"
+        )
+    else:
+        config, params = model, jax.device_get(states.init_base(model, jax.random.key(seed)))
+    config = dataclasses.replace(config, dtype=dtype, dropout_rate=dropout_rate)
+    return Base(config, params, fingerprint(params))
+
+
+def check_counts(**counts: int) -> None:
+    """Raises `UserError` unless each is a whole number of at least 1."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UserError(f"{name} is {count!r}; it must be a whole number ≥ 1")
+
+
+def checked_mesh(model_parallelism: int, batch_size: int, parts: int, eval_batch_size: int) -> Mesh:
+    """The mesh, when it divides the batches that will be put on it."""
+    check_counts(
+        model_parallelism=model_parallelism,
+        BATCH_SIZE=batch_size,
+        gradient_accumulation_steps=parts,
+    )
+    if batch_size % parts:
+        raise UserError(
+            f"BATCH_SIZE is {batch_size}, which gradient_accumulation_steps = {parts} does not "
+            "divide"
+        )
+    mesh = sharding.make_mesh(model_parallelism)
+    of_parts = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
+    sharding.check_divisible(mesh, **of_parts, eval_batch_size=eval_batch_size)
+    return mesh
+
+
+def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None:
+    """Raises `UserError` where the method's routes or the base's vocabulary do not fit the data."""
+    routes = getattr(method, "routes", 1)
+    if routes not in (1, len(batches.tasks)):
+        raise UserError(
+            f"routes is {routes}, but {batches.name} has {len(batches.tasks)} "
+            f"task{'s' if len(batches.tasks) > 1 else ''}: give each its route, or 1 for all"
+        )
+    if batches.vocabulary.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {batches.vocabulary.vocab_size} ids, but the base's table only "
+            f"{config.vocab_size} rows: it is not this base's vocabulary"
+        )
+
+
+def initial_state(
+    base: Base,
+    method: Method,
+    batches: "TrainBatches",
+    transformation: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+) -> states.TrainState:
+    """The state before the first step: the method initialised for this base, all in place."""
+    from tasks import LABELS
+
+    labels = [label for task in batches.tasks for label in LABELS.get(task, ())]
+    token_ids = [batches.vocabulary.encode(text) for text in method.texts(labels)]
+    key = jax.random.key(seed)
+    adapter = states.init_adapter(base.config, method, base.params, key, token_ids)
+    state = states.create(base.config, method, base.params, adapter, transformation, mesh)
+    trainable, frozen = (
+        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.trainable, state.frozen)
+    )
+    say(
+        f"trainable {trainable:,} of {trainable + frozen:,} parameters "
+        f"({trainable / (trainable + frozen):.3%})"
+    )
+    return state
+
+
+def evaluator(
+    config: T5Config,
+    method: Method,
+    tasks: tuple[str, ...],
+    lengths: Mapping[str, int],
+    mesh: Mesh,
+    mode: str,
+    batch_size: int,
+    limit: int | None,
+    cache_dir: str | None,
+    route_names: tuple[str, ...] = (),
+) -> Evaluator:
+    """The evaluator of these tasks, each on its route of the method."""
+    return Evaluator(
+        Transformer(config, method),
+        tasks,
+        lengths=lengths,
+        batch_size=batch_size,
+        mode=mode,
+        limit=limit,
+        mesh=mesh,
+        routes=task_routes(method, tasks, route_names),
+        cache_dir=cache_dir,
+    )
+
+
+def task_routes(
+    method: Method, tasks: tuple[str, ...], route_names: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Each task's route: by its name among the adapter's routes; 0 where all share one module.
+
+    Raises:
+      UserError: a task has no route.
+    """
+    if getattr(method, "routes", 1) == 1:
+        return dict.fromkeys(tasks, 0)
+    names = route_names or tasks
+    for task in tasks:
+        if task not in names:
+            raise UserError(
+                f"the adapter has no route for task '{task}'{nearest(task, names)} its routes are "
+                f"{', '.join(names)}"
+            )
+    return {task: names.index(task) for task in tasks}
+
+
+def check_adapter(config: T5Config, method: Method, tree: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless the tree is just what the method has in this architecture."""
+    params, _ = states.abstract_params(config, method)
+    expected, _ = split(params, method)
+    check_tensors(shapes_of(tree), shapes_of(expected))
+
+
+def say(line: str) -> None:
+    """Prints a line, in the first process of a multi-host run."""
+    if jax.process_index() == 0:
+        print(line, flush=True)

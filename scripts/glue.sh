@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Trains and scores every GLUE task with every method and seed; ends with one CSV and one table.
+#
+#   bash scripts/glue.sh OUT BASE [FLAG …]
+#
+# OUT takes a folder per run, OUT/METHOD/TASK/seedN, and OUT/results.csv. BASE is a checkpoint.
+# FLAGs go to every train.py, e.g. --gin.TRAIN_STEPS=2000. Run it again after an interruption: a
+# finished run is not run again, a stopped one goes on. These variables choose what is run:
+#
+#   TASKS="glue_rte glue_cola"  METHODS="adalink lora prompt_tuning full"  SEEDS="0 1 2"
+set -euo pipefail
+(($# >= 2)) || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+out=$1 base=$2
+shift 2
+here=$(dirname "${BASH_SOURCE[0]}")
+python=${PYTHON:-$([[ -x $here/../.venv/bin/python ]] && echo "$here/../.venv/bin/python" || echo python)}
+tasks=${TASKS:-glue_cola glue_sst2 glue_mrpc glue_qqp glue_stsb glue_mnli glue_qnli glue_rte}
+
+runs=()
+for method in ${METHODS:-adalink lora prompt_tuning full}; do
+    for task in $tasks; do
+        for seed in ${SEEDS:-0}; do
+            run=$out/$method/$task/seed$seed
+            runs+=("$run")
+            echo "== $run"
+            "$python" "$here/train.py" --gin_file="experiments/glue_$method.gin" \
+                --gin.MODEL_DIR="$run" --gin.MIXTURE_OR_TASK_NAME="$task" \
+                --gin.INITIAL_CHECKPOINT_PATH="$base" --gin.SEED="$seed" "$@"
+        done
+    done
+done
+"$python" "$here/collect.py" --csv="$out/results.csv" "${runs[@]}"

@@ -1,0 +1,75 @@
+"""Packages adalink_jax with its gin files and its SeqIO tasks."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "adalink_jax/__init__.py").read_text()).group(
+    1
+)
+
+# Lower bounds are what was tested or is needed, upper bounds the next release that may break. jax
+# 0.10 runs on Python 3.11; the upper bounds admit 0.11, of machines with Python 3.12 and a GPU.
+MATHS = [
+    "flax>=0.12.8,<0.13",
+    "jax>=0.10.0,<0.12",
+    "jaxtyping>=0.3.2,<0.4",
+    "numpy>=2.0,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "safetensors>=0.5,<1",
+    "tensorstore>=0.1.84,<0.2",
+]
+# What a run needs beside the maths. SeqIO brings TensorFlow and tensorflow-text.
+RUNS = [
+    "gin-config>=0.5,<0.6",
+    "matplotlib>=3.9,<4",
+    "protobuf>=5,<8",
+    "rich>=13.7,<16",
+    "scikit-learn>=1.5,<2",
+    "scipy>=1.14,<2",
+    "sentencepiece>=0.2,<0.3",
+    "seqio>=0.0.20,<0.1",
+    "tensorboardX>=2.6.2,<3",
+    "tensorflow>=2.18,<3",
+    "tensorflow-datasets>=4.9.7,<5",
+]
+TEST = [
+    "beartype>=0.20,<1",
+    "chex>=0.1.89,<0.2",
+    "hypothesis>=6.100,<7",
+    "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
+    "ruff>=0.17,<0.18",
+    "setuptools>=77",
+]
+# Independent implementations that tests and benchmarks compare with.
+REFERENCE = ["peft>=0.17,<1", "torch==2.13.0", "transformers>=4.56,<6"]
+
+setuptools.setup(
+    name="adalink_jax",
+    version=VERSION,
+    description="Input-centric parameter-efficient fine-tuning of T5 in JAX.",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    # Named one by one: `tasks` is a name that others use, and the folder gin/ must reach the
+    # package without ever being importable as gin.
+    packages=[
+        "adalink_jax",
+        "adalink_jax.checkpoints",
+        "adalink_jax.data",
+        "adalink_jax.evaluation",
+        "adalink_jax.gin",
+        "adalink_jax.methods",
+        "adalink_jax.models",
+        "adalink_jax.training",
+        "tasks",
+    ],
+    package_dir={"adalink_jax.gin": "gin"},
+    package_data={"adalink_jax.gin": ["*/*.gin"]},
+    install_requires=MATHS + RUNS,
+    extras_require={"test": TEST, "reference": REFERENCE, "dev": TEST + REFERENCE},
+)

@@ -1,0 +1,152 @@
+"""The eight GLUE tasks in T5's text format.
+
+`"mnli hypothesis: … premise: …"`: the name of TFDS's config, then the fields in alphabetical
+order of their names, as in `t5/data/preprocessors.py`; T5's and FLAN's public checkpoints know this
+format. WNLI is left out, as in T5's and the paper's results.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import seqio
+import tensorflow as tf
+
+from tasks import metrics, tsv
+from tasks.registry import add_classification
+from tasks.sources import GlueDataSource, GlueFormat
+
+SCORES = tuple(f"{i / 5:.1f}" for i in range(26))  # STS-B's labels: "0.0", "0.2" … "5.0"
+_DEV = {"train": "train.tsv", "validation": "dev.tsv"}
+_MNLI_DEV = {
+    "train": "train.tsv",
+    "validation_matched": "dev_matched.tsv",
+    "validation_mismatched": "dev_mismatched.tsv",
+}
+_SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
+_ENTAILMENT = ("entailment", "not_entailment")
+
+# Labels in the order of TFDS's class ids; training counts as in T5's table of mixing rates.
+# name, folder, {field: column}, label column, labels, training examples, metrics
+_TABLE = (
+    ("cola", "CoLA", {"sentence": "sentence"}, "is_acceptable",
+     ("unacceptable", "acceptable"), 8_551, [metrics.matthews_corrcoef]),
+    ("sst2", "SST-2", {"sentence": "sentence"}, "label",
+     ("negative", "positive"), 67_349, [metrics.accuracy]),
+    ("mrpc", "MRPC", {"sentence1": "#1 String", "sentence2": "#2 String"}, "Quality",
+     ("not_equivalent", "equivalent"), 3_668, [metrics.f1, metrics.accuracy]),
+    ("qqp", "QQP", {"question1": "question1", "question2": "question2"}, "is_duplicate",
+     ("not_duplicate", "duplicate"), 363_849, [metrics.f1, metrics.accuracy]),
+    ("stsb", "STS-B", _SENTENCES, "score",
+     SCORES, 5_749, [metrics.pearson_corrcoef, metrics.spearman_corrcoef]),
+    ("mnli", "MNLI", {"premise": "sentence1", "hypothesis": "sentence2"}, "gold_label",
+     ("entailment", "neutral", "contradiction"), 392_702, [metrics.accuracy]),
+    ("qnli", "QNLI", {"question": "question", "sentence": "sentence"}, "label",
+     _ENTAILMENT, 104_743, [metrics.accuracy]),
+    ("rte", "RTE", _SENTENCES, "label", _ENTAILMENT, 2_490, [metrics.accuracy]),
+)  # fmt: skip
+
+GLUE_TASKS = tuple(f"glue_{row[0]}" for row in _TABLE)
+
+
+def join_fields(example, *, prefix: str, fields: Sequence[str]) -> tf.Tensor:
+    """T5's input text: the prefix, then `name: text` of each field in alphabetical order.
+
+    Args:
+      example: holds a scalar string for each field.
+      prefix: the benchmark's name, for instance "mnli".
+      fields: names of the text fields, in any order.
+
+    Returns:
+      A scalar string. Blanks inside and at the ends of texts are kept.
+    """
+    parts = [prefix]
+    for field in sorted(fields):
+        parts += [f"{field}:", example[field]]
+    return tf.strings.join(parts, separator=" ")
+
+
+def format_classes(
+    dataset: tf.data.Dataset, *, prefix: str, fields: Sequence[str], labels: Sequence[str]
+) -> tf.data.Dataset:
+    """Text fields and an integer `label` to T5's `inputs` and `targets`; keeps `idx` (int32)."""
+
+    def convert(example):
+        return {
+            "inputs": join_fields(example, prefix=prefix, fields=fields),
+            "targets": tf.gather(tf.constant(labels), example["label"]),
+            "idx": example["idx"],
+        }
+
+    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def format_scores(
+    dataset: tf.data.Dataset, *, prefix: str, fields: Sequence[str]
+) -> tf.data.Dataset:
+    """Like `format_classes` for a float32 `label`, rounded to a multiple of 0.2 as T5 does.
+
+    Rounding is in float32 with halves to even (2.5 becomes "2.4", 1.5 becomes "1.6").
+    """
+
+    def convert(example):
+        return {
+            "inputs": join_fields(example, prefix=prefix, fields=fields),
+            "targets": tf.strings.as_string(tf.round(example["label"] * 5) / 5, precision=1),
+            "idx": example["idx"],
+        }
+
+    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def score_value(text: str, **unused) -> float:
+    """The number a text says, or T5's -1.0 where it says no finite one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return -1.0
+    return value if math.isfinite(value) else -1.0
+
+
+def _register(name, folder, fields, label_column, labels, train_examples, metric_fns):
+    is_score = labels is SCORES
+    files = _MNLI_DEV if name == "mnli" else _DEV
+    source = GlueDataSource(
+        GlueFormat(
+            name=name,
+            folder=folder,
+            files=files,
+            fields=fields,
+            label_column=label_column,
+            parse_label=tsv.score_parser(0, 5) if is_score else tsv.class_parser(labels),
+            train_examples=train_examples,
+            # The only files without a header line: source, label, the author's mark, sentence.
+            header=("source", label_column, "mark", "sentence") if name == "cola" else None,
+        )
+    )
+    keywords = {"prefix": name, "fields": tuple(fields)}
+    add_classification(
+        f"glue_{name}",
+        source,
+        functools.partial(format_scores, **keywords)
+        if is_score
+        else functools.partial(format_classes, **keywords, labels=labels),
+        labels,
+        metric_fns,
+        eval_splits=tuple(split for split in files if split != "train"),
+        postprocess_fn=score_value if is_score else None,
+    )
+
+
+for _row in _TABLE:
+    _register(*_row)
+
+
+def train_examples(task: seqio.Task) -> int | None:
+    """Number of a task's training examples, where that can be told cheaply.
+
+    Of GLUE's files the rows are counted; of TFDS the official counts are returned, since its
+    metadata may not be there yet. Other sources are asked.
+    """
+    ask = getattr(task.source, "train_examples", None)
+    return ask() if ask else task.num_input_examples("train")

@@ -1,0 +1,56 @@
+"""Multi-task mixtures of GLUE, and the rate by which they mix.
+
+`glue_proportional` draws each task in proportion to its number of training examples, at most
+`DEFAULT_CAP` of them, T5's cap. That is above every GLUE task, so that all examples are seen
+equally often, as in T5's GLUE mixture; register a mixture with a lower cap to favor small tasks:
+
+    rate = tasks.proportional_rate(10_000)
+    seqio.MixtureRegistry.add("my_glue", tasks.GLUE_TASKS, default_rate=rate)
+
+`glue_equal` draws every task equally often. Rates are computed when a mixture is opened, so they
+follow the examples that are really there, and importing this module reads none.
+"""
+
+from collections.abc import Callable
+
+import seqio
+
+from tasks.errors import DataError
+from tasks.glue import GLUE_TASKS, train_examples
+
+DEFAULT_CAP = 2**19
+
+
+def proportional_rate(cap: int = DEFAULT_CAP) -> Callable[[seqio.Task], float]:
+    """A mixing rate: the task's number of training examples, at most `cap`.
+
+    Examples in the present GLUE folder are counted, so a subset of a task weighs as much as it has
+    examples; from TFDS the official counts are taken, which T5 uses.
+
+    Args:
+      cap: the largest rate, in examples.
+
+    Returns:
+      A function of a task, as SeqIO's mixtures take it.
+
+    Raises:
+      ValueError: for a cap below 1.
+      DataError: when the rate is asked for, if the number of examples is not known.
+    """
+    if cap < 1:
+        raise ValueError(f"a mixture's cap is a number of examples, at least 1; got {cap}")
+
+    def rate(task: seqio.Task) -> float:
+        count = train_examples(task)
+        if not count:
+            raise DataError(
+                f"the number of training examples of '{task.name}' is not known, so it cannot be "
+                "mixed in proportion; give its source num_input_examples, or a rate of its own"
+            )
+        return float(min(count, cap))
+
+    return rate
+
+
+seqio.MixtureRegistry.add("glue_proportional", GLUE_TASKS, default_rate=proportional_rate())
+seqio.MixtureRegistry.add("glue_equal", GLUE_TASKS, default_rate=1.0)

@@ -1,0 +1,217 @@
+"""Where a task's raw examples come from: GLUE's files, TFDS, or columns in memory."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tasks import tsv
+from tasks.errors import DataError
+
+VARIABLE = "GLUE_DIR"
+TFDS_VERSION = "2.0.0"
+
+
+def dataset_from_columns(
+    columns: Mapping[str, Sequence | np.ndarray],
+    shuffle: bool,
+    seed: int | None,
+    shard_info: seqio.ShardInfo | None,
+) -> tf.data.Dataset:
+    """Examples from columns of equal length N.
+
+    A shard is every `num_shards`-th example of the unshuffled order, so shards of any seeds
+    are disjoint; shuffling is uniform over the whole shard.
+    """
+    dataset = tf.data.Dataset.from_tensor_slices(dict(columns))
+    if shard_info and shard_info.num_shards > 1:
+        dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+    if shuffle:
+        dataset = dataset.shuffle(len(next(iter(columns.values()))), seed=seed)
+    return dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueFormat:
+    """How one GLUE task is stored, in files and in TFDS.
+
+    Attributes:
+      name: the config of TFDS's `glue` dataset, for instance "sst2".
+      folder: its subfolder of the official layout, for instance "SST-2".
+      files: split name to file name.
+      fields: field name (TFDS's) to the column that holds it in the files.
+      label_column: the column of the label.
+      parse_label: from a label's text to an int class or a float score; ValueError if it is bad.
+      header: the columns of files without a header line, else None.
+      train_examples: number of training examples of the official release.
+    """
+
+    name: str
+    folder: str
+    files: Mapping[str, str]
+    fields: Mapping[str, str]
+    label_column: str
+    parse_label: Callable[[str], int | float]
+    train_examples: int
+    header: tuple[str, ...] | None = None
+
+
+class GlueDataSource(seqio.DataSource):
+    """A GLUE task's examples from the folder GLUE_DIR or, if that is not set, from TFDS.
+
+    GLUE_DIR (an environment variable) is read whenever the source is used, never at import. It
+    names a folder in the official layout: `CoLA/train.tsv`, `MNLI/dev_matched.tsv` and so on.
+    Examples have the fields and types of TFDS's `glue/<name>:2.0.0`; the one difference is that
+    `idx` of MRPC is the row of GLUE's file, not of Microsoft's.
+
+    Args:
+      glue_format: how the task is stored.
+    """
+
+    def __init__(self, glue_format: GlueFormat):
+        super().__init__(splits=glue_format.files)
+        self._format = glue_format
+        # Splits are stated: asked for them offline, TFDS answers an empty list in silence.
+        self._tfds = seqio.TfdsDataSource(
+            f"glue/{glue_format.name}:{TFDS_VERSION}", splits=tuple(glue_format.files)
+        )
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """Whether any number of shards may be asked for: of files yes, of TFDS no."""
+        return bool(self._root())
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused,
+    ) -> tf.data.Dataset:
+        """Examples of one split: text fields, `label` (int64, or float32 scores), `idx` (int32).
+
+        Files are read here, not while the dataset is iterated, so that mistakes in them surface
+        unwrapped.
+
+        Raises:
+          DataError: see `tsv.read_examples`; also for a folder, file or split that is not there
+            and for TFDS data that is neither prepared nor to be had.
+        """
+        if not self._root():
+            return self._prepared_tfds(split).get_dataset(split, shuffle, seed, shard_info)
+        columns = tsv.read_examples(
+            self._file(split),
+            self._format.fields,
+            self._format.label_column,
+            self._format.parse_label,
+            header=self._format.header,
+        )
+        is_class = isinstance(columns["label"][0], int)
+        columns["label"] = np.asarray(columns["label"], np.int64 if is_class else np.float32)
+        columns["idx"] = np.asarray(columns["idx"], np.int32)
+        return dataset_from_columns(columns, shuffle, seed, shard_info)
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """The files that hold a split."""
+        return (
+            [self._file(split)] if self._root() else self._prepared_tfds(split).list_shards(split)
+        )
+
+    def num_input_examples(self, split: str) -> int | None:
+        """Number of examples of a split in the present source."""
+        if self._root():
+            return tsv.count_rows(self._file(split), has_header=self._format.header is None)
+        return self._prepared_tfds(split).num_input_examples(split)
+
+    def train_examples(self) -> int:
+        """Number of training examples, without touching TFDS: of TFDS, the official count."""
+        return self.num_input_examples("train") if self._root() else self._format.train_examples
+
+    def available_splits(self) -> tuple[str, ...]:
+        """The splits the present source has; of TFDS all of them are taken to be there.
+
+        Raises:
+          DataError: if GLUE_DIR is not a folder or lacks the task's subfolder.
+        """
+        if not self._root():
+            return tuple(self.splits)
+        present = self._folder_content()
+        return tuple(split for split, file in self._format.files.items() if file in present)
+
+    def identity(self, split: str) -> dict[str, str]:
+        """What a split's examples are made of; JSON-able, without an absolute path."""
+        if self._root():
+            path = self._file(split)
+            digest = hashlib.sha256(tsv.read_bytes(path)).hexdigest()
+            return {"kind": "file", "file": os.path.basename(path), "sha256": digest}
+        self._check_split(split)
+        return {
+            "kind": "tfds",
+            "name": f"glue/{self._format.name}",
+            "version": TFDS_VERSION,
+            "split": split,
+        }
+
+    def _root(self) -> str:
+        return os.environ.get(VARIABLE, "")
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise DataError(
+                f"glue_{self._format.name} has no split '{split}'; it has {', '.join(self.splits)}"
+            )
+
+    def _folder_content(self) -> list[str]:
+        root = self._root()
+        folder = os.path.join(root, self._format.folder)
+        for path in (root, folder):
+            if not tf.io.gfile.isdir(os.path.expanduser(path)):
+                raise DataError(
+                    f"{VARIABLE}={root}: no folder {path}; expected the official GLUE layout, "
+                    f"{os.path.join(folder, self._format.files['train'])} and so on"
+                )
+        return sorted(tf.io.gfile.listdir(os.path.expanduser(folder)))
+
+    def _file(self, split: str) -> str:
+        self._check_split(split)
+        present = self._folder_content()
+        file = self._format.files[split]
+        folder = os.path.join(self._root(), self._format.folder)
+        if file not in present:
+            raise DataError(
+                f"{os.path.join(folder, file)}: no such file for split '{split}' of "
+                f"glue_{self._format.name}; {folder} holds {', '.join(present) or 'nothing'}"
+            )
+        return os.path.join(folder, file)
+
+    def _prepared_tfds(self, split: str) -> seqio.TfdsDataSource:
+        """The TFDS source with its data on disk: before, its splits and sizes are unknown."""
+        self._check_split(split)
+        name = f"glue/{self._format.name}"
+        try:
+            self._tfds.tfds_dataset.builder.download_and_prepare()
+        except Exception as error:  # a download fails in as many ways as there are networks
+            cause = (str(error).splitlines() or [""])[0][:200]
+            raise DataError(
+                f"TFDS's {name}:{TFDS_VERSION} is not prepared and could not be downloaded "
+                f"({type(error).__name__}: {cause}); set {VARIABLE} to a folder in GLUE's official "
+                f"layout, or run 'tfds build {name}' where there is a network"
+            ) from error
+        return self._tfds
+
+
+def examples_digest(source: seqio.DataSource, split: str) -> str:
+    """SHA-256 of a split's raw examples in their unshuffled order, at the price of one pass."""
+    digest = hashlib.sha256()
+    for example in tfds.as_numpy(source.get_dataset(split=split, shuffle=False)):
+        for name in sorted(example):
+            value = np.asarray(example[name])
+            content = repr(value.tolist()) if value.dtype == object else value.tobytes().hex()
+            digest.update(f"{name}\0{value.dtype}\0{value.shape}\0{content}\n".encode())
+    return digest.hexdigest()

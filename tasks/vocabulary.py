@@ -1,0 +1,124 @@
+"""The user's SentencePiece vocabulary, opened when it is first used."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import threading
+
+import sentencepiece
+import seqio
+import tensorflow as tf
+from google.protobuf import message
+from sentencepiece import sentencepiece_model_pb2
+
+from tasks.errors import DataError
+
+VARIABLE = "VOCABULARY"
+EXTRA_IDS = 100  # T5's sentinels <extra_id_0> … <extra_id_99>, at the end in reverse order
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    tokenizer: sentencepiece.SentencePieceProcessor
+    serialized: bytes
+    identity: str
+
+
+_lock = threading.Lock()
+
+
+# A run uses one vocabulary; a few more are kept for processes that compare runs.
+@functools.lru_cache(maxsize=4)
+def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Model:
+    """Reads a model file; `stamp` (size, time) makes a replaced file another entry."""
+    del stamp
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            content = file.read()
+    except tf.errors.OpError as error:
+        raise DataError(f"{VARIABLE}={shown}: cannot be read ({type(error).__name__})") from error
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+        for i in reversed(range(extra_ids)):
+            proto.pieces.add(
+                piece=f"▁<extra_id_{i}>",
+                score=0.0,
+                type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+            )
+        serialized = proto.SerializeToString()
+        tokenizer = sentencepiece.SentencePieceProcessor()
+        tokenizer.LoadFromSerializedProto(serialized)
+    except (message.DecodeError, RuntimeError, ValueError) as error:
+        raise DataError(f"{VARIABLE}={shown}: not a SentencePiece model") from error
+    if tokenizer.pad_id() != 0 or tokenizer.eos_id() < 1 or tokenizer.unk_id() < 1:
+        raise DataError(
+            f"{VARIABLE}={shown}: has pad {tokenizer.pad_id()}, eos {tokenizer.eos_id()}, unk "
+            f"{tokenizer.unk_id()}; a T5 vocabulary has pad 0 and both others"
+        )
+    return _Model(tokenizer, serialized, hashlib.sha256(content).hexdigest())
+
+
+class UserVocabulary(seqio.SentencePieceVocabulary):
+    """The SentencePiece model whose path the environment variable VOCABULARY holds.
+
+    The variable is read at every use, never at import, so that one process can change it between
+    runs; a loaded model is kept by path, size and time of change. Two instances are equal if they
+    reserve equally many sentinels, since they name the same file at any time. Instances pickle and
+    copy without the model.
+
+    Args:
+      extra_ids: number of sentinels added behind the model's own pieces (T5: 100, which makes its
+        32,000 pieces the logical size 32,100).
+
+    Raises:
+      DataError: at first use, if the variable is not set, or names no readable SentencePiece model
+        with T5's special ids.
+    """
+
+    def __init__(self, extra_ids: int = EXTRA_IDS):
+        super().__init__(sentencepiece_model_file="", extra_ids=extra_ids)
+
+    def _open(self) -> _Model:
+        shown = os.environ.get(VARIABLE, "")
+        if not shown:
+            raise DataError(
+                f"no vocabulary: set {VARIABLE} to T5's SentencePiece file "
+                f"(an environment variable, or --gin.{VARIABLE}='…/spiece.model')"
+            )
+        path = os.path.abspath(os.path.expanduser(shown)) if "://" not in shown else shown
+        try:
+            stat = tf.io.gfile.stat(path)
+        except tf.errors.OpError as error:
+            raise DataError(f"{VARIABLE}={shown}: no such file") from error
+        if stat.is_directory:
+            raise DataError(f"{VARIABLE}={shown}: a folder; expected a SentencePiece model file")
+        with _lock:  # loading a SentencePiece model is not thread-safe
+            return _load(path, shown, (stat.length, stat.mtime_nsec), self.extra_ids)
+
+    def load_model(self) -> None:
+        """Opens the file now, so that a mistake shows outside of a traced function."""
+        self._open()
+
+    @property
+    def sentencepiece_model_file(self) -> str:
+        """The path as the user gave it; empty if VOCABULARY is not set."""
+        return os.environ.get(VARIABLE, "")
+
+    @property
+    def tokenizer(self) -> sentencepiece.SentencePieceProcessor:
+        """The Python tokenizer."""
+        return self._open().tokenizer
+
+    @property
+    def sp_model(self) -> bytes:
+        """The serialized model with its sentinels."""
+        return self._open().serialized
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the model file, in hexadecimal."""
+        return self._open().identity
+
+    def __str__(self) -> str:
+        return f"UserVocabulary({VARIABLE}={self.sentencepiece_model_file})"

@@ -1,0 +1,68 @@
+"""Meshes and processes change no loss."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("mesh_losses.py")
+
+
+def start(devices: int, *meshes: str, **environment: str) -> subprocess.Popen:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *meshes],
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        cwd=SCRIPT.parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result_of(process: subprocess.Popen) -> dict:
+    output, errors = process.communicate(timeout=540)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one_device() -> dict:
+    return result_of(start(1, "1x1"))["1x1"]
+
+
+@pytest.mark.slow
+def test_meshes_give_the_losses_of_one_device(one_device):
+    found = result_of(start(8, "8x1", "4x2", "2x4"))
+    for mesh, methods in found.items():
+        for name, losses in methods.items():
+            np.testing.assert_allclose(
+                losses, one_device[name], atol=1e-5, rtol=1e-5, err_msg=f"{name} on {mesh}"
+            )
+    full = one_device["full"]
+    assert full[-1] < full[0]  # It is training that is compared.
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_device(one_device):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = [
+        start(
+            4,
+            "4x2",
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+    for found in map(result_of, processes):
+        for name, losses in found["4x2"].items():
+            np.testing.assert_allclose(losses, one_device[name], atol=1e-5, rtol=1e-5, err_msg=name)

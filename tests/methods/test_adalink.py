@@ -1,0 +1,162 @@
+"""AdaLink and the routed low-rank product against NumPy and closed formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import Method, merge, split
+from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank
+from adalink_jax.models.config import T5Config
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.training.state import abstract_params, init_adapter
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    num_routes=st.integers(1, 5),
+    slots=st.integers(1, 4),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+)
+def test_each_token_meets_its_own_module(seed, num_routes, slots, activation):
+    """Token by token in NumPy; rows hold at most `slots` routes, any of them, in any order."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(3, 6, 5)).astype(np.float32)
+    down = rng.normal(size=(num_routes, 5, 2)).astype(np.float32)
+    up = rng.normal(size=(num_routes, 2, 4)).astype(np.float32)
+    routes = np.stack([
+        rng.choice(rng.choice(num_routes, min(slots, num_routes), replace=False), 6)
+        for _ in range(3)
+    ]).astype(np.int32)  # fmt: skip
+    f = {
+        "identity": lambda h: h,
+        "relu": lambda h: np.maximum(h, 0),
+        "gelu": lambda h: np.asarray(jax.nn.gelu(h)),
+    }[activation]
+    got = routed_low_rank(x, down, up, jnp.asarray(routes), slots, ACTIVATIONS[activation])
+    for b in range(3):
+        for t in range(6):
+            k = routes[b, t]
+            np.testing.assert_allclose(got[b, t], f(x[b, t] @ down[k]) @ up[k], atol=1e-4)
+
+
+def test_several_routes_and_no_word_of_which():
+    with pytest.raises(ValueError, match="2 routes"):
+        routed_low_rank(np.ones((1, 1, 2)), np.ones((2, 2, 1)), np.ones((2, 1, 2)), None)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_the_network_with_adalink_is_the_base_on_adapted_embeddings(tiny, activation):
+    """Folding x + f(x·down)·up into the encoder's table by NumPy gives the same logits.
+
+    The table of the decoder stays: the encoder runs on a base whose table is the folded one.
+    """
+    config, base, batch = tiny
+    method = METHODS["adalink"](rank=3, activation=activation)
+    adapter = init_adapter(config, method, base, jax.random.key(0))
+    scope = adapter["encoder"]["adalink"]
+    up = np.random.default_rng(0).normal(size=scope["up"].shape).astype(np.float32)
+    adapter = {"encoder": {"adalink": {**scope, "up": up}}}
+    inputs = [batch[f"{n}_tokens"] for n in ("encoder_input", "decoder_input", "decoder_target")]
+    adapted = Transformer(config, method).apply(
+        {"params": merge(base, adapter)}, *inputs, enable_dropout=False
+    )
+    table = np.asarray(base["token_embedder"]["embedding"])
+    hidden = table @ np.asarray(scope["down"][0])
+    if activation == "relu":
+        hidden = np.maximum(hidden, 0)
+    elif activation == "gelu":  # The tanh form, as flax.linen.gelu and T5.
+        inner = np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)
+        hidden = 0.5 * hidden * (1 + np.tanh(inner))
+    folded = {**base, "token_embedder": {"embedding": table + hidden @ up[0]}}
+    model = Transformer(config)
+    encoded = model.apply({"params": folded}, inputs[0], enable_dropout=False, method="encode")
+    expected = model.apply(
+        {"params": base}, encoded, *inputs, enable_dropout=False, method="decode"
+    )
+    np.testing.assert_allclose(adapted, expected, atol=1e-4)
+    plain = model.apply({"params": base}, *inputs, enable_dropout=False)
+    assert np.abs(adapted - plain).max() > 1e-2
+
+
+def test_packed_rows_of_several_routes_equal_single_rows(tiny):
+    config, base, _ = tiny
+    method = METHODS["adalink"](rank=2, routes=3, stacks=("encoder", "decoder"))
+    adapter = init_adapter(config, method, base, jax.random.key(0))
+    rng = np.random.default_rng(2)
+    adapter = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), adapter)
+    params = merge(base, adapter)
+    tokens = [rng.integers(3, 48, (1, n)).astype(np.int32) for n in (4, 3, 5)]
+    targets = [rng.integers(3, 48, (1, n)).astype(np.int32) for n in (2, 3, 2)]
+    shifted = [np.pad(t, ((0, 0), (1, 0)))[:, :-1] for t in targets]
+    routes = [2, 0, 1]
+
+    def filled(parts, values):
+        return np.concatenate(
+            [np.full_like(p, v) for p, v in zip(parts, values, strict=True)], axis=1
+        )
+
+    packed = Transformer(config, method, route_slots=3).apply(
+        {"params": params},
+        *(np.concatenate(parts, 1) for parts in (tokens, shifted, targets)),
+        encoder_segment_ids=filled(tokens, [1, 2, 3]),
+        decoder_segment_ids=filled(targets, [1, 2, 3]),
+        encoder_routes=filled(tokens, routes),
+        decoder_routes=filled(targets, routes),
+        enable_dropout=False,
+    )
+    single = [
+        Transformer(config, method).apply(
+            {"params": params},
+            t,
+            s,
+            y,
+            encoder_routes=np.full_like(t, k),
+            decoder_routes=np.full_like(y, k),
+            enable_dropout=False,
+        )
+        for t, s, y, k in zip(tokens, shifted, targets, routes, strict=True)
+    ]
+    np.testing.assert_allclose(packed, np.concatenate(single, axis=1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("rank", "count"), [(4, 8_192), (256, 524_288)])
+def test_parameter_counts_of_the_paper(rank, count):
+    """T5 1.0 11B has width 1024: 2·d·r parameters, without allocating the model."""
+    config = T5Config(
+        vocab_size=32128,
+        emb_dim=1024,
+        num_heads=128,
+        num_encoder_layers=24,
+        num_decoder_layers=24,
+        head_dim=128,
+        mlp_dim=65536,
+        logits_via_embedding=True,
+    )
+    for routes in (1, 8):
+        method = METHODS["adalink"](rank=rank, routes=routes)
+        adapter, frozen = split(abstract_params(config, method)[0], method)
+        assert sum(leaf.size for leaf in jax.tree.leaves(adapter)) == count * routes
+    plain = abstract_params(config, Method())[0]
+    assert jax.tree.structure(frozen) == jax.tree.structure(plain)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"rank": 0}, "rank is 0; it must be a whole number"),
+        ({"rank": "four"}, "rank is 'four'"),
+        ({"rank": True}, "rank is True"),
+        ({"rank": 2, "routes": 0}, "routes is 0"),
+        ({"rank": 2, "activation": "rleu"}, "did you mean 'relu'"),
+        ({"rank": 2, "stacks": ("encodr",)}, "'encoder', 'decoder' or both"),
+    ],
+)
+def test_mistakes_are_refused(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        METHODS["adalink"](**kwargs)

@@ -1,0 +1,301 @@
+"""The two sources of GLUE: what they deliver, and what they say of broken folders."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+import tasks
+from tasks import tsv
+
+HEADER = "index\tsentence1\tsentence2\tlabel\n"
+
+
+@pytest.fixture
+def rte(tmp_path, monkeypatch):
+    """A GLUE folder whose RTE/train.tsv the test writes."""
+    (tmp_path / "RTE").mkdir()
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path))
+    return tmp_path / "RTE" / "train.tsv"
+
+
+def _source(name="glue_rte"):
+    return seqio.TaskRegistry.get(name).source
+
+
+def _error(call) -> str:
+    with pytest.raises(tasks.DataError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def _load(split="train", name="glue_rte"):
+    return lambda: _source(name).get_dataset(split, shuffle=False)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "{0}: no rows"),
+        (HEADER, "{0}: no rows"),
+        ("index\tsentence1\tlabel\n0\ta\tentailment\n",
+         "{0}:1: no column 'sentence2'; found index, sentence1, label"),
+        ("index\tsentence1\tsentence2\n0\ta\tb\n",
+         "{0}:1: no column 'label'; found index, sentence1, sentence2"),
+        (HEADER + "0\ta\tb\tentailment\n1\ta\tb\tmaybe\n",
+         "{0}:3: label 'maybe'; expected one of entailment (0), not_entailment (1)"),
+        (HEADER + "0\ta\tb\tentailment\n\n1\ta\tb\tentailment\n",
+         "{0}:3: 1 columns; expected 4 (index, sentence1, sentence2, label)"),
+        (HEADER + "0\ta\tentailment\n",
+         "{0}:2: 3 columns; expected 4 (index, sentence1, sentence2, label)"),
+    ],
+)  # fmt: skip
+def test_broken_files(rte, content, message):
+    rte.write_text(content)
+    assert _error(_load()) == message.format(rte)
+
+
+def test_broken_encoding(rte):
+    rte.write_bytes((HEADER + "0\tcaf\xe9\tb\tentailment\n").encode("latin-1"))
+    assert _error(_load()) == f"{rte}:2: not UTF-8 text"
+
+
+@pytest.mark.parametrize("score", ["5.1", "-0.2", "nan", "high", ""])
+def test_broken_scores(tmp_path, monkeypatch, score):
+    (tmp_path / "STS-B").mkdir()
+    path = tmp_path / "STS-B" / "dev.tsv"
+    path.write_text(f"sentence1\tsentence2\tscore\na\tb\t1.0\na\tb\t{score}\n")
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path))
+    expected = f"{path}:3: label '{score}'; expected a number from 0 to 5"
+    assert _error(_load("validation", "glue_stsb")) == expected
+
+
+def test_missing_folders_and_files(rte, tmp_path, monkeypatch):
+    rte.write_text(HEADER + "0\ta\tb\tentailment\n")
+    folder = rte.parent
+    assert _error(_load("validation")) == (
+        f"{folder}/dev.tsv: no such file for split 'validation' of glue_rte; {folder} holds "
+        "train.tsv"
+    )
+    assert _error(_load("test")) == "glue_rte has no split 'test'; it has train, validation"
+    assert f"no folder {tmp_path}/CoLA" in _error(_load(name="glue_cola"))
+    monkeypatch.setenv("GLUE_DIR", "no/where")
+    assert _error(_load()) == (
+        "GLUE_DIR=no/where: no folder no/where; expected the official GLUE layout, "
+        "no/where/RTE/train.tsv and so on"
+    )
+    assert "no folder" in _error(lambda: tasks.available_splits("glue_rte"))
+
+
+def test_an_error_leaves_a_task_unwrapped(rte, shared_data, monkeypatch):
+    monkeypatch.setenv("VOCABULARY", str(shared_data / "vocab" / "spiece.model"))
+    rte.write_text(HEADER + "0\ta\tb\tmaybe\n")
+    task = seqio.get_mixture_or_task("glue_rte")
+    assert _error(lambda: task.get_dataset(None, "train")).startswith(f"{rte}:2: label 'maybe'")
+
+
+def test_class_labels_by_name_or_number(rte):
+    rte.write_text(HEADER + "0\ta\tb\t1\n1\tc\td\tentailment\n")
+    labels = [int(example["label"]) for example in _load()().as_numpy_iterator()]
+    assert labels == [1, 0]
+
+
+def test_types_are_those_of_tfds(tmp_path, monkeypatch):
+    from tensorflow_datasets.text import glue
+
+    (tmp_path / "STS-B").mkdir()
+    (tmp_path / "STS-B" / "train.tsv").write_text("score\tsentence1\tsentence2\n3.8\ta\tb\n")
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").write_text("s\t1\t\ta\n")
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path))
+    for name in ("stsb", "cola"):
+        builder = glue.Glue(config=name, data_dir=str(tmp_path / "tfds"))
+        expected = {k: v.dtype for k, v in builder.info.features.get_tensor_info().items()}
+        spec = _source(f"glue_{name}").get_dataset("train").element_spec
+        got = {k: v.dtype.as_numpy_dtype for k, v in spec.items()}
+        strings = {k for k, v in spec.items() if v.dtype == tf.string}
+        assert set(got) == set(expected)
+        assert all(got[k] == expected[k] for k in set(got) - strings)
+
+
+def test_shards_and_shuffling(rte):
+    rows = "".join(f"{i}\ts{i}\tt\tentailment\n" for i in range(50))
+    rte.write_text(HEADER + rows)
+
+    def order(**arguments):
+        dataset = _source().get_dataset("train", **arguments)
+        return [int(example["idx"]) for example in dataset.as_numpy_iterator()]
+
+    assert order(shuffle=False) == list(range(50))
+    shuffled = order(shuffle=True, seed=1)
+    assert shuffled == order(shuffle=True, seed=1) != order(shuffle=True, seed=2)
+    assert sorted(shuffled) == list(range(50)) != shuffled
+    shards = [order(seed=i, shard_info=seqio.ShardInfo(i, 3)) for i in range(3)]
+    assert sorted(sum(shards, [])) == list(range(50))
+    assert shards[1] != sorted(shards[1])
+    # SeqIO hands shards on to this source, however many, instead of reading all and dropping.
+    assert _source().supports_arbitrary_sharding
+    assert len(_source().list_shards("train")) == 1
+
+
+def test_available_splits(tmp_path, monkeypatch):
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    assert tasks.available_splits("glue_mnli") == (
+        "train", "validation_matched", "validation_mismatched",
+    )  # fmt: skip
+    (tmp_path / "MNLI").mkdir()
+    (tmp_path / "MNLI" / "dev_matched.tsv").touch()
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path))
+    assert tasks.available_splits("glue_mnli") == ("validation_matched",)
+    assert tasks.available_splits("mini_sst2") == ("train", "validation")
+
+
+def test_identity(rte, tmp_path, monkeypatch):
+    rte.write_text(HEADER + "0\ta\tb\tentailment\n")
+    identity = tasks.source_identity("glue_rte", "train")
+    assert identity == {
+        "kind": "file",
+        "file": "train.tsv",
+        "sha256": hashlib.sha256(rte.read_bytes()).hexdigest(),
+    }
+    assert str(tmp_path) not in json.dumps(identity)
+    monkeypatch.delenv("GLUE_DIR")
+    assert tasks.source_identity("glue_mnli", "validation_matched") == {
+        "kind": "tfds",
+        "name": "glue/mnli",
+        "version": "2.0.0",
+        "split": "validation_matched",
+    }
+    generated = tasks.source_identity("mini_sst2", "train")
+    assert generated["kind"] == "generated" and {"version", "seed"} <= set(generated)
+
+
+class _FakeBuilder:
+    """Stands for TFDS with the data prepared: RTE with three examples."""
+
+    def download_and_prepare(self):
+        self.is_prepared = True
+
+
+def test_tfds_is_prepared_then_asked(monkeypatch):
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    source = _source()
+    builder = _FakeBuilder()
+    rows = {"sentence1": ["a"], "sentence2": ["b"], "label": [1], "idx": [0]}
+    calls = []
+
+    def get_dataset(split, shuffle, seed, shard_info):
+        assert builder.is_prepared
+        calls.append((split, shuffle, seed, shard_info))
+        return tf.data.Dataset.from_tensor_slices(rows)
+
+    monkeypatch.setitem(seqio.LazyTfdsLoader._MEMOIZED_BUILDERS, ("glue/rte:2.0.0", None), builder)
+    monkeypatch.setattr(source._tfds, "get_dataset", get_dataset)
+    shard = seqio.ShardInfo(0, 2)
+    dataset = source.get_dataset("validation", shuffle=False, seed=3, shard_info=shard)
+    task = seqio.TaskRegistry.get("glue_rte")
+    (example,) = task.preprocessors[0](dataset).as_numpy_iterator()
+    assert example["inputs"] == b"rte sentence1: a sentence2: b"
+    assert example["targets"] == b"not_entailment"
+    assert calls == [("validation", False, 3, shard)]
+    assert not source.supports_arbitrary_sharding
+    assert tuple(source.splits) == ("train", "validation")
+
+
+@pytest.mark.slow
+def test_tfds_without_data_says_what_to_do(tmp_path, pytestconfig):
+    script = (
+        "import tasks, seqio\n"
+        "source = seqio.TaskRegistry.get('glue_rte').source\n"
+        "assert list(source.splits) == ['train', 'validation']\n"
+        "for call in (source.get_dataset, source.num_input_examples, source.list_shards):\n"
+        "    try: call('train')\n"
+        "    except tasks.DataError as error: print('error:', error)\n"
+    )
+    offline = ("unshare", "--user", "--map-root-user", "--net")
+    if subprocess.run([*offline, "true"], capture_output=True).returncode:
+        pytest.skip("a namespace without a network is not permitted here")
+    result = subprocess.run(
+        [*offline, sys.executable, "-c", script],
+        cwd=pytestconfig.rootpath,
+        env={"PATH": "/usr/bin:/bin", "TFDS_DATA_DIR": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    errors = [line for line in result.stdout.splitlines() if line.startswith("error:")]
+    assert len(errors) == 3
+    for error in errors:
+        assert error.startswith("error: TFDS's glue/rte:2.0.0 is not prepared")
+        assert "set GLUE_DIR" in error and "tfds build glue/rte" in error
+
+
+def _add_own_task(name, source, **keywords):
+    try:
+        return tasks.add_classification(
+            name, source, None, ("no", "yes"), [lambda targets, predictions: {}],
+            vocabulary=tasks.MINI_VOCABULARY, **keywords,
+        )  # fmt: skip
+    except BaseException:
+        seqio.TaskRegistry.remove(name)
+        raise
+
+
+@pytest.fixture
+def forget():
+    """Removes tasks that a test registers."""
+    names = []
+    yield names.append
+    for name in names:
+        seqio.TaskRegistry.remove(name)
+        tasks.LABELS.pop(name, None)
+        tasks.EVAL_SPLITS.pop(name, None)
+
+
+def test_a_task_of_ones_own(forget):
+    forget("own_task")
+    texts = {"inputs": ["is the film good ?", "the film"], "targets": ["yes", "no"]}
+
+    def read(split, shuffle_files, seed=None):
+        return tf.data.Dataset.from_tensor_slices(texts)
+
+    source = seqio.FunctionDataSource(read, splits=("train", "dev"))
+    task = _add_own_task("own_task", source, eval_splits=("dev",))
+    assert tasks.LABELS["own_task"] == ("no", "yes")
+    assert tasks.EVAL_SPLITS["own_task"] == ("dev",)
+    assert tasks.available_splits("own_task") == ("train", "dev")
+    examples = list(task.get_dataset(None, "dev", shuffle=False).as_numpy_iterator())
+    assert examples[0]["targets"].tolist() == [*tasks.MINI_VOCABULARY.encode("yes"), 1]
+    assert task.postprocess_fn("yes") == 1 and task.postprocess_fn("perhaps") == -1
+    before = tasks.source_identity("own_task", "dev")
+    assert before == tasks.source_identity("own_task", "dev")
+    texts["inputs"][1] = "the song"
+    assert before != tasks.source_identity("own_task", "dev")  # content, not name
+
+
+def test_labels_must_differ(forget):
+    forget("own_task")
+    for labels in (("yes",), ("yes", "no", "yes")):
+        with pytest.raises(ValueError, match="two or more different labels"):
+            tasks.add_classification("own_task", _source(), None, labels, [])
+    assert "own_task" not in tasks.LABELS
+
+
+def test_rows_match_python_csv(shared_data):
+    import csv
+
+    path = shared_data / "glue" / "STS-B" / "train.tsv"
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    columns = ("sentence2", "score", "sentence1")
+    ours = [cells for _, cells in tsv.read_rows(str(path), columns)]
+    assert ours == [tuple(row[column] for column in columns) for row in rows]
+    assert np.asarray([float(score) for _, score, _ in ours], np.float32).max() == 5

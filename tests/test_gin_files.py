@@ -1,0 +1,240 @@
+"""The shipped gin files: each is whole, says what it is, and sets only its own keys."""
+
+import functools
+import math
+import re
+import types
+
+import gin
+import jax
+import jax.numpy as jnp
+import pytest
+
+from adalink_jax import config
+from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import T5Config, Transformer
+
+FOLDER = config.gin_folder()
+KINDS = ("models", "methods", "runs", "experiments")
+FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*.gin"))
+MODELS = [name for name in FILES if name.startswith("models/")]
+EXPERIMENTS = [name for name in FILES if name.startswith("experiments/")]
+# A line that sets something, and what it sets.
+SETTING = re.compile(r"^([\w./]+) *= *(.*?)(?: *#.*)?$", re.MULTILINE)
+SUPPLIED = ("configuration", "json")
+
+
+def text_of(name: str) -> str:
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def settings(name: str) -> list[tuple[str, str]]:
+    """What a file sets; a declaration of a required value is no setting."""
+    return [(k, v) for k, v in SETTING.findall(text_of(name)) if v != "%gin.REQUIRED"]
+
+
+def header(name: str) -> dict[str, list[str]]:
+    """The macros that a file's header names as provided, required and commonly overridden."""
+    text = " ".join(re.findall(r"^# *(.*)$", text_of(name).partition("\n\n")[0], re.MULTILINE))
+    pattern = r"Provides: (.*) Requires: (.*) Commonly overridden: (.*)"
+    found = re.search(pattern, text.partition("from __gin__")[0])
+    assert found, f"{name} opens with Provides, Requires and Commonly overridden, in this order"
+    names = ("provides", "requires", "overridden")
+    return {
+        key: re.findall(r"\b[A-Z][A-Z_]{2,}\b", part)
+        for key, part in zip(names, found.groups(), strict=True)
+    }
+
+
+def included(name: str) -> list[str]:
+    return re.findall(r"^include '(.*)'$", text_of(name), re.MULTILINE)
+
+
+def given(*names: str) -> list[str]:
+    """Values for all that files require and do not set."""
+    declared = re.findall(r"^(\w+) = %gin.REQUIRED", "\n".join(map(text_of, names)), re.MULTILINE)
+    set_here = {key for name in names for key, _ in settings(name)}
+    values = {"TASK_FEATURE_LENGTHS": "{'inputs': 8, 'targets': 4}"}
+    return [f"{key}={values.get(key, 'given')}" for key in declared if key not in set_here]
+
+
+def read(entry: str, *files: str, more: tuple[str, ...] = ()) -> config.Configuration:
+    whole = [*files, *(inner for name in files for inner in included(name))]
+    bindings = [*given(*whole), *more]
+    return config.read(f"adalink_jax.runs.{entry}", files, bindings, supplied=SUPPLIED)
+
+
+def test_there_are_four_kinds_of_file():
+    assert {name.partition("/")[0] for name in FILES} <= {*KINDS, "t5x"}
+    assert len(FILES) == len(list(FOLDER.rglob("*.gin")))
+    assert not (FOLDER / "__init__.py").exists()  # It would hide the gin package in a checkout.
+    assert "config" in dir(gin)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_header_names_what_the_file_sets_and_needs(name):
+    macros = {key for key, _ in settings(name) if "." not in key}
+    stated = header(name)
+    assert set(stated["provides"]) == macros
+    assert {binding.partition("=")[0] for binding in given(name)} <= set(stated["requires"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_experiments_include_and_nothing_is_set_twice(name):
+    assert not included(name) or name in EXPERIMENTS
+    keys = [key for key, _ in settings(name)]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_compose_one_file_of_each_kind(name):
+    """The library files of an experiment set different keys; only the experiment overrides them."""
+    kinds = [inner.partition("/")[0] for inner in included(name)]
+    assert len(kinds) == len(set(kinds)) and set(kinds) <= set(KINDS) - {"experiments"}
+    keys = [key for inner in included(name) for key, _ in settings(inner)]
+    assert len(keys) == len(set(keys))
+    lines = text_of(name).splitlines()
+    assert len(lines) <= 25
+    assert f"python scripts/train.py --gin_file={name}" in text_of(name)
+    assert not [key for key, _ in settings(name) if "." in key]  # Macros alone.
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_need_what_their_headers_say(name):
+    required = {binding.partition("=")[0] for binding in given(name, *included(name))}
+    assert required == set(header(name)["requires"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_macro_of_an_experiment_is_read(name):
+    """Against the text alone: what is set appears behind a % somewhere."""
+    files = [name, *included(name)]
+    whole = "\n".join(map(text_of, files))
+    macros = {key for file in files for key, _ in settings(file) if "." not in key}
+    assert macros <= set(re.findall(r"%(\w+)", whole))
+    # And from the entry: whatever the library files offer reaches the call.
+    known = read("train", name)
+    assert macros <= {key for key in known.origins if "." not in key}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_build_what_they_name(name):
+    arguments = config.build(read("train", name))
+    method = re.search(r"methods/(\w+).gin", text_of(name)).group(1)
+    assert type(arguments["method"]) is METHODS[method]
+    model = arguments["model"]
+    assert model is None or isinstance(model, T5Config)
+    # A schedule, and an optimizer that takes it: for full fine-tuning alone, updates are scaled.
+    weights = {"a": jnp.full((4,), 10.0)}
+    transformation = arguments["optimizer"](arguments["learning_rate"])
+    updates, _ = transformation.update(weights, transformation.init(weights), weights)
+    size = float(jnp.abs(updates["a"]).max() / arguments["learning_rate"](0))
+    assert size == pytest.approx(10.0 if method == "full" else 1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_resolved_text_alone_gives_the_same_run(name, tmp_path):
+    known = read("train", name)
+    path = tmp_path / "config.gin"
+    path.write_text(known.text)
+    again = config.read("adalink_jax.runs.train", [str(path)], supplied=SUPPLIED)
+    assert again.values == known.values
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_file_that_builds_it(method):
+    file = f"methods/{method}.gin"
+    arguments = config.build(read("describe", "runs/describe.gin", "models/mini.gin", file))
+    assert type(arguments["method"]) is METHODS[method]
+
+
+def test_methods_have_their_papers_settings():
+    arguments = {
+        name: config.build(
+            read("train", "runs/finetune.gin", f"methods/{name}.gin", "models/mini.gin")
+        )
+        for name in METHODS
+    }
+    rates = {name: float(given["learning_rate"](10)) for name, given in arguments.items()}
+    assert rates == pytest.approx(
+        {"adalink": 1e-3, "lora": 1e-3, "prompt_tuning": 0.03, "full": 1e-3}
+    )
+    assert arguments["adalink"]["method"].rank == arguments["lora"]["method"].rank == 4
+    assert arguments["prompt_tuning"]["method"].length == 64
+    assert arguments["adalink"]["dropout_rate"] == 0.1
+
+
+def test_scores_and_descriptions_take_an_experiments_files():
+    values = read("evaluate", "runs/eval.gin", "experiments/glue_adalink.gin").values
+    assert values["adapter_path"] == values["output_dir"] == "given"
+    assert values["task_feature_lengths"] == {"inputs": 512, "targets": 16}
+    values = read("describe", "runs/describe.gin", "experiments/glue_lora.gin").values
+    assert values["method"]["@"] == "adalink_jax.methods.lora.LoRA"
+
+
+def model_of(name: str) -> T5Config:
+    full = "methods/full.gin"
+    return config.build(read("describe", "runs/describe.gin", full, name))["model"]
+
+
+@functools.cache
+def initialised(model: T5Config) -> int:
+    """The number of parameters that the network makes, without making them."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    initialise = functools.partial(Transformer(model).init, jax.random.key(0))
+    shapes = jax.eval_shape(initialise, tokens, tokens, tokens)["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def parameters(c: T5Config) -> int:
+    """T5's number of parameters, by hand.
+
+    Per layer: attention 4·D·N·K, twice in the decoder; MLP 3·D·F where gated, else 2·D·F; a norm
+    of D in front of each. Per stack: a norm and 32 buckets of N biases. The table, and the output
+    layer where it is not the table.
+    """
+    attention = 4 * c.emb_dim * c.num_heads * c.head_dim
+    mlp = (len(c.mlp_activations) + 1) * c.emb_dim * c.mlp_dim
+    encoder = c.num_encoder_layers * (attention + mlp + 2 * c.emb_dim)
+    decoder = c.num_decoder_layers * (2 * attention + mlp + 3 * c.emb_dim)
+    stacks = 2 * (c.emb_dim + 32 * c.num_heads)
+    tables = (1 if c.logits_via_embedding else 2) * c.vocab_size * c.emb_dim
+    return encoder + decoder + stacks + tables
+
+
+# As counted in the public checkpoints by other software.
+PUBLIC = types.MappingProxyType(
+    {
+        "t5_1_0_small": 60_506_624,
+        "t5_1_0_base": 222_903_552,
+        "t5_1_0_large": 737_668_096,
+        "t5_1_0_3b": 2_851_598_336,
+        "t5_1_0_11b": 11_307_321_344,
+        "t5_1_1_small": 76_961_152,
+        "t5_1_1_base": 247_577_856,
+        "t5_1_1_large": 783_150_080,
+        "t5_1_1_xl": 2_849_757_184,
+        "t5_1_1_xxl": 11_135_332_352,
+    }
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_the_parameters_that_their_headers_state(name):
+    stated = int(re.match(r"# .*: ([\d,]+) parameters\.\n", text_of(name))[1].replace(",", ""))
+    model = model_of(name)
+    assert parameters(model) == stated
+    assert initialised(model) == stated
+    public = name.removeprefix("models/").removesuffix(".gin").replace("flan_t5", "t5_1_1")
+    assert PUBLIC.get(public, stated) == stated
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
+def test_flan_differs_from_t5_1_1_in_name_alone(size):
+    flan, plain = settings(f"models/flan_t5_{size}.gin"), settings(f"models/t5_1_1_{size}.gin")
+    assert flan == plain
+
+
+def test_the_mini_base_holds_the_mini_vocabulary():
+    tasks = pytest.importorskip("tasks", reason="SeqIO is not installed")
+    assert tasks.MINI_VOCABULARY.vocab_size <= model_of("models/mini.gin").vocab_size

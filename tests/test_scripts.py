@@ -1,0 +1,53 @@
+"""The command lines, as a user calls them: from any folder, without an installation."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ADAPTED = ("--gin_file=models/mini.gin", "--gin_file=methods/adalink.gin")
+
+
+def run(script: str, *arguments: str, folder: pathlib.Path) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GLUE_DIR")}
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "describe.py"])
+def test_help_and_a_mistake(script, tmp_path):
+    done = run(script, "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {script} --gin_file=FILE" in done.stdout
+    done = run(script, "--gin_file=no/such.gin", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    # One line, whatever libraries have to say at import.
+    assert done.stderr.splitlines()[-1].startswith("error: command line: no gin file")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_describe_prints_json_alone(tmp_path):
+    done = run("describe.py", *ADAPTED, "--gin.RANK=8", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+@pytest.mark.slow
+def test_tasks_of_the_users_are_imported_from_his_folder(tmp_path):
+    (tmp_path / "my_tasks.py").write_text("print('registered')\n")
+    (tmp_path / "my.gin").write_text("import my_tasks\n")
+    done = run("describe.py", *ADAPTED, "--gin_file=my.gin", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("registered\n")

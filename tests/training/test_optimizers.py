@@ -1,0 +1,118 @@
+"""Adafactor, its schedules, and updates that keep routes apart."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adalink_jax import sharding
+from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.training import optimizers, state, step
+
+
+@pytest.mark.parametrize("name", ["adafactor_scaled", "adafactor_unscaled"])
+def test_full_fine_tuning_repeats_the_losses_of_t5x(golden, shared_data, name):
+    config, base, batch = golden("t5_1_1_tiny")
+    config = dataclasses.replace(config, dropout_rate=0.0)
+    with np.load(shared_data / "golden" / "t5_1_1_tiny" / f"{name}.npz") as arrays:
+        expected = dict(arrays)
+    method = METHODS["full"]()
+    rate = optimizers.factors(base_learning_rate=float(expected["learning_rate"]))
+    optimizer = optimizers.adafactor(
+        rate, multiply_by_parameter_scale=name.endswith("_scaled"), factored=True
+    )
+    inputs = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+    features = {key: batch[key] for key in inputs}
+    features["decoder_loss_weights"] = (batch[inputs[2]] > 0).astype(np.float32)
+    model = Transformer(config, method)
+    mesh = sharding.make_mesh()
+    with sharding.on_mesh(mesh):
+        current = state.create(config, method, base, base, optimizer, mesh)
+        train_step = jax.jit(step.make_train_step(model, optimizer, rate, seed=0, z_loss=0.0))
+        losses = []
+        for _ in expected["loss_sum"]:
+            current, metrics = train_step(current, features)
+            losses.append(metrics["loss"] * metrics["target_tokens"])
+    np.testing.assert_allclose(losses, expected["loss_sum"], rtol=1e-5)
+    logits = model.apply(
+        {"params": current.trainable}, *(batch[key] for key in inputs), enable_dropout=False
+    )
+    np.testing.assert_allclose(logits, expected["logits_after"], atol=1e-3)
+
+
+def numpy_adafactor(grads, param, *, scaled, factored, rate, decay=0.8, steps=3):
+    """Shazeer & Stern 2018, algorithms 4 and 5, for one matrix."""
+    rows, columns, whole = 0.0, 0.0, 0.0
+    for t, grad in enumerate(grads[:steps]):
+        beta = 1.0 - (t + 1.0) ** -decay
+        square = grad.astype(np.float64) ** 2 + 1e-30
+        if factored:
+            rows = beta * rows + (1 - beta) * square.mean(axis=1)
+            columns = beta * columns + (1 - beta) * square.mean(axis=0)
+            second = np.outer(rows, columns) / rows.mean()
+        else:
+            second = whole = beta * whole + (1 - beta) * square
+        update = grad / np.sqrt(second)
+        update /= max(1.0, np.sqrt(np.mean(update**2)))
+        scale = max(1e-3, np.sqrt(np.mean(param**2))) if scaled else 1.0
+        param = param - rate * scale * update
+    return param
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("shape", [(128, 160), (127, 160)])
+def test_adafactor_against_numpy(shape, scaled):
+    """Both sides of the threshold of factoring."""
+    rng = np.random.default_rng(0)
+    param = rng.normal(size=shape).astype(np.float32)
+    grads = rng.normal(size=(3, *shape)).astype(np.float32) * rng.random((shape[0], 1))
+    rate = optimizers.factors(base_learning_rate=0.1)
+    optimizer = optimizers.adafactor(rate, multiply_by_parameter_scale=scaled, factored=True)
+    value, opt_state = jnp.asarray(param), optimizer.init(param)
+    for grad in grads:
+        updates, opt_state = optimizer.update(jnp.asarray(grad, jnp.float32), opt_state, value)
+        value = value + updates
+    factored = min(shape) >= 128
+    expected = numpy_adafactor(grads, param, scaled=scaled, factored=factored, rate=0.1)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+    other = numpy_adafactor(grads, param, scaled=scaled, factored=not factored, rate=0.1)
+    assert np.abs(value - other).max() > 1e-2
+
+
+def test_routes_do_not_disturb_each_other():
+    """One route's update is what it would be alone, whatever the gradients of the others."""
+    rng = np.random.default_rng(1)
+    rate = optimizers.factors(base_learning_rate=0.1)
+    plain = optimizers.adafactor(rate, multiply_by_parameter_scale=True, factored=True)
+    mapped = optimizers.per_module(plain, METHODS["adalink"](rank=130, routes=3))
+    params = rng.normal(size=(3, 140, 130)).astype(np.float32)
+    grads = (rng.normal(size=params.shape) * np.array([1e-3, 1, 1e3])[:, None, None]).astype("f4")
+    updates, _ = mapped.update({"down": grads}, mapped.init({"down": params}), {"down": params})
+    for k in range(3):
+        alone, _ = plain.update(grads[k], plain.init(params[k]), params[k])
+        np.testing.assert_allclose(updates["down"][k], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        ("constant", lambda t: 0.3),
+        ("constant * linear_warmup", lambda t: 0.3 * min(1, t / 5)),
+        ("constant * rsqrt_decay", lambda t: 0.3 / max(t, 5) ** 0.5),
+        ("constant*linear_warmup*rsqrt_decay", lambda t: 0.3 * min(1, t / 5) / max(t, 5) ** 0.5),
+    ],
+)
+def test_schedules_of_t5x(factors, expected):
+    schedule = optimizers.factors(factors, base_learning_rate=0.3, warmup_steps=5)
+    np.testing.assert_allclose([schedule(t) for t in range(12)], [*map(expected, range(12))], 1e-6)
+
+
+def test_mistaken_schedules_are_refused():
+    with pytest.raises(UserError, match="did you mean 'rsqrt_decay'"):
+        optimizers.factors("constant * rsqrt")
+    with pytest.raises(UserError, match="warmup_steps is 0"):
+        optimizers.factors("linear_warmup", warmup_steps=0)

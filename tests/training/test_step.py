@@ -1,0 +1,100 @@
+"""Loss and step against closed formulas."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from adalink_jax import sharding
+from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.training import optimizers, state, step
+from adalink_jax.training.losses import cross_entropy
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_against_numpy(label_smoothing):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 3, 7)).astype(np.float32) * 3
+    targets = rng.integers(0, 7, (2, 3)).astype(np.int32)
+    weights = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
+    log_z = np.log(np.exp(logits.astype(np.float64)).sum(-1))
+    wanted = np.full(logits.shape, label_smoothing / 6)
+    np.put_along_axis(wanted, targets[..., None], 1 - label_smoothing, axis=-1)
+    loss = -(wanted * (logits - log_z[..., None])).sum(-1)
+    if label_smoothing:
+        loss += (wanted * np.log(wanted)).sum(-1)  # A perfect prediction costs nothing.
+    z = 1e-2 * log_z**2
+    got, got_z = cross_entropy(logits, targets, weights, 1e-2, label_smoothing)
+    np.testing.assert_allclose(got, ((loss + z) * weights).sum(), rtol=1e-5)
+    np.testing.assert_allclose(got_z, (z * weights).sum(), rtol=1e-5)
+
+
+def run(tiny, steps=2, dropout_rate=0.0, parts=1, seed=0, batch=None, method=None):
+    config, base, default = tiny
+    config = dataclasses.replace(config, dropout_rate=dropout_rate)
+    method = method or METHODS["adalink"](rank=2)
+    rate = optimizers.factors(base_learning_rate=0.01)
+    optimizer = optimizers.adafactor(rate, multiply_by_parameter_scale=False, factored=False)
+    optimizer = optimizers.per_module(optimizer, method)
+    mesh = sharding.make_mesh()
+    with sharding.on_mesh(mesh):
+        adapter = state.init_adapter(config, method, base, jax.random.key(3))
+        current = state.create(config, method, base, adapter, optimizer, mesh)
+        train_step = jax.jit(
+            step.make_train_step(
+                Transformer(config, method), optimizer, rate, seed=seed, accumulation_steps=parts
+            )
+        )
+        for _ in range(steps):
+            current, metrics = train_step(current, batch or default)
+    return current, metrics
+
+
+def test_accumulation_changes_nothing(tiny):
+    """Parts with different numbers of target tokens: summed, and divided once."""
+    whole, metrics = run(tiny)
+    parts, of_parts = run(tiny, parts=2)
+    assert (
+        metrics["target_tokens"]
+        == of_parts["target_tokens"]
+        == tiny[2]["decoder_loss_weights"].sum()
+    )
+    np.testing.assert_allclose(metrics["loss"], of_parts["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], of_parts["gradient_norm"], rtol=1e-4)
+    one, other = (jax.tree.leaves(s.trainable) for s in (whole, parts))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_dropout_is_a_function_of_seed_and_step(tiny):
+    losses = [float(run(tiny, 1, 0.3, seed=seed)[1]["loss"]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    first = run(tiny, 1, 0.3)[1]["loss"]
+    second = run(tiny, 2, 0.3)[1]["loss"]
+    assert abs(first - second) > 1e-3  # Another step, another mask.
+    assert float(first) != float(run(tiny, 1, 0.0)[1]["loss"])
+
+
+def test_create_leaves_the_caller_arrays_alone(tiny):
+    """The step may donate its state; base and adapter given by the caller stay whole."""
+    config, base, batch = tiny
+    method = METHODS["full"]()
+    rate = optimizers.factors()
+    optimizer = optimizers.adafactor(rate, multiply_by_parameter_scale=True, factored=True)
+    mesh = sharding.make_mesh()
+    before = jax.tree.map(np.array, base)
+    with sharding.on_mesh(mesh):
+        current = state.create(config, method, base, base, optimizer, mesh)
+        train_step = step.make_train_step(Transformer(config, method), optimizer, rate, seed=0)
+        jax.jit(train_step, donate_argnums=0)(current, batch)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, base))
+
+
+def test_a_method_that_matches_nothing_is_refused(tiny):
+    config, base, _ = tiny
+    relu_layer = METHODS["lora"](rank=2, linears="mlp/wi")
+    with pytest.raises(UserError, match="nothing would train"):
+        state.init_adapter(config, relu_layer, base, jax.random.key(0))
