@@ -1,5 +1,6 @@
 """A run, from its configuration to an adapter and its scores. The functions that gin binds."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
@@ -163,21 +164,23 @@ def train(
         store = Store(folder.path / "checkpoints", keep_checkpoints)
         state, first_step = _restored(state, store, train_steps)
         folder.start(configuration.text if configuration else "", record, first_step)
-        state = train_loop(
-            state,
-            jax.jit(train_step, donate_argnums=0),
-            data.prefetch(
-                batches, first_step, train_steps, lambda b: sharding.place_batch(b, mesh)
-            ),
-            first_step=first_step,
-            train_steps=train_steps,
-            folder=folder,
-            store=store,
-            evaluate=evaluation,
-            eval_period=eval_period,
-            checkpoint_period=checkpoint_period,
-            log_period=log_period,
+        placed = data.prefetch(
+            batches, first_step, train_steps, lambda b: sharding.place_batch(b, mesh)
         )
+        with contextlib.closing(placed):
+            state = train_loop(
+                state,
+                jax.jit(train_step, donate_argnums=0),
+                placed,
+                first_step=first_step,
+                train_steps=train_steps,
+                folder=folder,
+                store=store,
+                evaluate=evaluation,
+                eval_period=eval_period,
+                checkpoint_period=checkpoint_period,
+                log_period=log_period,
+            )
         results = evaluation.latest or evaluation.of(state)
     _write_outcome(folder, state, base, method, batches.tasks, record, results)
     store.close()

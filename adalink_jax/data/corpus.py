@@ -76,9 +76,9 @@ def mixture(name: str) -> Mixture:
       UserError: the name is unknown, its features are not inputs and targets, its tasks do not
         share one vocabulary, or a mixing rate cannot be computed.
     """
+    _register()
     import seqio
 
-    _register()
     known = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
     if name not in known:
         raise UserError(f"unknown mixture or task '{name}'{nearest(name, known)}")
@@ -105,7 +105,19 @@ def mixture(name: str) -> Mixture:
 
 def _register() -> None:
     """Makes the tasks of this project known to SeqIO."""
-    import tasks  # noqa: F401
+    if "tasks" in sys.modules:
+        return
+    # TensorFlow's libraries write to the standard error while they load, before they read the
+    # log level that they were given.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            import tasks  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _rate(found, task) -> float:
@@ -150,9 +162,9 @@ def tokens(task_name: str, split: str, cache_dir: str | os.PathLike | None = Non
       UserError: unknown task or split, no examples, tokens that are not integers, or a cache
         folder that cannot be written.
     """
+    _register()
     import seqio
 
-    _register()
     if task_name not in seqio.TaskRegistry.names():
         raise UserError(
             f"unknown task '{task_name}'{nearest(task_name, seqio.TaskRegistry.names())}"

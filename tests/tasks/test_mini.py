@@ -34,6 +34,17 @@ def _bare(text: str) -> str:
     raise AssertionError(f"no template of '{text}'")
 
 
+def _filled(inputs: str, targets: str) -> str:
+    """The sentence of a span corruption example, put together again."""
+    words = targets.split()
+    starts = [i for i, word in enumerate(words) if word in mini.SENTINELS]
+    assert starts and [words[i] for i in starts] == list(mini.SENTINELS[: len(starts)])
+    for start, stop in zip(starts, [*starts[1:], None], strict=True):
+        assert words[start + 1 : stop]
+        inputs = inputs.replace(words[start], " ".join(words[start + 1 : stop]))
+    return inputs
+
+
 def test_version_names_the_content():
     """Changing what is generated must raise VERSION: caches know the data by it."""
     digest = hashlib.sha256()
@@ -93,9 +104,12 @@ def test_splits_and_tasks_do_not_share_sentences(name):
         sentences = _texts(task, split)
         if task == "mini_instructions":
             sentences = [_bare(text) for text in sentences]
+        if task == "mini_spans":
+            targets = mini.generate(task, split)["targets"]
+            sentences = [_filled(*pair) for pair in zip(sentences, targets, strict=True)]
         return set(sentences), {" ".join(sorted(s.split())) for s in sentences}
 
-    others = [(name, "train"), ("mini_instructions", "train"), ("mini_instructions", "validation")]
+    others = [(name, "train"), ("mini_instructions", "train"), ("mini_spans", "train")]
     sentences, bags = contents(name, "validation")
     assert len(sentences) == 400
     for other in others:
@@ -178,17 +192,15 @@ def test_counting_words_does_not_solve_it(name, record_property):
     assert scores["words"] < 0.7
 
 
-def test_spans_restore_the_sentence():
+def test_spans_restore_a_sentence():
     columns = mini.generate("mini_spans", "train")
-    for inputs, targets in zip(columns["inputs"][:2000], columns["targets"][:2000], strict=True):
-        words = targets.split()
-        starts = [i for i, word in enumerate(words) if word in mini.SENTINELS]
-        filled = inputs
-        for n, (start, stop) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
-            assert words[start] == mini.SENTINELS[n] and words[start + 1 : stop]
-            filled = filled.replace(words[start], " ".join(words[start + 1 : stop]))
-        assert len(starts) >= 1 and not set(filled.split()) & set(mini.SENTINELS)
-        assert filled.endswith(" .") and 2 <= len(filled.split()) - len(words) + len(starts)
+    sentences = [_filled(*pair) for pair in zip(columns["inputs"], columns["targets"], strict=True)]
+    known = set(language.lexicon())
+    assert all(sentence.endswith(" .") and set(sentence.split()) <= known for sentence in sentences)
+    hidden = np.mean([len(t.split()) for t in columns["targets"]])
+    assert 0.1 < hidden / np.mean([len(s.split()) for s in sentences]) < 0.5
+    counts = [sum(word in mini.SENTINELS for word in t.split()) for t in columns["targets"]]
+    assert set(counts) == {1, 2, 3}
 
 
 def test_mixture_of_pretraining():
