@@ -162,8 +162,12 @@ class RunFolder:
         """
         if self._metrics is None or self._board is None:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
+        try:
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            path = self.path / "metrics.jsonl"
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
         for name, value in {**values, **(times or {})}.items():
             self._board.add_scalar(name, value, step)
 
