@@ -69,7 +69,7 @@ setuptools.setup(
         "tasks",
     ],
     package_dir={"adalink_jax.gin": "gin"},
-    package_data={"adalink_jax.gin": ["*/*.gin"]},
+    package_data={"adalink_jax": ["bases/**/*"], "adalink_jax.gin": ["*/*.gin"]},
     install_requires=MATHS + RUNS,
     extras_require={"test": TEST, "reference": REFERENCE, "dev": TEST + REFERENCE},
 )

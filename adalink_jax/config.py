@@ -14,8 +14,9 @@ declares X and never overrides a value, and a file that is included twice is rea
 
 import contextlib
 import importlib
-import importlib.util  # gin 0.5 uses importlib.util without importing it.
+import importlib.util  # gin 0.5's reader of files uses it without importing it.
 import inspect
+import logging
 import os
 import pathlib
 import re
@@ -79,6 +80,7 @@ def main(
     argv = list(sys.argv[1:] if argv is None else argv)
     switches = dict(switches or {})
     configuration = None
+    _show_notices()
     try:
         flags = _parse(argv, switches)
         if flags["help"]:
@@ -212,6 +214,17 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _show_notices() -> None:
+    """Lets the package's notices, such as that a task is being tokenized, reach the terminal."""
+    logger = logging.getLogger("adalink_jax")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # TensorFlow's imports give the root logger a handler too.
 
 
 def _parse(argv: Sequence[str], switches: Mapping[str, str]) -> dict[str, Any]:

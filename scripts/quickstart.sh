@@ -10,12 +10,14 @@ base=adalink_jax/bases/mini
 bash scripts/environment.sh
 echo
 echo "1. The base, trained on instructions about a small world of generated sentences,"
-echo "   meets a format that it has never seen: 'sst2 sentence: …' -> positive or negative."
-[[ -e $out/base/results.json ]] || .venv/bin/python scripts/eval.py --gin_file=experiments/mini_eval.gin \
+echo "   meets a format that it has never seen: 'cola sentence: …' -> acceptable or unacceptable."
+[[ -e $out/base/results.json ]] || .venv/bin/python scripts/eval.py \
+    --gin_file=experiments/mini_eval.gin --gin.MIXTURE_OR_TASK_NAME=mini_cola \
     --gin.ADAPTER_PATH=None --gin.INITIAL_CHECKPOINT_PATH="$base" --gin.EVAL_OUTPUT_DIR="$out/base"
 echo
 echo "2. AdaLink of rank 4 learns the format; the base stays frozen."
 .venv/bin/python scripts/train.py --gin_file=experiments/mini_adalink.gin \
+    --gin.MIXTURE_OR_TASK_NAME=mini_cola --gin.TRAIN_STEPS=200 \
     --gin.INITIAL_CHECKPOINT_PATH="$base" --gin.MODEL_DIR="$out/adalink"
 echo
 .venv/bin/python scripts/collect.py --csv="$out/results.csv" "$out/adalink"

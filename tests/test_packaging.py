@@ -26,7 +26,7 @@ def files_below(folder: str, ending: str) -> set[str]:
     return {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / folder).rglob(f"*{ending}")
-        if "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts
     }
 
 
@@ -66,8 +66,9 @@ def test_every_package_is_named(arguments):
         assert (ROOT / folder.replace(".", "/") / "__init__.py").is_file()
 
 
-def test_the_wheel_holds_all_modules_and_gin_files_and_nothing_else(wheel):
+def test_the_wheel_holds_all_modules_bases_and_gin_files_and_nothing_else(wheel):
     ours = files_below("adalink_jax", ".py") | files_below("tasks", ".py")
+    ours |= files_below("adalink_jax/bases", "")
     gin_files = {f"adalink_jax/{name}" for name in files_below("gin", ".gin")}
     assert gin_files
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}

@@ -129,6 +129,8 @@ def save_adapter(
         record["sha256"] = file_sha256(partial / TENSORS)
         text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        # safetensors makes files that their owner alone can read; an adapter is to be shared.
+        shutil.copymode(partial / RECORD, partial / TENSORS)
         _publish(partial, folder)
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -17,7 +17,7 @@ def start(devices: int, *meshes: str, **environment: str) -> subprocess.Popen:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *meshes],
-        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "XLA_FLAGS": flags, **environment},
         cwd=SCRIPT.parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -26,7 +26,7 @@ def start(devices: int, *meshes: str, **environment: str) -> subprocess.Popen:
 
 
 def result_of(process: subprocess.Popen) -> dict:
-    output, errors = process.communicate(timeout=540)
+    output, errors = process.communicate(timeout=1500)
     assert process.returncode == 0, errors[-3000:]
     return json.loads(output.splitlines()[-1])
 

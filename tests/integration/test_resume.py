@@ -38,7 +38,7 @@ def run(kill_at: int, folder: pathlib.Path, base: pathlib.Path, cache: pathlib.P
             *extra,
         ],
         cwd=SCRIPT.parents[2],
-        env={**os.environ, "ADALINK_CACHE_DIR": str(cache)},
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2]), "ADALINK_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         timeout=500,
