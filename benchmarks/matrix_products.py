@@ -9,7 +9,6 @@ stack's input rather than of the layer before, so that a deep chain of products 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,7 +34,7 @@ class Shape:
     targets: int
 
 
-def make_weights(config: T5Config, key: jax.Array) -> Weights:
+def make_weights(config: T5Config, shape: Shape, key: jax.Array) -> Weights:
     """Random kernels [Din, Dout] that keep a chain of products near unit variance."""
     width, hidden = config.num_heads * config.head_dim, config.mlp_dim
     attention = dict.fromkeys("qkv", (config.emb_dim, width)) | {"o": (width, config.emb_dim)}
@@ -49,30 +48,40 @@ def make_weights(config: T5Config, key: jax.Array) -> Weights:
     }
     leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = jax.random.split(key, len(leaves))
-    normal = [
-        jax.random.normal(k, shape, config.dtype) * shape[0] ** -0.5
-        for k, shape in zip(keys, leaves, strict=True)
+    kernels = [
+        jax.random.normal(k, size, config.dtype) * size[0] ** -0.5
+        for k, size in zip(keys, leaves, strict=True)
     ]
-    return jax.tree.unflatten(tree, normal)
+    weights = jax.tree.unflatten(tree, kernels)
+    # In place of softmax, a factor that keeps the variance of attention's output.
+    for w in weights["encoder"]:
+        w["self"]["q"] *= (config.head_dim * shape.inputs) ** -0.5
+    for w in weights["decoder"]:
+        w["self"]["q"] *= (config.head_dim * shape.targets) ** -0.5
+        w["cross"]["q"] *= (config.head_dim * shape.inputs) ** -0.5
+    return weights
+
+
+def _linear(x, kernel):
+    # Over a flat list of tokens, or XLA would transpose x for the gradient of the kernel.
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _attention(config: T5Config, w: Weights, queries, keys, values):
     """Attention whose logits are its weights, [B,Tq,D] from [B,Tq,D] and two of [B,Tk,D]."""
 
     def heads(x, kernel):
-        return (x @ kernel).reshape(*x.shape[:2], config.num_heads, config.head_dim)
+        return _linear(x, kernel).reshape(*x.shape[:2], config.num_heads, config.head_dim)
 
-    # In place of softmax, a factor that keeps the variance; on the kernel, where it is cheap.
-    scale = (config.head_dim * keys.shape[1]) ** -0.5
-    q, k, v = heads(queries, w["q"] * scale), heads(keys, w["k"]), heads(values, w["v"])
+    q, k, v = heads(queries, w["q"]), heads(keys, w["k"]), heads(values, w["v"])
     logits = jnp.einsum("bqnk,bsnk->bnqs", q, k)
     y = jnp.einsum("bnqs,bsnk->bqnk", logits, v)
-    return y.reshape(*y.shape[:2], -1) @ w["o"]
+    return _linear(y.reshape(*y.shape[:2], -1), w["o"])
 
 
 def _mlp(w: Weights, first, x):
-    hidden = x @ w["wi_0"]
-    return (hidden * (first @ w["wi_1"]) if "wi_1" in w else hidden) @ w["wo"]
+    hidden = _linear(x, w["wi_0"])
+    return _linear(hidden * _linear(first, w["wi_1"]) if "wi_1" in w else hidden, w["wo"])
 
 
 def forward(config: T5Config, weights: Weights, inputs: jax.Array, targets: jax.Array):
@@ -86,7 +95,7 @@ def forward(config: T5Config, weights: Weights, inputs: jax.Array, targets: jax.
         y = _attention(config, w["self"], targets, targets, y)
         y = _attention(config, w["cross"], y, inputs, x)
         y = _mlp(w["mlp"], targets, y)
-    return y @ weights["logits"]
+    return _linear(y, weights["logits"])
 
 
 def make_step(config: T5Config, *, weight_gradients: bool):

@@ -3,7 +3,8 @@
 Other work on the machine slows everything, and not evenly. So all candidates run once in every
 round, one after another, and a comparison is the median over rounds of the ratio *within* a round:
 a slow minute hits both sides of it. Seconds alone are of the machine and the moment; ratios carry
-over to others.
+over to others. Beside the wall clock stands the CPU time of the process (all threads), which
+hardly notices that others run on the same cores, but counts no waiting either.
 """
 
 import argparse
@@ -15,41 +16,57 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+# name -> seconds of each round
 Times = dict[str, list[float]]
+
+
+class Seconds(NamedTuple):
+    """What a candidate may return that measures itself."""
+
+    wall: float
+    cpu: float
+
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "transformers", "peft")
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, warm_ups: int = 1
-) -> Times:
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_ups: int = 1,
+) -> tuple[Times, Times]:
     """Runs every candidate once a round; odd rounds go backwards, so that neighbors swap.
 
     Args:
-      candidates: name -> a call that returns only when its work is done.
+      candidates: name -> a call that returns when its work is done. It is timed from outside,
+        unless it returns the `Seconds` that it measured itself.
       rounds: how many timed runs each gets.
       warm_ups: untimed runs of each before.
 
     Returns:
-      name -> seconds of each round.
+      Wall seconds and CPU seconds.
     """
-    times: Times = {name: [] for name in candidates}
+    wall: Times = {name: [] for name in candidates}
+    cpu: Times = {name: [] for name in candidates}
     for run in candidates.values():
         for _ in range(warm_ups):
             run()
     for number in range(rounds):
         order = list(candidates.items())
         for name, run in reversed(order) if number % 2 else order:
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+            start, cpu_start = time.perf_counter(), time.process_time()
+            measured = run()
+            if not isinstance(measured, Seconds):
+                measured = Seconds(time.perf_counter() - start, time.process_time() - cpu_start)
+            wall[name].append(measured.wall)
+            cpu[name].append(measured.cpu)
         if sys.stderr.isatty():
             print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return times
+    return wall, cpu
 
 
 def ratio(times: Times, name: str, to: str) -> float:
@@ -76,7 +93,6 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
 
 def report(
     name: str,
-    columns: Sequence[str],
     rows: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
     load_before: Sequence[float],
@@ -86,13 +102,14 @@ def report(
 
     Args:
       name: of the benchmark.
-      columns: the keys of a row that the table shows, in order.
-      rows: one mapping a line of the table; an absent value shows as an empty cell.
+      rows: one mapping a line of the table, keys in the order of the columns; what a row lacks
+        shows as an empty cell.
       settings: what was measured, at which sizes.
       load_before: `os.getloadavg()` when the measurement began.
       out: where to write the JSON.
     """
-    rows = list(rows)
+    rows, load_after = list(rows), os.getloadavg()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     print(f"| {' | '.join(columns)} |")
     print(f"|{'|'.join(' --- ' if i == 0 else ' ---: ' for i in range(len(columns)))}|")
     for row in rows:
@@ -101,22 +118,32 @@ def report(
         "benchmark": name,
         "settings": dict(settings),
         "rows": rows,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": {"before": list(load_before), "after": list(os.getloadavg())},
+        "cores": cores(),
+        "load": {"before": list(load_before), "after": list(load_after)},
         "versions": _versions(),
     }
-    before, after = load_before[0], os.getloadavg()[0]
-    print(f"\n{result['cores']} cores; load average {before:.1f} before, {after:.1f} after")
+    print(
+        f"\n{cores()} cores, load average {load_before[0]:.1f} before, {load_after[0]:.1f} after\n"
+    )
     line = json.dumps(result)
     print(line)
     if out is not None:
         out.write_text(line + "\n", encoding="utf-8")
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _versions() -> dict[str, str]:

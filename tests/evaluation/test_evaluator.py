@@ -260,9 +260,12 @@ def test_a_real_network_ranks_as_a_forward_pass_per_label():
     )
     network = Transformer(config)
     one = jnp.ones((1, 2), jnp.int32)
-    params = network.init(jax.random.key(0), one, one, one, enable_dropout=False)["params"]
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: network.init(key, one, one, one, enable_dropout=False))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes["params"]
+    )
     split = evaluator(network, "known")(params).tasks["known"].splits["validation"]
     scores_of_no = {p.scores["no"] for p in split.predictions}
     assert len(scores_of_no) == len(EXAMPLES), "the network tells inputs apart"

@@ -1,0 +1,165 @@
+"""Training steps of other implementations at the same shapes: T5X's network, transformers and peft.
+
+All of them are optional; what cannot be imported is skipped with a line that says so. Weights are
+random (a step's time does not depend on them), optimizers are Adafactor, dropout is on, the batch
+is the one that ours get.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adalink_jax.methods.low_rank import routed_low_rank
+from adalink_jax.models.t5 import T5Config
+from adalink_jax.training import optimizers
+from adalink_jax.training.step import loss_fn
+from benchmarks import timing
+
+Steps = dict[str, Callable[[], None]]
+
+
+def t5x_steps(config: T5Config, base: Any, batch: Mapping[str, Any], rank: int) -> Steps:
+    """T5X's minimal T5 with a trainable-only AdaLink, and with full fine-tuning.
+
+    AdaLink's product is added to what the encoder's embedding returns; T5X has no hook.
+
+    Args:
+      config: the architecture.
+      base: parameters; T5X's network has the same names.
+      batch: as `adalink_jax.training.step` takes it.
+      rank: AdaLink's.
+    """
+    try:
+        from t5x.examples.t5 import network
+    except ImportError as error:
+        print(f"T5X's network is skipped: {error}")
+        return {}
+    fields = dataclasses.asdict(config)
+    model = network.Transformer(network.T5Config(**fields))
+    batch = {name: array for name, array in batch.items() if not name.endswith("routes")}
+    key = jax.random.key(0) if config.dropout_rate else None
+
+    def full_loss(trainable, frozen):
+        return loss_fn(model, trainable, frozen, batch, key, 1e-4, 0.0)[0]
+
+    def adalink_loss(trainable, frozen):
+        calls = []
+
+        def adapt(call, args, kwargs, context):
+            x = call(*args, **kwargs)
+            if type(context.module).__name__ == "Embed" and context.method_name == "__call__":
+                calls.append(None)
+                if len(calls) == 1:  # The encoder's look-up comes first, then the decoder's.
+                    return x + routed_low_rank(x, trainable["down"], trainable["up"], None)
+            return x
+
+        with nn.intercept_methods(adapt):
+            return full_loss({}, frozen)
+
+    adapter = {
+        "down": jax.random.normal(jax.random.key(1), (1, config.emb_dim, rank)),
+        "up": jnp.zeros((1, rank, config.emb_dim)),
+    }
+    return {
+        "T5X's network, adalink": _jax_step(adalink_loss, adapter, base, scaled=False),
+        "T5X's network, full": _jax_step(full_loss, base, {}, scaled=True),
+    }
+
+
+def _jax_step(loss: Callable, trainable: Any, frozen: Any, *, scaled: bool) -> Callable[[], None]:
+    optimizer = optimizers.adafactor(
+        optimizers.factors(), multiply_by_parameter_scale=scaled, factored=scaled
+    )
+
+    def step(trainable, opt_state, frozen):
+        value, gradients = jax.value_and_grad(loss)(trainable, frozen)
+        updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+        return optax.apply_updates(trainable, updates), opt_state, value
+
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    trainable = jax.tree.map(lambda x: jnp.array(x, copy=True), trainable)
+    state = [trainable, optimizer.init(trainable)]
+
+    def run() -> None:
+        *state[:], value = compiled(*state, frozen)
+        value.block_until_ready()
+
+    return run
+
+
+def transformers_steps(
+    config: T5Config, batch: Mapping[str, np.ndarray], rank: int, prompt_length: int
+) -> Steps:
+    """Full fine-tuning by transformers; LoRA on the encoder's linears and prompt tuning by peft.
+
+    Args:
+      config: the architecture.
+      batch: as `adalink_jax.training.step` takes it, on the host.
+      rank: LoRA's.
+      prompt_length: P.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        print(f"transformers and peft are skipped: {error}")
+        return {}
+    torch.set_num_threads(timing.cores())
+    gated = len(config.mlp_activations) > 1
+    torch_config = transformers.T5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.emb_dim,
+        d_kv=config.head_dim,
+        d_ff=config.mlp_dim,
+        num_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_decoder_layers,
+        num_heads=config.num_heads,
+        feed_forward_proj=f"gated-{config.mlp_activations[0]}" if gated else "relu",
+        tie_word_embeddings=config.logits_via_embedding,
+        dropout_rate=config.dropout_rate,
+        decoder_start_token_id=0,
+        use_cache=False,
+    )
+
+    def network():
+        return transformers.T5ForConditionalGeneration(torch_config)
+
+    steps = {"transformers, full": _torch_step(torch, network(), batch)}
+    try:
+        import peft
+    except ImportError as error:
+        print(f"peft is skipped: {error}")
+        return steps
+    lora = peft.LoraConfig(
+        task_type="SEQ_2_SEQ_LM",
+        r=rank,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        target_modules=r"encoder\..*\.(q|k|v|o|wi|wi_0|wi_1|wo)",
+    )
+    prompt = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=prompt_length)
+    for name, method in (("peft, lora", lora), ("peft, prompt_tuning", prompt)):
+        steps[name] = _torch_step(torch, peft.get_peft_model(network(), method), batch)
+    return steps
+
+
+def _torch_step(torch: Any, model: Any, batch: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    tokens = torch.from_numpy(np.array(batch["encoder_input_tokens"], np.int64))
+    targets = torch.from_numpy(np.array(batch["decoder_target_tokens"], np.int64))
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adafactor(trainable, lr=1e-3)
+    model.train()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        output = model(input_ids=tokens, attention_mask=(tokens > 0).long(), labels=targets)
+        output.loss.backward()
+        optimizer.step()
+
+    return run

@@ -1,0 +1,240 @@
+"""Time of a training step of each method, beside what it cannot do without and beside others.
+
+What is measured, at FLAN-T5 small's shape (random weights, a batch without padding), on all cores:
+
+* each method of `METHODS`: the compiled step that `adalink_jax.runs.train` runs, with its defaults
+  and Adafactor; the state is donated;
+* the floor: the same network, loss and metrics without a method, and the gradient of the encoder's
+  input alone; nothing trains, so no input-centric method can be faster;
+* products: the matrix products of such a step and nothing else (`matrix_products`), for the floor,
+  for the longer encoder sequence of prompt tuning, and for full fine-tuning, which needs the
+  gradients of the kernels as well;
+* T5X's own network, transformers and peft, where they are installed.
+
+How to read it: all run in turns in one process (`timing`), and every "×" is the median of ratios
+within a round. "× floor" of adalink should be at most 1.03; "× products" says how much of a step
+is not matrix product, each method against the products at its own lengths (target: 2); "× ours" is
+another implementation's step against the same method here. Columns marked CPU compare CPU time of
+all threads, which is the steadier on a machine that others use as well. GFLOP/s are closed-form
+operations by wall time.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+# This checkout, installed or not.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from adalink_jax.methods import METHODS  # noqa: E402
+from adalink_jax.methods.base import Method  # noqa: E402
+from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
+from adalink_jax.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
+from adalink_jax.training import optimizers  # noqa: E402
+from adalink_jax.training import state as states  # noqa: E402
+from adalink_jax.training.step import loss_fn, make_train_step  # noqa: E402
+from benchmarks import matrix_products, other_frameworks, timing  # noqa: E402
+
+RANK, PROMPT_LENGTH = 4, 64
+Step = Callable[[], Any]
+
+
+def flan_t5_small(dropout_rate: float) -> T5Config:
+    """FLAN-T5 small's architecture."""
+    return T5Config(
+        vocab_size=32128,
+        emb_dim=512,
+        num_heads=6,
+        num_encoder_layers=8,
+        num_decoder_layers=8,
+        head_dim=64,
+        mlp_dim=1024,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=dropout_rate,
+    )
+
+
+def toy(dropout_rate: float) -> T5Config:
+    """An architecture of seconds."""
+    return T5Config(
+        vocab_size=48,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=24,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=dropout_rate,
+    )
+
+
+def make_batch(vocab_size: int, shape: matrix_products.Shape) -> dict[str, np.ndarray]:
+    """Random tokens, no padding, one route."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(3, vocab_size, (shape.batch, shape.inputs)).astype(np.int32)
+    targets = rng.integers(3, vocab_size, (shape.batch, shape.targets)).astype(np.int32)
+    return {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": np.ones(targets.shape, np.float32),
+        "encoder_routes": np.zeros_like(inputs),
+        "decoder_routes": np.zeros_like(targets),
+    }
+
+
+def methods(prompt_length: int) -> dict[str, Method]:
+    """Every method with its defaults; a new one of `METHODS` joins by itself."""
+    settings: dict[str, dict[str, Any]] = {
+        "adalink": {"rank": RANK},
+        "lora": {"rank": RANK},
+        "prompt_tuning": {"length": prompt_length},
+    }
+    return {name: method(**settings.get(name, {})) for name, method in METHODS.items()}
+
+
+def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: Mesh) -> Step:
+    """One training step, as `adalink_jax.runs.train` compiles it."""
+    adapters = not method.trains_base
+    schedule = optimizers.factors()
+    optimizer = optimizers.adafactor(
+        schedule, multiply_by_parameter_scale=not adapters, factored=not adapters
+    )
+    optimizer = optimizers.per_module(optimizer, method)
+    adapter = states.init_adapter(config, method, base, jax.random.key(1))
+    state = [states.create(config, method, base, adapter, optimizer, mesh)]
+    step = make_train_step(Transformer(config, method), optimizer, schedule, seed=0)
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def run() -> None:
+        state[0], metrics = compiled(state[0], batch)
+        jax.block_until_ready(metrics)
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class _GivenInput(Method):
+    """The identity, but the encoder's input is x: gradients can be taken of it."""
+
+    x: Any = None
+
+    def inputs(self, x, ctx):
+        return (self.x, ctx) if ctx.stack == "encoder" else (x, ctx)
+
+
+def floor_step(config: T5Config, params: Any, batch: Any) -> Step:
+    """Loss, metrics, and the gradient of the encoder's input; nothing trains."""
+
+    @jax.jit
+    def step(params, batch, number):
+        key = jax.random.fold_in(jax.random.key(0), number) if config.dropout_rate else None
+        table = params["token_embedder"]["embedding"]
+        embedded = jnp.take(table, batch["encoder_input_tokens"], axis=0).astype(config.dtype)
+
+        def loss(x):
+            model = Transformer(config, _GivenInput(x))
+            return loss_fn(model, {}, params, batch, key, 1e-4, 0.0)
+
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(embedded)
+        return metrics, gradient
+
+    return lambda: jax.block_until_ready(step(params, batch, 0))
+
+
+def products_step(config: T5Config, shape: matrix_products.Shape, weight_gradients: bool) -> Step:
+    """The matrix products alone."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    weights = matrix_products.make_weights(config, shape, keys[0])
+    inputs = jax.random.normal(keys[1], (shape.batch, shape.inputs, config.emb_dim), config.dtype)
+    targets = jax.random.normal(keys[2], (shape.batch, shape.targets, config.emb_dim), config.dtype)
+    step = jax.jit(matrix_products.make_step(config, weight_gradients=weight_gradients))
+    return lambda: jax.block_until_ready(step(weights, inputs, targets))
+
+
+def candidates(
+    config: T5Config, shape: matrix_products.Shape, prompt_length: int
+) -> tuple[dict[str, Step], dict[str, int]]:
+    """All that is timed, neighbors that are compared side by side; and operations of products."""
+    steps, flops = {}, {}
+    longer = dataclasses.replace(shape, inputs=shape.inputs + prompt_length)
+    for name, sizes, weight_gradients in (
+        ("products", shape, False),
+        ("products, prompt_tuning", longer, False),
+        ("products, full", shape, True),
+    ):
+        steps[name] = products_step(config, sizes, weight_gradients)
+        flops[name] = matrix_products.flops(config, sizes, weight_gradients=weight_gradients)
+    mesh, host_batch = make_mesh(), make_batch(config.vocab_size, shape)
+    batch = place_batch(host_batch, mesh)
+    base = states.init_base(config, jax.random.key(0))
+    base = states.place_params(config, Method(), base, mesh)
+    steps["floor"] = floor_step(config, base, batch)
+    for name, method in methods(prompt_length).items():
+        steps[name] = method_step(config, method, base, batch, mesh)
+    steps |= other_frameworks.t5x_steps(config, base, batch, RANK)
+    steps |= other_frameworks.transformers_steps(config, host_batch, RANK, prompt_length)
+    return steps, flops
+
+
+def rows(wall: timing.Times, cpu: timing.Times, flops: dict[str, int]) -> list[dict[str, Any]]:
+    """The table, one row a candidate."""
+    table = []
+    for name in wall:
+        method = name.split(", ")[-1]
+        own = f"products, {method}" if f"products, {method}" in wall else "products"
+        row = {
+            "step": name,
+            "seconds": statistics.median(wall[name]),
+            "CPU seconds": statistics.median(cpu[name]),
+            "× floor": timing.ratio(wall, name, "floor"),
+            "× floor, CPU": timing.ratio(cpu, name, "floor"),
+            "× products": timing.ratio(wall, name, own),
+            "× products, CPU": timing.ratio(cpu, name, own),
+            "× ours": None,
+            "GFLOP/s": None,
+        }
+        if name in flops:
+            row["GFLOP/s"] = flops[name] / row["seconds"] / 1e9
+        elif name not in METHODS and method in METHODS:
+            row["× ours"] = timing.ratio(wall, name, method)
+        table.append(row)
+    return table
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and reports."""
+    flags = timing.parser(__doc__, rounds=15)
+    flags.add_argument("--dropout_rate", type=float, default=0.1, help="of the network")
+    options = flags.parse_args(arguments)
+    config = (toy if options.small else flan_t5_small)(options.dropout_rate)
+    shape = matrix_products.Shape(2, 8, 2) if options.small else matrix_products.Shape(16, 64, 4)
+    prompt_length = 4 if options.small else PROMPT_LENGTH
+    load = os.getloadavg()
+    with on_mesh(make_mesh()):
+        steps, flops = candidates(config, shape, prompt_length)
+        wall, cpu = timing.interleaved(steps, options.rounds, warm_ups=2)
+    settings = {
+        "model": {**dataclasses.asdict(config), "dtype": str(config.dtype)},
+        "shape": dataclasses.asdict(shape),
+        "rank": RANK,
+        "prompt_length": prompt_length,
+        "rounds": options.rounds,
+        "gflop": {name: count / 1e9 for name, count in flops.items()},
+        "platform": jax.default_backend(),
+    }
+    timing.report("train_step", rows(wall, cpu, flops), settings, load, options.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
