@@ -25,6 +25,7 @@ MATHS = [
 # What a run needs beside the maths. SeqIO brings TensorFlow and tensorflow-text.
 RUNS = [
     "gin-config>=0.5,<0.6",
+    "importlib_resources>=6,<8",  # tensorflow-datasets 4.9 imports it without saying so.
     "matplotlib>=3.9,<4",
     "protobuf>=5,<8",
     "rich>=13.7,<16",

@@ -125,7 +125,7 @@ def report(
     print(
         f"\n{cores()} cores, load average {load_before[0]:.1f} before, {load_after[0]:.1f} after\n"
     )
-    line = json.dumps(result)
+    line = json.dumps(result, ensure_ascii=False)
     print(line)
     if out is not None:
         out.write_text(line + "\n", encoding="utf-8")

@@ -42,40 +42,10 @@ from adalink_jax.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
 from adalink_jax.training import optimizers  # noqa: E402
 from adalink_jax.training import state as states  # noqa: E402
 from adalink_jax.training.step import loss_fn, make_train_step  # noqa: E402
-from benchmarks import matrix_products, other_frameworks, timing  # noqa: E402
+from benchmarks import matrix_products, other_frameworks, shapes, timing  # noqa: E402
 
 RANK, PROMPT_LENGTH = 4, 64
 Step = Callable[[], Any]
-
-
-def flan_t5_small(dropout_rate: float) -> T5Config:
-    """FLAN-T5 small's architecture."""
-    return T5Config(
-        vocab_size=32128,
-        emb_dim=512,
-        num_heads=6,
-        num_encoder_layers=8,
-        num_decoder_layers=8,
-        head_dim=64,
-        mlp_dim=1024,
-        mlp_activations=("gelu", "linear"),
-        dropout_rate=dropout_rate,
-    )
-
-
-def toy(dropout_rate: float) -> T5Config:
-    """An architecture of seconds."""
-    return T5Config(
-        vocab_size=48,
-        emb_dim=16,
-        num_heads=2,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        head_dim=8,
-        mlp_dim=24,
-        mlp_activations=("gelu", "linear"),
-        dropout_rate=dropout_rate,
-    )
 
 
 def make_batch(vocab_size: int, shape: matrix_products.Shape) -> dict[str, np.ndarray]:
@@ -217,7 +187,7 @@ def main(arguments: list[str]) -> None:
     flags = timing.parser(__doc__, rounds=15)
     flags.add_argument("--dropout_rate", type=float, default=0.1, help="of the network")
     options = flags.parse_args(arguments)
-    config = (toy if options.small else flan_t5_small)(options.dropout_rate)
+    config = (shapes.toy if options.small else shapes.flan_t5_small)(options.dropout_rate)
     shape = matrix_products.Shape(2, 8, 2) if options.small else matrix_products.Shape(16, 64, 4)
     prompt_length = 4 if options.small else PROMPT_LENGTH
     load = os.getloadavg()

@@ -1,0 +1,111 @@
+"""Rank classification that encodes once, against one forward pass per label.
+
+What is measured, at FLAN-T5 small's shape with an AdaLink of rank 4 (random weights, float32,
+64 examples of 64 tokens without padding):
+
+* encode once: `adalink_jax.models.decoding.score_options`, which evaluation uses;
+* per label: the whole network once for every label, as scoring each (input, label) pair does.
+
+For tasks of 2 labels of 2 tokens (SST-2) and of 26 labels of 4 tokens (STS-B's values). Both give
+the same log-likelihoods, which is checked first.
+
+How to read it: "× encode once" is the median of ratios within a round, how many times longer
+scoring every pair takes. It should grow with the number of labels, since the encoder's share is
+saved for all labels but one.
+"""
+
+import dataclasses
+import os
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# This checkout, installed or not.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from adalink_jax.methods import METHODS  # noqa: E402
+from adalink_jax.methods.base import merge  # noqa: E402
+from adalink_jax.models.decoding import score_options  # noqa: E402
+from adalink_jax.models.t5 import Transformer  # noqa: E402
+from adalink_jax.training import state as states  # noqa: E402
+from benchmarks import shapes, timing  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Examples in a batch, input tokens, and (name, labels, tokens of a label) of each task."""
+
+    batch: int = 64
+    inputs: int = 64
+    tasks: tuple[tuple[str, int, int], ...] = (("2 labels", 2, 2), ("26 labels", 26, 4))
+
+
+@jax.jit(static_argnums=0)
+def score_pairs(model: Transformer, params: Any, tokens: jax.Array, option: jax.Array):
+    """Log-likelihoods [B] of one label, the whole network run for it."""
+    targets = jnp.broadcast_to(option, (tokens.shape[0], option.shape[0]))
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    logits = model.apply({"params": params}, tokens, inputs, targets, enable_dropout=False)
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum(chosen, axis=-1, where=targets > 0)
+
+
+def candidates(config, sizes: Sizes) -> dict[str, Callable[[], Any]]:
+    """Both ways of scoring, for every task."""
+    method = METHODS["adalink"](rank=4)
+    base = states.init_base(config, jax.random.key(0))
+    adapter = states.init_adapter(config, method, base, jax.random.key(1))
+    model, params = Transformer(config, method), merge(base, adapter)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(3, config.vocab_size, (sizes.batch, sizes.inputs)), jnp.int32)
+    steps = {}
+    for task, count, length in sizes.tasks:
+        options = rng.integers(3, config.vocab_size, (count, length)).astype(np.int32)
+        options[:, -1] = 1  # EOS
+
+        def once(options=options):
+            return jax.block_until_ready(score_options(model, params, tokens, options))
+
+        def per_label(options=options):
+            scores = [score_pairs(model, params, tokens, option) for option in options]
+            return jax.block_until_ready(jnp.stack(scores, axis=1))
+
+        np.testing.assert_allclose(once(), per_label(), rtol=1e-4)
+        steps[f"{task}, encode once"], steps[f"{task}, per label"] = once, per_label
+    return steps
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and reports."""
+    options = timing.parser(__doc__, rounds=10).parse_args(arguments)
+    config = shapes.toy(0.0) if options.small else shapes.flan_t5_small(0.0)
+    sizes = Sizes(4, 8, (("2 labels", 2, 2), ("5 labels", 5, 3))) if options.small else Sizes()
+    load = os.getloadavg()
+    wall, cpu = timing.interleaved(candidates(config, sizes), options.rounds, warm_ups=1)
+    rows = []
+    for name in wall:
+        once = f"{name.split(', ')[0]}, encode once"
+        seconds = statistics.median(wall[name])
+        rows.append(
+            {
+                "scoring": name,
+                "seconds": seconds,
+                "CPU seconds": statistics.median(cpu[name]),
+                "examples/s": sizes.batch / seconds,
+                "× encode once": timing.ratio(wall, name, once),
+                "× encode once, CPU": timing.ratio(cpu, name, once),
+            }
+        )
+    settings = {**dataclasses.asdict(sizes), "rounds": options.rounds}
+    timing.report("evaluation", rows, settings, load, options.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

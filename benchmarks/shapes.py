@@ -1,0 +1,33 @@
+"""The architectures that the benchmarks run."""
+
+from adalink_jax.models.t5 import T5Config
+
+
+def flan_t5_small(dropout_rate: float) -> T5Config:
+    """FLAN-T5 small's architecture."""
+    return T5Config(
+        vocab_size=32128,
+        emb_dim=512,
+        num_heads=6,
+        num_encoder_layers=8,
+        num_decoder_layers=8,
+        head_dim=64,
+        mlp_dim=1024,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=dropout_rate,
+    )
+
+
+def toy(dropout_rate: float) -> T5Config:
+    """An architecture of seconds."""
+    return T5Config(
+        vocab_size=48,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=24,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=dropout_rate,
+    )
