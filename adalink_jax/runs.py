@@ -32,7 +32,7 @@ from adalink_jax.preparation import (
 )
 from adalink_jax.training import state as states
 from adalink_jax.training.folder import RunFolder, comparable
-from adalink_jax.training.loop import train_loop
+from adalink_jax.training.loop import Periods, train_loop
 from adalink_jax.training.optimizers import Schedule, per_module
 from adalink_jax.training.step import make_train_step
 
@@ -109,35 +109,25 @@ def train(
     from adalink_jax import data
 
     sharding.initialise_processes()
-    check_counts(
-        train_steps=train_steps,
-        eval_period=eval_period,
-        checkpoint_period=checkpoint_period,
-        log_period=log_period,
-        eval_batch_size=eval_batch_size,
-    )
+    periods = Periods(eval_period, checkpoint_period, log_period)
+    check_counts(train_steps=train_steps, eval_batch_size=eval_batch_size, **vars(periods))
     mesh = checked_mesh(model_parallelism, batch_size, gradient_accumulation_steps, eval_batch_size)
-    record: dict[str, Any] = {"configuration": configuration.values if configuration else {}}
     folder = RunFolder(model_dir)
-    folder.check_same("configuration", record["configuration"])
+    folder.claim("configuration", configuration.values if configuration else {})
     if folder.is_finished(train_steps):
         return say(f"{model_dir} holds this run, finished; nothing to do")
-
     base = prepared_base(initial_checkpoint_path, model, method, seed, dtype, dropout_rate)
-    record["base"] = base.identity
-    folder.check_same("base", record["base"])
+    folder.claim("base", base.identity)
     batches = data.TrainBatches(
         mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir
     )
-    record["data"] = batches.identity
-    folder.check_same("data", record["data"])
+    folder.claim("data", batches.identity)
     check_fit(method, base.config, batches)
     say(batches.summary)
 
     transformation = per_module(optimizer(learning_rate), method)
-    network = Transformer(base.config, method, batches.max_routes_per_row)
     train_step = make_train_step(
-        network,
+        Transformer(base.config, method, batches.max_routes_per_row),
         transformation,
         learning_rate,
         seed=seed,
@@ -146,43 +136,32 @@ def train(
         accumulation_steps=gradient_accumulation_steps,
     )
     with sharding.on_mesh(mesh):
+        of_eval = (mesh, evaluation_mode, eval_batch_size, eval_limit, cache_dir)
         evaluation = _Evaluation(
-            evaluator(
-                base.config,
-                method,
-                batches.tasks,
-                task_feature_lengths,
-                mesh,
-                evaluation_mode,
-                eval_batch_size,
-                eval_limit,
-                cache_dir,
-            )
+            evaluator(base.config, method, batches.tasks, task_feature_lengths, *of_eval)
         )
         state = initial_state(base, method, batches, transformation, seed, mesh)
         base = dataclasses.replace(base, params=None)  # The state has copies of its own.
         store = Store(folder.path / "checkpoints", keep_checkpoints)
-        state, first_step = _restored(state, store, train_steps)
-        folder.start(configuration.text if configuration else "", record, first_step)
+        state = _restored(state, store, train_steps)
+        first_step = int(state.step)
+        folder.start(configuration.text if configuration else "", first_step)
         placed = data.prefetch(
-            batches, first_step, train_steps, lambda b: sharding.place_batch(b, mesh)
+            batches, first_step, train_steps, lambda batch: sharding.place_batch(batch, mesh)
         )
         with contextlib.closing(placed):
             state = train_loop(
                 state,
                 jax.jit(train_step, donate_argnums=0),
                 placed,
-                first_step=first_step,
                 train_steps=train_steps,
+                periods=periods,
                 folder=folder,
                 store=store,
                 evaluate=evaluation,
-                eval_period=eval_period,
-                checkpoint_period=checkpoint_period,
-                log_period=log_period,
             )
         results = evaluation.latest or evaluation.of(state)
-    _write_outcome(folder, state, base, method, batches.tasks, record, results)
+    _write_outcome(folder, state, base, method, batches.tasks, results)
     store.close()
 
 
@@ -309,17 +288,15 @@ class _Evaluation:
         return scalars(self.latest)
 
 
-def _restored(
-    state: states.TrainState, store: Store, train_steps: int
-) -> tuple[states.TrainState, int]:
-    """The state of the latest checkpoint, if there is one, and its step."""
+def _restored(state: states.TrainState, store: Store, train_steps: int) -> states.TrainState:
+    """The state of the latest checkpoint; the given one where there is none."""
     step = store.latest_step() or 0
     if step > train_steps:
         raise UserError(f"TRAIN_STEPS is {train_steps}, but MODEL_DIR holds a run of {step} steps")
     if step:
         state = state.replace(**store.restore(step, state.saved()))
         say(f"going on from step {step:,}")
-    return state, step
+    return state
 
 
 def _write_outcome(
@@ -328,7 +305,6 @@ def _write_outcome(
     base: Base,
     method: Method,
     tasks: tuple[str, ...],
-    record: Mapping[str, Any],
     results: Results,
 ) -> None:
     """Writes the adapter, then the results: a run with results is finished."""
@@ -345,8 +321,8 @@ def _write_outcome(
             base_fingerprint=base.fingerprint,
             route_names=tasks if getattr(method, "routes", 1) > 1 else ("all",),
             metadata={
-                "configuration": comparable(record["configuration"]),
-                "data": record["data"],
+                "configuration": comparable(folder.contents["configuration"]),
+                "data": folder.contents["data"],
                 "train_steps": int(state.step),
                 "scores": scalars(results),
             },

@@ -33,6 +33,7 @@ class RunFolder:
     Attributes:
       path: the folder.
       writes: whether this process writes.
+      contents: what the run is, by part, as it was given to `claim`.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -43,6 +44,7 @@ class RunFolder:
         """
         self.path = pathlib.Path(path)
         self.writes = jax.process_index() == 0
+        self.contents: dict[str, Any] = {}
         self._metrics = None
         self._board: SummaryWriter | None = None
         try:
@@ -64,13 +66,17 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
 
-    def check_same(self, part: str, given: Mapping[str, Any]) -> None:
-        """Raises `UserError` where the folder holds a run of which this part was otherwise.
+    def claim(self, part: str, given: Mapping[str, Any]) -> None:
+        """Says what a part of the run is, for ``run.json``.
 
         Args:
           part: "configuration", "data" or "base", a key of ``run.json``.
           given: its value now.
+
+        Raises:
+          UserError: the folder holds a run of which this part was otherwise.
         """
+        self.contents[part] = json.loads(json.dumps(given))
         record = self.record()
         if record is None:
             others = [p.name for p in self.path.iterdir() if p.name in ("checkpoints", "adapter")]
@@ -112,12 +118,11 @@ class RunFolder:
             )
         return results.get("step") == train_steps
 
-    def start(self, config_text: str, record: Mapping[str, Any], step: int) -> None:
+    def start(self, config_text: str, step: int) -> None:
         """Writes ``config.gin`` and ``run.json``; cuts the metrics back to the restored step.
 
         Args:
           config_text: the resolved configuration as gin.
-          record: what `check_same` will compare, by part.
           step: steps done at the start.
         """
         if not self.writes:
@@ -133,7 +138,7 @@ class RunFolder:
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
         }
-        run = {**json.loads(json.dumps(record)), "starts": [*before.get("starts", []), start]}
+        run = {**self.contents, "starts": [*before.get("starts", []), start]}
         self.write_text("config.gin", config_text)
         self.write_json("run.json", run)
         self._cut_metrics(step)

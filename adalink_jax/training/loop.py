@@ -1,5 +1,6 @@
 """The training loop, top to bottom."""
 
+import dataclasses
 import math
 import sys
 import time
@@ -25,42 +26,46 @@ from adalink_jax.training.state import TrainState
 Metrics = Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Periods:
+    """Steps between evaluations, checkpoints and lines of metrics; the last step has all three."""
+
+    eval_period: int
+    checkpoint_period: int
+    log_period: int
+
+
 def train_loop(
     state: TrainState,
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
     batches: Iterable[Any],
     *,
-    first_step: int,
     train_steps: int,
+    periods: Periods,
     folder: RunFolder,
     store: Store,
     evaluate: Callable[[TrainState], Mapping[str, float]],
-    eval_period: int,
-    checkpoint_period: int,
-    log_period: int,
 ) -> TrainState:
-    """Trains from `first_step` to `train_steps`.
+    """Trains from the state's step to `train_steps`.
 
     After step n (counted from 1) comes, in this order: its line of metrics, its evaluation, its
     checkpoint. So a checkpoint never outlives a line before it, and a resumed run, which cuts
     the lines after its checkpoint, ends with the same bytes as one that was never stopped.
 
     Args:
-      state: after `first_step` steps.
+      state: where training starts.
       train_step: compiled (state, batch) -> (state, metrics); it may donate the state.
-      batches: the batches of steps first_step … train_steps - 1, on devices.
-      first_step: steps done.
+      batches: the batches from the state's step to train_steps - 1, on devices.
       train_steps: steps to be done in all.
+      periods: when to evaluate, save and log.
       folder: takes the metrics.
       store: takes the checkpoints.
       evaluate: state -> scores by name.
-      eval_period: steps between evaluations; the last step is always evaluated.
-      checkpoint_period: steps between checkpoints; the last step is always saved.
-      log_period: steps between lines of metrics.
 
     Raises:
       UserError: a loss is not finite; nothing of that step is saved.
     """
+    first_step, log_period = int(state.step), periods.log_period
     clock, waited = time.perf_counter(), 0.0
     batches = iter(batches)
     with _progress() as progress:
@@ -76,8 +81,8 @@ def train_loop(
                 progress.update(bar, completed=step - 1, loss=_finite_loss(*pending))
             pending = (step, metrics)
             last = step == train_steps
-            evaluates = last or step % eval_period == 0
-            saves = last or step % checkpoint_period == 0
+            evaluates = last or step % periods.eval_period == 0
+            saves = last or step % periods.checkpoint_period == 0
             if step % log_period == 0 or evaluates or saves:
                 progress.update(bar, completed=step, loss=_finite_loss(*pending))
                 pending = None

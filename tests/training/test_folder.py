@@ -16,7 +16,9 @@ RECORD = {
 @pytest.fixture
 def folder(tmp_path):
     run = RunFolder(tmp_path / "run")
-    run.start("# gin\n", RECORD, 0)
+    for part, value in RECORD.items():
+        run.claim(part, value)
+    run.start("# gin\n", 0)
     yield run
     run.close()
 
@@ -33,7 +35,7 @@ def test_metrics_are_cut_back_to_the_restored_step(folder):
     path = folder.path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 4, "lo')  # Cut off by a kill.
     again = RunFolder(folder.path)
-    again.start("# gin\n", RECORD, 2)
+    again.start("# gin\n", 2)
     again.log(3, {"loss": 0.5})
     assert lines(again) == [
         {"step": 1, "loss": 1.0},
@@ -46,7 +48,10 @@ def test_metrics_are_cut_back_to_the_restored_step(folder):
 def test_no_clock_in_the_metrics_and_every_start_in_the_record(folder):
     folder.log(1, {"loss": 1.0}, {"steps_per_second": 3.0})
     assert lines(folder) == [{"step": 1, "loss": 1.0}]
-    RunFolder(folder.path).start("# gin\n", RECORD, 1)
+    again = RunFolder(folder.path)
+    again.claim("configuration", RECORD["configuration"])
+    again.start("# gin\n", 1)
+    again.close()
     record = json.loads((folder.path / "run.json").read_text())
     assert [start["step"] for start in record["starts"]] == [0, 1]
     assert record["starts"][0]["versions"]["jax"]
@@ -57,19 +62,19 @@ def test_no_clock_in_the_metrics_and_every_start_in_the_record(folder):
 
 def test_the_same_run_with_more_steps_goes_on_and_another_is_refused(folder):
     again = RunFolder(folder.path)
-    again.check_same("configuration", {**RECORD["configuration"], "train_steps": 9})
-    again.check_same("data", RECORD["data"])
+    again.claim("configuration", {**RECORD["configuration"], "train_steps": 9})
+    again.claim("data", RECORD["data"])
     changed = {"@": "AdaLink", "rank": 8}
     with pytest.raises(UserError, match=r"method.rank was 4 and is 8.*another MODEL_DIR"):
-        again.check_same("configuration", {**RECORD["configuration"], "method": changed})
+        again.claim("configuration", {**RECORD["configuration"], "method": changed})
     with pytest.raises(UserError, match=r"tasks.0.rate was 1.0 and is 0.5"):
-        again.check_same("data", {"tasks": [{"name": "a", "rate": 0.5}]})
+        again.claim("data", {"tasks": [{"name": "a", "rate": 0.5}]})
 
 
 def test_a_folder_that_nobody_can_explain_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds checkpoints but no run.json"):
-        RunFolder(tmp_path).check_same("configuration", {})
+        RunFolder(tmp_path).claim("configuration", {})
 
 
 def test_finished_or_not(folder):

@@ -1,0 +1,124 @@
+"""Every benchmark runs at toy size and reports what its docstring promises. No timings here."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.training.state import init_base
+from benchmarks import matrix_products, shapes
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHAPE = matrix_products.Shape(2, 8, 3)
+
+
+def run(name: str, out: pathlib.Path) -> tuple[dict, str]:
+    """Runs a benchmark at toy size; returns its JSON and its output."""
+    command = [sys.executable, f"benchmarks/{name}.py", "--small", "--rounds=2", f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert json.loads(done.stdout.splitlines()[-1]) == result
+    assert result["benchmark"] == name
+    for row in result["rows"]:
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert numbers and all(math.isfinite(value) and value > 0 for value in numbers)
+    return result, done.stdout
+
+
+@pytest.mark.slow
+def test_train_step_times_every_method_beside_floor_and_products(tmp_path):
+    result, output = run("train_step", tmp_path / "out.json")
+    rows = {row["step"]: row for row in result["rows"]}
+    assert {"floor", "products", *METHODS} <= rows.keys()
+    assert rows["floor"]["× floor"] == rows["products"]["× products"] == 1.0
+    for name in ("T5X", "peft"):
+        ran = any(step.startswith(name) for step in rows)
+        assert ran != any(name in line and "skipped" in line for line in output.splitlines())
+
+
+@pytest.mark.slow
+def test_import_time_compares_us_with_the_libraries(tmp_path):
+    result, _ = run("import_time", tmp_path / "out.json")
+    assert [row["imported"] for row in result["rows"]] == ["libraries", "adalink_jax"]
+
+
+@pytest.mark.slow
+def test_routed_low_rank_has_every_variant_for_every_number_of_modules(tmp_path):
+    result, _ = run("routed_low_rank", tmp_path / "out.json")
+    found = {(row["variant"], row["K"]) for row in result["rows"]}
+    variants = ("routed", "routed, 4 slots", "masked", "per token")
+    assert found == {(v, k) for v in variants for k in result["settings"]["routes"]}
+
+
+@pytest.mark.slow
+def test_evaluation_scores_every_task_both_ways(tmp_path):
+    result, _ = run("evaluation", tmp_path / "out.json")
+    names = [row["scoring"] for row in result["rows"]]
+    for task, *_ in result["settings"]["tasks"]:
+        assert {f"{task}, encode once", f"{task}, per label"} <= set(names)
+
+
+def operations(function, *arguments) -> int:
+    """Two operations for every multiply-add of the matrix products in a function's trace."""
+
+    def count(jaxpr) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+            ):
+                total += count(inner.jaxpr) if hasattr(inner, "jaxpr") else 0
+            if equation.primitive.name == "dot_general":
+                (contracting, _), _ = equation.params["dimension_numbers"]
+                x, _ = equation.invars
+                inner_size = math.prod(x.aval.shape[i] for i in contracting)
+                total += 2 * inner_size * math.prod(equation.outvars[0].aval.shape)
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def products(weight_gradients: bool):
+    """The program of the matrix products and its arguments."""
+    config = shapes.toy(0.0)
+    weights = matrix_products.make_weights(config, SHAPE, jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (SHAPE.batch, SHAPE.inputs, config.emb_dim))
+    targets = jax.random.normal(jax.random.key(2), (SHAPE.batch, SHAPE.targets, config.emb_dim))
+    step = matrix_products.make_step(config, weight_gradients=weight_gradients)
+    return config, step, (weights, inputs, targets)
+
+
+@pytest.mark.parametrize("weight_gradients", [False, True])
+def test_closed_form_operations_are_those_of_the_program(weight_gradients):
+    config, step, arguments = products(weight_gradients)
+    closed = matrix_products.flops(config, SHAPE, weight_gradients=weight_gradients)
+    assert operations(step, *arguments) == closed
+
+
+def test_products_are_those_of_the_network():
+    config, _, (weights, inputs, targets) = products(False)
+    tokens = jnp.ones((SHAPE.batch, SHAPE.inputs), jnp.int32)
+    labels = jnp.ones((SHAPE.batch, SHAPE.targets), jnp.int32)
+    params = init_base(config, jax.random.key(0))
+
+    def network(params):
+        model = Transformer(config)
+        return model.apply({"params": params}, tokens, labels, labels, enable_dropout=False)
+
+    def ours(weights):
+        return matrix_products.forward(config, weights, inputs, targets)
+
+    assert operations(network, params) == operations(ours, weights)
+
+
+def test_products_stay_finite():
+    _, step, arguments = products(True)
+    assert all(jnp.isfinite(g).all() and g.any() for g in jax.tree.leaves(step(*arguments)))
