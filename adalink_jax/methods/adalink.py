@@ -9,10 +9,10 @@ import dataclasses
 from typing import ClassVar
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods.base import Context, Method, check_positive, check_stacks
+from adalink_jax.methods.base import Array, Context, Method, check_positive, check_stacks
 from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank
 
 

@@ -10,17 +10,20 @@ parameters and dropouts are all its own.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from adalink_jax.errors import UserError
 
 Params = Mapping[str, Any]
+# Arrays on devices or on the host; jaxtyping checks their shapes under pytest.
+Array = jax.Array | np.ndarray
 
 _ATTENTION = ("query", "key", "value", "out")
 _MLP = ("mlp/wi", "mlp/wi_0", "mlp/wi_1", "mlp/wo")
@@ -84,7 +87,7 @@ class Context:
     route_slots: int = flax.struct.field(pytree_node=False, default=1)
     deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
-    def lengthened(self, extra: int) -> Self:
+    def lengthened(self, extra: int) -> "Context":
         """The context of a sequence with `extra` real tokens in front, on the row's first route."""
         if extra == 0:
             return self

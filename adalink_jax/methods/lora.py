@@ -10,11 +10,12 @@ from typing import ClassVar
 
 import flax.linen as nn
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import (
     LINEAR_SITES,
+    Array,
     Context,
     Method,
     Site,

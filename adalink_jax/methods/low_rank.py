@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from adalink_jax.methods.base import Context
+from adalink_jax.methods.base import Array, Context
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,

@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods.base import Context, Method, Params, check_positive
+from adalink_jax.methods.base import Array, Context, Method, Params, check_positive
 
 INITIALISATIONS = ("random", "sampled_vocabulary", "class_labels", "text")
 

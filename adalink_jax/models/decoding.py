@@ -14,9 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from adalink_jax.methods.base import Params
+from adalink_jax.methods.base import Array, Params
 from adalink_jax.models.t5 import Transformer
 
 # A row's one route, or where a row holds several (modalities) the route of each input token.

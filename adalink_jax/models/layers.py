@@ -7,15 +7,16 @@ unchanged. A layer calls the hooks of its method where `adalink_jax.methods.base
 import functools
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.partitioning import param_with_axes, with_sharding_constraint
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from adalink_jax.methods.base import Context, Method, Site
+from adalink_jax.methods.base import Array, Context, Method, Site
 from adalink_jax.models.config import T5Config
 
 # Attention logits of masked pairs, as T5X; representable in bfloat16.
@@ -41,7 +42,7 @@ class Linear(nn.Module):
     axes: tuple[str, str]
     site: Site
     method: Method
-    dtype: jnp.dtype
+    dtype: Any
     kernel_init: Callable[..., Array] = _TRUNCATED_NORMAL
 
     @nn.compact
@@ -55,7 +56,7 @@ class Linear(nn.Module):
 class LayerNorm(nn.Module):
     """T5's layer norm: root mean square, no mean subtracted, no bias; computed in float32."""
 
-    dtype: jnp.dtype
+    dtype: Any
     epsilon: float = 1e-6
 
     @nn.compact
@@ -73,7 +74,7 @@ class Embed(nn.Module):
 
     num_embeddings: int
     features: int
-    dtype: jnp.dtype
+    dtype: Any
 
     def setup(self):
         self.embedding = param_with_axes(
@@ -113,7 +114,7 @@ class RelativePositionBiases(nn.Module):
 
     num_heads: int
     bidirectional: bool
-    dtype: jnp.dtype
+    dtype: Any
     num_buckets: int = 32
     max_distance: int = 128
 

@@ -7,10 +7,10 @@ runs inside T5X.
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Context, Method, Site
+from adalink_jax.methods.base import Array, Context, Method, Site
 from adalink_jax.models.config import T5Config
 from adalink_jax.models.layers import (
     Attention,

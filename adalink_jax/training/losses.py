@@ -4,7 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from adalink_jax.methods.base import Array
 
 
 def cross_entropy(

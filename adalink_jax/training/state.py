@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Method, Params, split
+from adalink_jax.methods.base import Array, Method, Params, split
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.sharding import param_shardings, replicated
 

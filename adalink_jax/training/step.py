@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 
-from adalink_jax.methods.base import Params, merge
+from adalink_jax.methods.base import Array, Params, merge
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training.losses import cross_entropy
 from adalink_jax.training.optimizers import Schedule

@@ -162,14 +162,15 @@ def test_no_gradient_of_a_frozen_matrix(trained, tiny):
 
     A gradient of a kernel [Din, Dout] is a dot_general whose result has that shape.
     """
-    if trained.method.trains_base:
-        pytest.skip("full fine-tuning freezes nothing")
     shapes = {leaf.shape for name, leaf in flat(trained.base).items() if name.endswith("kernel")}
     results = [
         tuple(int(n) for n in line.split("f32[")[1].split("]")[0].split(","))
         for line in trained.jaxpr.splitlines()
         if " = dot_general[" in line and "f32[" in line.split("=")[0]
     ]
+    if trained.method.trains_base:  # There the same search finds every kernel's gradient.
+        assert shapes <= set(results)
+        return
     own = {leaf.shape[1:] for leaf in jax.tree.leaves(trained.adapter)}
     assert results
     assert not [shape for shape in results if shape in shapes - own]
