@@ -42,7 +42,6 @@ TEST = [
     "chex>=0.1.89,<0.2",
     "hypothesis>=6.100,<7",
     "pytest>=8.3,<10",
-    "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
 ]
