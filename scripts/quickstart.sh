@@ -20,6 +20,5 @@ echo "2. AdaLink of rank 4 learns the format; the base stays frozen."
     --gin.MIXTURE_OR_TASK_NAME=mini_cola --gin.TRAIN_STEPS=200 \
     --gin.INITIAL_CHECKPOINT_PATH="$base" --gin.MODEL_DIR="$out/adalink"
 echo
-.venv/bin/python scripts/collect.py --csv="$out/results.csv" "$out/adalink"
 echo "The adapter is in $out/adalink/adapter, its scores in $out/adalink/results.json, the base's own"
 echo "score in $out/base/results.json. README.md goes on from here."

@@ -12,7 +12,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 import adalink_jax
 from adalink_jax.errors import UserError
@@ -46,7 +45,7 @@ class RunFolder:
         self.writes = jax.process_index() == 0
         self.contents: dict[str, Any] = {}
         self._metrics = None
-        self._board: SummaryWriter | None = None
+        self._board: Any = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.writes:
@@ -142,6 +141,9 @@ class RunFolder:
         self.write_text("config.gin", config_text)
         self.write_json("run.json", run)
         self._cut_metrics(step)
+        # Only a run needs it: the maths works on machines without it.
+        from tensorboardX import SummaryWriter
+
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def _cut_metrics(self, step: int) -> None:
