@@ -48,7 +48,10 @@ def routed_low_rank(
     """
     num_routes, width, rank = down.shape
     if num_routes == 1:
-        return activation(x @ down[0]) @ up[0]
+        # Over a flat list of tokens: contracting two axes for the gradients of the matrices, XLA
+        # would transpose whole activations, and compute again what is fused into them.
+        y = activation(x.reshape(-1, width) @ down[0]) @ up[0]
+        return y.reshape(*x.shape[:-1], up.shape[-1])
     if routes is None:
         raise ValueError(f"the adapter has {num_routes} routes, but the batch says none")
     slots = min(slots, num_routes)

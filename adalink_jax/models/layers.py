@@ -50,7 +50,11 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = param_with_axes("kernel", self.kernel_init, shape, jnp.float32, axes=self.axes)
         x = x.astype(self.dtype)
-        return self.method.linear(x, x @ kernel.astype(self.dtype), self.site, ctx)
+        # Over a flat list of tokens: contracting two axes for the kernel's gradient, XLA would
+        # transpose whole activations, and compute again what is fused into them.
+        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        y = y.reshape(*x.shape[:-1], self.features)
+        return self.method.linear(x, y, self.site, ctx)
 
 
 class LayerNorm(nn.Module):

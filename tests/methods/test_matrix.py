@@ -30,9 +30,10 @@ SETTINGS = {
         {"rank": 2, "stacks": ("encoder", "decoder"), "layers": (0,), "dropout_rate": 0.1},
         {"rank": 2, "linears": "*/query", "routes": 3, "alpha": 4.0},
     ],
+    # With this length the number of tokens in a batch, 4·(4+9), is no dimension of a kernel.
     "prompt_tuning": [
-        {"length": 3, "bottleneck": 5},
-        {"length": 3, "reparameterise": False, "routes": 3},
+        {"length": 4, "bottleneck": 5},
+        {"length": 4, "reparameterise": False, "routes": 3},
     ],
 }
 CASES = [(name, kwargs) for name in METHODS for kwargs in SETTINGS.get(name, [{}])]
