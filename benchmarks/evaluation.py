@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
             }
         )
     settings = {**dataclasses.asdict(sizes), "rounds": options.rounds}
-    timing.report("evaluation", rows, settings, load, options.out)
+    timing.report("evaluation", rows, settings, (wall, cpu), load, options.out)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
         for name in steps
     ]
     settings = {"libraries": LIBRARIES, "adalink_jax": ours, "rounds": options.rounds}
-    timing.report("import_time", rows, settings, load, options.out)
+    timing.report("import_time", rows, settings, (wall, cpu), load, options.out)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def main(flags: list[str]) -> None:
                 }
             )
     settings = {**dataclasses.asdict(sizes), "rounds": options.rounds}
-    timing.report("routed_low_rank", rows, settings, load, options.out)
+    timing.report("routed_low_rank", rows, settings, (wall, cpu), load, options.out)
 
 
 if __name__ == "__main__":

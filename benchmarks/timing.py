@@ -95,6 +95,7 @@ def report(
     name: str,
     rows: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
+    times: tuple[Times, Times],
     load_before: Sequence[float],
     out: pathlib.Path | None,
 ) -> None:
@@ -105,6 +106,7 @@ def report(
       rows: one mapping a line of the table, keys in the order of the columns; what a row lacks
         shows as an empty cell.
       settings: what was measured, at which sizes.
+      times: wall and CPU seconds of all rounds, for the JSON.
       load_before: `os.getloadavg()` when the measurement began.
       out: where to write the JSON.
     """
@@ -118,6 +120,7 @@ def report(
         "benchmark": name,
         "settings": dict(settings),
         "rows": rows,
+        "seconds": {"wall": _rounded(times[0]), "cpu": _rounded(times[1])},
         "cores": cores(),
         "load": {"before": list(load_before), "after": list(load_after)},
         "versions": _versions(),
@@ -136,6 +139,10 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _rounded(times: Times) -> Times:
+    return {name: [round(value, 7) for value in values] for name, values in times.items()}
 
 
 def _cell(value: Any) -> str:

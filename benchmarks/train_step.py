@@ -203,7 +203,7 @@ def main(arguments: list[str]) -> None:
         "gflop": {name: count / 1e9 for name, count in flops.items()},
         "platform": jax.default_backend(),
     }
-    timing.report("train_step", rows(wall, cpu, flops), settings, load, options.out)
+    timing.report("train_step", rows(wall, cpu, flops), settings, (wall, cpu), load, options.out)
 
 
 if __name__ == "__main__":

@@ -100,13 +100,35 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def mini_base(tmp_path_factory) -> pathlib.Path:
-    """A folder with a base of random weights for the mini world's vocabulary."""
+def write_base(tmp_path_factory):
+    """Writes a base of random weights, config -> its folder."""
     import jax
 
     from adalink_jax.checkpoints import fingerprint, save_adapter
-    from adalink_jax.models.t5 import T5Config
     from adalink_jax.training.state import init_base
+
+    def write(config) -> pathlib.Path:
+        params = jax.device_get(init_base(config, jax.random.key(0)))
+        folder = tmp_path_factory.mktemp("base")
+        save_adapter(
+            folder,
+            params,
+            method_name="full",
+            settings={},
+            architecture=config,
+            base_fingerprint=fingerprint(params),
+            route_names=["all"],
+            metadata={},
+        )
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def mini_base(write_base) -> pathlib.Path:
+    """A folder with a base of random weights for the mini world's vocabulary."""
+    from adalink_jax.models.t5 import T5Config
 
     config = T5Config(
         vocab_size=256,
@@ -118,19 +140,7 @@ def mini_base(tmp_path_factory) -> pathlib.Path:
         mlp_dim=16,
         mlp_activations=("gelu", "linear"),
     )
-    params = jax.device_get(init_base(config, jax.random.key(0)))
-    folder = tmp_path_factory.mktemp("base")
-    save_adapter(
-        folder,
-        params,
-        method_name="full",
-        settings={},
-        architecture=config,
-        base_fingerprint=fingerprint(params),
-        route_names=["all"],
-        metadata={},
-    )
-    return folder
+    return write_base(config)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,9 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
-from adalink_jax.checkpoints import fingerprint, save_adapter
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.training.state import init_base
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,7 +39,7 @@ def script(shared_data, token_cache):
 
 
 @pytest.fixture(scope="module")
-def random_base(tmp_path_factory) -> pathlib.Path:
+def random_base(write_base) -> pathlib.Path:
     """A base of random weights for T5's vocabulary."""
     config = T5Config(
         vocab_size=32128,
@@ -54,19 +51,7 @@ def random_base(tmp_path_factory) -> pathlib.Path:
         mlp_dim=16,
         logits_via_embedding=True,
     )
-    params = jax.device_get(init_base(config, jax.random.key(0)))
-    folder = tmp_path_factory.mktemp("base")
-    save_adapter(
-        folder,
-        params,
-        method_name="full",
-        settings={},
-        architecture=config,
-        base_fingerprint=fingerprint(params),
-        route_names=["all"],
-        metadata={},
-    )
-    return folder
+    return write_base(config)
 
 
 @pytest.mark.slow
