@@ -128,7 +128,11 @@ def transformers_steps(
     )
 
     def network():
-        return transformers.T5ForConditionalGeneration(torch_config)
+        model = transformers.T5ForConditionalGeneration(torch_config)
+        if not config.logits_via_embedding:
+            # Release 5 ties the output layer to the embedding whatever it is told.
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        return model
 
     steps = {"transformers, full": _torch_step(torch, network(), batch)}
     try:
