@@ -149,7 +149,7 @@ def train(
         placed = data.prefetch(
             batches, first_step, train_steps, lambda batch: sharding.place_batch(batch, mesh)
         )
-        with contextlib.closing(placed):
+        with contextlib.closing(folder), contextlib.closing(placed):
             state = train_loop(
                 state,
                 jax.jit(train_step, donate_argnums=0),
@@ -329,7 +329,6 @@ def _write_outcome(
         )
         write(results, folder.path, step=int(state.step))
         print_table(results)
-    folder.close()
 
 
 def _adapter_folder(path: str) -> pathlib.Path:
