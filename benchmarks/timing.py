@@ -10,6 +10,7 @@ hardly notices that others run on the same cores, but counts no waiting either.
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -75,6 +76,21 @@ def ratio(times: Times, name: str, to: str) -> float:
     return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
+def median_with_bounds(times: Times, name: str, to: str) -> dict[str, float]:
+    """The median ratio of name to `to`, and bounds that hold it with about 95 %.
+
+    The bounds are order statistics (of a binomial count), so no shape of the noise is assumed.
+
+    Args:
+      times: what `interleaved` measured of the two, of at least ten rounds to be of use.
+      name: whose seconds are divided.
+      to: by whose.
+    """
+    ratios = sorted(a / b for a, b in zip(times[name], times[to], strict=True))
+    cut = max(0, int((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2))
+    return {"median": statistics.median(ratios), "low": ratios[cut], "high": ratios[-1 - cut]}
+
+
 def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     """The flags that all benchmarks have: --small, --rounds, --out.
 
@@ -98,6 +114,7 @@ def report(
     times: tuple[Times, Times],
     load_before: Sequence[float],
     out: pathlib.Path | None,
+    **findings: Any,
 ) -> None:
     """Prints a Markdown table, the machine's load and a JSON line; writes the JSON if asked to.
 
@@ -109,6 +126,7 @@ def report(
       times: wall and CPU seconds of all rounds, for the JSON.
       load_before: `os.getloadavg()` when the measurement began.
       out: where to write the JSON.
+      **findings: what else was measured, for the JSON.
     """
     rows, load_after = list(rows), os.getloadavg()
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -120,6 +138,7 @@ def report(
         "benchmark": name,
         "settings": dict(settings),
         "rows": rows,
+        **findings,
         "seconds": {"wall": _rounded(times[0]), "cpu": _rounded(times[1])},
         "cores": cores(),
         "load": {"before": list(load_before), "after": list(load_after)},

@@ -12,11 +12,14 @@ What is measured, at FLAN-T5 small's shape (random weights, a batch without padd
 * T5X's own network, transformers and peft, where they are installed.
 
 How to read it: all run in turns in one process (`timing`), and every "×" is the median of ratios
-within a round. "× floor" of adalink should be at most 1.03; "× products" says how much of a step
-is not matrix product, each method against the products at its own lengths (target: 2); "× ours" is
-another implementation's step against the same method here. Columns marked CPU compare CPU time of
-all threads, which is the steadier on a machine that others use as well. GFLOP/s are closed-form
-operations by wall time.
+within a round. "× products" says how much of a step is not matrix product, each method against the
+products at its own lengths (target: 2); "× ours" is another implementation's step against the same
+method here. Columns marked CPU compare CPU time of all threads, which is the steadier on a machine
+that others use as well. GFLOP/s are closed-form operations by wall time.
+
+A round of all of them is long, and its single ratios scatter by some 7 %. So adalink is then timed
+against the floor alone, in `--pairs` pairs. The lines above the table give the median with bounds
+(target: 1.03), and for the floor against itself, which shows what the run can tell apart.
 """
 
 import dataclasses
@@ -182,9 +185,28 @@ def rows(wall: timing.Times, cpu: timing.Times, flops: dict[str, int]) -> list[d
     return table
 
 
+def against_floor(steps: dict[str, Step], pairs: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Adalink's step and, as a control, the floor's own, in pairs with the floor's."""
+    found = {}
+    for name in ("adalink", "floor"):
+        pair = {"floor": steps["floor"], "other": steps[name]}
+        wall, cpu = timing.interleaved(pair, pairs)
+        found[name] = {
+            "wall": timing.median_with_bounds(wall, "other", "floor"),
+            "CPU": timing.median_with_bounds(cpu, "other", "floor"),
+        }
+        for clock, ratio in found[name].items():
+            print(
+                f"{name} / floor, {pairs} pairs, {clock} time: {ratio['median']:.3f} "
+                f"({ratio['low']:.3f} to {ratio['high']:.3f})"
+            )
+    return found
+
+
 def main(arguments: list[str]) -> None:
     """Measures and reports."""
     flags = timing.parser(__doc__, rounds=15)
+    flags.add_argument("--pairs", type=int, default=60, help="default 60")
     flags.add_argument("--dropout_rate", type=float, default=0.1, help="of the network")
     options = flags.parse_args(arguments)
     config = (shapes.toy if options.small else shapes.flan_t5_small)(options.dropout_rate)
@@ -194,6 +216,7 @@ def main(arguments: list[str]) -> None:
     with on_mesh(make_mesh()):
         steps, flops = candidates(config, shape, prompt_length)
         wall, cpu = timing.interleaved(steps, options.rounds, warm_ups=2)
+        pairs = against_floor(steps, options.pairs)
     settings = {
         "model": {**dataclasses.asdict(config), "dtype": str(config.dtype)},
         "shape": dataclasses.asdict(shape),
@@ -201,9 +224,13 @@ def main(arguments: list[str]) -> None:
         "prompt_length": prompt_length,
         "rounds": options.rounds,
         "gflop": {name: count / 1e9 for name, count in flops.items()},
+        "pairs": options.pairs,
         "platform": jax.default_backend(),
     }
-    timing.report("train_step", rows(wall, cpu, flops), settings, (wall, cpu), load, options.out)
+    table = rows(wall, cpu, flops)
+    timing.report(
+        "train_step", table, settings, (wall, cpu), load, options.out, against_floor=pairs
+    )
 
 
 if __name__ == "__main__":

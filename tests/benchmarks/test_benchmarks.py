@@ -19,9 +19,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHAPE = matrix_products.Shape(2, 8, 3)
 
 
-def run(name: str, out: pathlib.Path) -> tuple[dict, str]:
+def run(name: str, out: pathlib.Path, *flags: str) -> tuple[dict, str]:
     """Runs a benchmark at toy size; returns its JSON and its output."""
     command = [sys.executable, f"benchmarks/{name}.py", "--small", "--rounds=2", f"--out={out}"]
+    command += flags
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text(encoding="utf-8"))
@@ -35,10 +36,13 @@ def run(name: str, out: pathlib.Path) -> tuple[dict, str]:
 
 @pytest.mark.slow
 def test_train_step_times_every_method_beside_floor_and_products(tmp_path):
-    result, output = run("train_step", tmp_path / "out.json")
+    result, output = run("train_step", tmp_path / "out.json", "--pairs=12")
     rows = {row["step"]: row for row in result["rows"]}
     assert {"floor", "products", *METHODS} <= rows.keys()
     assert rows["floor"]["× floor"] == rows["products"]["× products"] == 1.0
+    for other in ("adalink", "floor"):
+        ratio = result["against_floor"][other]["wall"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     for name in ("T5X", "peft"):
         ran = any(step.startswith(name) for step in rows)
         assert ran != any(name in line and "skipped" in line for line in output.splitlines())
