@@ -26,6 +26,7 @@ FIELDS = (
     "mlp_dim",
     "mlp_activations",
     "logits_via_embedding",
+    "separate_encoder_embedding",
 )
 
 # T5X fixes 32 buckets of relative positions; its config has no field for it.
@@ -83,7 +84,7 @@ def _valid_field(name: str, value: Any) -> bool:
     if name == "mlp_activations":
         strings = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
         return strings and len(value) > 0
-    if name == "logits_via_embedding":
+    if name in ("logits_via_embedding", "separate_encoder_embedding"):
         return isinstance(value, bool)
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -143,6 +144,7 @@ def infer_config(
         mlp_dim=_shape(shapes, first_input, 2, where)[1],
         mlp_activations=tuple(activations),
         logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
+        separate_encoder_embedding="encoder/token_embedder/embedding" in shapes,
     )
     check_shapes(expected_shapes(config), shapes, where)
     return config
@@ -174,7 +176,8 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     * ``token_embedder/embedding`` [V, D]; ``STACK/relpos_bias/rel_embedding`` [N, 32]
     * attention: query, key, value kernels [D, N·K], out [N·K, D]
     * MLP: ``wi`` or ``wi_0, wi_1, …`` [D, F], ``wo`` [F, D]; layer norms [D]
-    * ``decoder/logits_dense/kernel`` [D, V] unless the output layer is the embedding.
+    * ``decoder/logits_dense/kernel`` [D, V] unless the output layer is the embedding
+    * ``encoder/token_embedder/embedding`` [V, D] if the encoder has a table of its own.
 
     Source of the names: t5x/examples/t5/network.py and layers.py.
     """
@@ -216,6 +219,8 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
                     shapes[f"{stack}/layers_{i}/{part}/{name}"] = shape
     if not config.logits_via_embedding:
         shapes["decoder/logits_dense/kernel"] = (d, config.vocab_size)
+    if config.separate_encoder_embedding:
+        shapes["encoder/token_embedder/embedding"] = (config.vocab_size, d)
     return shapes
 
 

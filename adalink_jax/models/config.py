@@ -26,6 +26,8 @@ class T5Config:
       mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1 and FLAN.
       dropout_rate: of all dropouts.
       logits_via_embedding: whether the token table is the output layer too (T5 1.0).
+      separate_encoder_embedding: whether the encoder looks tokens up in a table of its own, as
+        folding AdaLink into the embedding needs; no published T5 does.
       float32_attention_logits: whether attention logits are float32 whatever `dtype`.
     """
 
@@ -40,6 +42,7 @@ class T5Config:
     mlp_activations: tuple[str, ...] = ("relu",)
     dropout_rate: float = 0.1
     logits_via_embedding: bool = False
+    separate_encoder_embedding: bool = False
     float32_attention_logits: bool = False
 
     def __post_init__(self):

@@ -110,7 +110,10 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], ctx: Context) -> Float[Array, "B T2 D"]:
         cfg = self.config
-        x, ctx = self.method.inputs(self.shared_embedding(tokens), ctx)
+        embed = self.shared_embedding
+        if cfg.separate_encoder_embedding:
+            embed = Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype, name="token_embedder")
+        x, ctx = self.method.inputs(embed(tokens), ctx)
         x = _dropout(cfg)(x, ctx.deterministic).astype(cfg.dtype)
         mask = pair_mask(ctx.mask, ctx.mask)
         if ctx.segment_ids is not None:
