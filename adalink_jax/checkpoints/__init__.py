@@ -2,16 +2,20 @@
 
 from adalink_jax.checkpoints.adapters import Adapter, check_tensors, load_adapter, save_adapter
 from adalink_jax.checkpoints.architecture import check_architecture, shapes_of
-from adalink_jax.checkpoints.base import load_base
+from adalink_jax.checkpoints.base import load_base, open_base, save_base
 from adalink_jax.checkpoints.hashing import fingerprint
+from adalink_jax.checkpoints.stored import StoredBase
 
 __all__ = [
     "Adapter",
+    "StoredBase",
     "check_architecture",
     "check_tensors",
     "fingerprint",
     "load_adapter",
     "load_base",
+    "open_base",
     "save_adapter",
+    "save_base",
     "shapes_of",
 ]

@@ -209,7 +209,7 @@ def load_adapter(
         for name in (RECORD, TENSORS):
             if not (folder / name).is_file():
                 raise UserError(f"adapter {asked}: no file {name} in it")
-        record = _read_record(folder / RECORD)
+        record = parse_record((folder / RECORD).read_bytes(), str(folder / RECORD))
         config = config_from(record["architecture"], str(folder / RECORD))
         _check_method(record["method"], method_name, folder)
         _check_base(record, config, architecture, base_fingerprint, folder)
@@ -241,22 +241,40 @@ def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -
     check_shapes(expected, found, where)
 
 
-def _read_record(path: pathlib.Path) -> dict[str, Any]:
+def parse_record(content: bytes, where: str) -> dict[str, Any]:
+    """Returns what an ``adapter.json`` says, its fields checked for presence and type.
+
+    Args:
+      content: of the file.
+      where: its path, for errors.
+
+    Raises:
+      UserError: it is damaged, or of an unknown format version.
+    """
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON; the file is truncated or damaged") from error
+        raise UserError(f"{where}: no JSON; the file is truncated or damaged") from error
     if not isinstance(record, dict):
-        raise UserError(f"{path}: not the record of an adapter")
+        raise UserError(f"{where}: not the record of an adapter")
     version = record.get("format_version")
     if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version {version!r}; this version reads {FORMAT_VERSION}")
+        raise UserError(f"{where}: format_version {version!r}; this version reads {FORMAT_VERSION}")
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind):
-            raise UserError(f"{path}: field '{name}' is missing or no {kind.__name__}")
+            raise UserError(f"{where}: field '{name}' is missing or no {kind.__name__}")
     if not all(isinstance(name, str) for name in record["route_names"]):
-        raise UserError(f"{path}: field 'route_names' holds other things than names")
+        raise UserError(f"{where}: field 'route_names' holds other things than names")
     return record
+
+
+def check_sha256(digest: str, record: Mapping[str, Any], where: str) -> None:
+    """Raises `UserError` unless the tensors' file at `where` has the hash that its record says."""
+    if digest != record["sha256"]:
+        raise UserError(
+            f"{where}: truncated or altered: its SHA-256 is {digest[:_SHOWN_DIGITS]}…,"
+            f" {RECORD} says {record['sha256'][:_SHOWN_DIGITS]}…"
+        )
 
 
 def _check_method(name: str, wanted: str | None, folder: pathlib.Path) -> None:
@@ -289,18 +307,26 @@ def _check_base(
 
 
 def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    digest = file_sha256(path)
-    if digest != record["sha256"]:
-        raise UserError(
-            f"{path}: truncated or altered: its SHA-256 is {digest[:_SHOWN_DIGITS]}…,"
-            f" {RECORD} says {record['sha256'][:_SHOWN_DIGITS]}…"
-        )
+    check_sha256(file_sha256(path), record, str(path))
     try:
         arrays = safetensors.numpy.load_file(path)
         tree = traverse_util.unflatten_dict(arrays, sep="/")
     except Exception as error:  # The hash matches, so the file was written wrong: any class.
         raise UserError(f"{path}: no safetensors file ({type(error).__name__})") from error
-    found = {name: _tensor_entry(array) for name, array in arrays.items()}
+    check_listed({name: _tensor_entry(array) for name, array in arrays.items()}, record, path)
+    return tree
+
+
+def check_listed(
+    found: Mapping[str, Mapping], record: Mapping[str, Any], path: str | pathlib.Path
+) -> None:
+    """Raises `UserError` unless the arrays in the file at `path` are those that its record lists.
+
+    Args:
+      found: name → ``{"dtype": "float32", "shape": [...]}``, as in the record.
+      record: what `parse_record` returned.
+      path: of the file.
+    """
     if found != record["tensors"]:
         names = sorted(
             name
@@ -310,7 +336,6 @@ def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, An
         raise UserError(
             f"{path}: {len(names)} arrays are not as {RECORD} lists them, such as {names[0]!r}"
         )
-    return tree
 
 
 def _tensor_entry(array: np.ndarray) -> dict[str, Any]:

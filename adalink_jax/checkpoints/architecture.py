@@ -116,11 +116,6 @@ def infer_config(
       UserError: the arrays are not those of exactly one T5; one line with what is missing,
         unexpected, or of another shape.
     """
-    if any(name.startswith(("encoder/encoder/", "decoder/decoder/")) for name in shapes):
-        raise UserError(
-            f"{where}: its layers are stacked on an axis (T5X's scalable_t5);"
-            " this version reads one array per layer only"
-        )
     vocab_size, emb_dim = _shape(shapes, "token_embedder/embedding", 2, where)
     num_heads = _shape(shapes, "encoder/relpos_bias/rel_embedding", 2, where)[0]
     joined_dim = _shape(shapes, "encoder/layers_0/attention/query/kernel", 2, where)[1]
@@ -247,6 +242,11 @@ def check_shapes(expected: Shapes, found: Shapes, where: str) -> None:
     parts += _listed("mismatched", mismatched)
     if parts:
         raise UserError(f"{where}: arrays {'; '.join(parts)}")
+
+
+def check_names(expected: Iterable[str], found: Iterable[str], where: str) -> None:
+    """Checks names alone, strictly both ways; raises `UserError` as `check_shapes` does."""
+    check_shapes(dict.fromkeys(expected, ()), dict.fromkeys(found, ()), where)
 
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:

@@ -1,79 +1,132 @@
-"""Loads a base from a folder in any format that this version reads."""
+"""Opens, loads and writes bases in every format that this version knows."""
 
 import os
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from adalink_jax.checkpoints import native, t5x
-from adalink_jax.errors import UserError
+from adalink_jax.checkpoints import huggingface, native, orbax, t5x, t5x_writer
+from adalink_jax.checkpoints.folders import Folder
+from adalink_jax.checkpoints.stored import StoredBase
+from adalink_jax.checkpoints.writing import new_folder
+from adalink_jax.errors import UserError, nearest
 from adalink_jax.models.t5 import T5Config
 
-_HUGGING_FACE_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "flax_model.msgpack",
-    "tf_model.h5",
-)
+# Readers of one format each: find_checkpoint(folder, children) → its folder or None,
+# open_base(folder, configured). Orbax first: its older folders hold a file named as T5X's index.
+_READERS = (orbax, t5x, huggingface, native)
 
-# Readers of one format each: find_checkpoint(folder) → folder or None, load(folder, configured).
-_FORMATS = (t5x, native)
+# Writers: write(empty folder, base, progress).
+WRITERS: Mapping[str, Callable[..., None]] = {
+    "t5x": t5x_writer.write,
+    "huggingface": huggingface.write,
+    "native": native.write,
+}
+
+
+def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) -> StoredBase:
+    """Opens a base, recognising its format and inferring its architecture from its arrays.
+
+    Read are T5X's native checkpoints and those it wrote with Orbax (a ``checkpoint_N`` folder, or
+    the folder above: its latest one counts), with one array per layer or scanned; Hugging Face
+    folders of T5, FLAN-T5 and mT5; and this project's own (the ``adapter`` folder of a full
+    fine-tuning run, or the run's folder).
+
+    Args:
+      path: a local folder or ``gs://BUCKET/PATH``.
+      configured: the architecture that the configuration asks for. Another one is an error;
+        where nothing stored tells which functions an MLP uses, its are taken. None: as published.
+
+    Returns:
+      The base: its architecture, with T5Config's defaults for dropout and dtypes, and its arrays
+      under T5X's names, every one used once, every parameter filled, none read yet.
+
+    Raises:
+      UserError: one line: the path does not exist, is empty, truncated, damaged, still being
+        written, in no format that is known or one that this version does not read, or of another
+        architecture.
+    """
+    folder = Folder.at(path)
+    if folder.local:
+        _check_local(pathlib.Path(folder.path))
+    children = folder.children()
+    if not children:
+        empty = "is an empty folder" if folder.local else "does not exist: nothing is in it"
+        raise UserError(f"base checkpoint {folder} {empty}")
+    for reader in _READERS:
+        found = reader.find_checkpoint(folder, children)
+        if found is not None:
+            return reader.open_base(found, configured)
+    shown = ", ".join(children[:5]) + (" …" if len(children) > 5 else "")
+    raise UserError(
+        f"base checkpoint {folder} is in no known format: looked for T5X's index file"
+        f" '{t5x.INDEX}', Orbax' {orbax.METADATA} or folders checkpoint_N, for"
+        f" {huggingface.CONFIG} with {huggingface.WEIGHTS}, and for adapter.safetensors with"
+        f" adapter.json of a full fine-tuning run; found {shown}"
+    )
+
+
+def _check_local(path: pathlib.Path) -> None:
+    try:
+        if not os.path.lexists(path):
+            raise UserError(f"base checkpoint {path} does not exist")
+        path.stat()
+    except OSError as error:  # A loop of symbolic links, or one that points to nothing.
+        raise UserError(f"base checkpoint {path} cannot be read: {error}") from error
+    if not path.is_dir():
+        hint = "" if path.suffix in (".bin", ".pt") else f"; give its folder {path.parent}"
+        raise UserError(f"base checkpoint {path} is a file, expected a folder{hint}")
 
 
 def load_base(
-    path: str | os.PathLike[str], configured: T5Config | None = None
+    path: str | os.PathLike[str],
+    configured: T5Config | None = None,
+    shardings: Mapping[str, Any] | None = None,
 ) -> tuple[T5Config, dict]:
-    """Loads a base, recognising its format and inferring its architecture from its arrays.
-
-    Read are T5X's native checkpoints (a ``checkpoint_N`` folder, or the folder above: its latest
-    one counts) and this project's own (the ``adapter`` folder of a full fine-tuning run, or the
-    run's folder).
+    """Loads a base: `open_base`, then every array, one after the other.
 
     Args:
-      path: a local folder.
-      configured: the architecture that the configuration asks for. Another one is an error;
-        where arrays do not tell which functions an MLP uses, its are taken. None: as published.
+      path: a local folder or ``gs://BUCKET/PATH``.
+      configured: the architecture that the configuration asks for, or None.
+      shardings: nested dicts of ``jax.sharding.Sharding``, one for each parameter; each process
+        then reads only the parts that its devices hold. None: all stays with NumPy.
 
     Returns:
-      The architecture, with T5Config's defaults for dropout and dtypes, and the parameters:
-      nested dicts of float32 NumPy arrays under T5X's names, every array used once, every
-      parameter filled.
+      The architecture and the parameters: nested dicts of float32 arrays under T5X's names.
 
     Raises:
-      UserError: one line: the path does not exist, is empty, truncated, damaged, in no format
-        that is known or one that this version does not read, or of another architecture.
+      UserError: as `open_base`; or an array's contents are damaged.
     """
-    folder = pathlib.Path(path).expanduser()
-    if "://" in os.fspath(path):
-        raise UserError(f"base checkpoint {path}: this version reads local folders; copy it first")
-    try:
-        if not folder.exists():
-            raise UserError(f"base checkpoint {folder} does not exist")
-        if not folder.is_dir():
-            hint = f"; give its folder {folder.parent}" if folder.name == t5x.INDEX else ""
-            raise UserError(f"base checkpoint {folder} is a file, expected a folder{hint}")
-        content = sorted(child.name for child in folder.iterdir())
-        if not content:
-            raise UserError(f"base checkpoint {folder} is an empty folder")
-        for reader in _FORMATS:
-            found = reader.find_checkpoint(folder)
-            if found is not None:
-                return reader.load(found, configured)
-    except OSError as error:
-        raise UserError(f"base checkpoint {folder} cannot be read: {error}") from error
-    raise UserError(_unrecognised(folder, content))
+    base = open_base(path, configured)
+    return base.config, base.load(shardings)
 
 
-def _unrecognised(folder: pathlib.Path, content: list[str]) -> str:
-    weights = [name for name in content if name in _HUGGING_FACE_WEIGHTS]
-    if "config.json" in content and weights:
-        return (
-            f"base checkpoint {folder} is a Hugging Face folder (config.json, {weights[0]});"
-            " this version does not read that format, only T5X's native one and its own"
+def save_base(
+    path: str | os.PathLike[str],
+    base: StoredBase,
+    format_name: str,
+    progress: Callable[[str], None] = lambda name: None,
+    check: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> None:
+    """Writes a base into a new folder, one array at a time: all of it, or nothing.
+
+    Args:
+      path: a local path at which nothing is yet.
+      base: an open base, or arrays: ``StoredBase(config, "folded", {name: array})``.
+      format_name: a name in `WRITERS`.
+      progress: called with each array's name before it is read.
+      check: called with the folder that was written, before it takes its place; an error that it
+        raises leaves nothing behind.
+
+    Raises:
+      UserError: an unknown format, or one that cannot hold this base; something is at `path`; an
+        array cannot be read; the folder cannot be written.
+    """
+    if format_name not in WRITERS:
+        raise UserError(
+            f"format {format_name!r} is unknown; expected {', '.join(WRITERS)}"
+            f"{nearest(format_name, WRITERS)}"
         )
-    shown = ", ".join(content[:5]) + (" …" if len(content) > 5 else "")
-    return (
-        f"base checkpoint {folder} is in no known format: looked for T5X's index file"
-        f" '{t5x.INDEX}' or folders checkpoint_N, and for adapter.safetensors with adapter.json"
-        f" of a full fine-tuning run; found {shown}"
-    )
+    with new_folder(path) as folder:
+        WRITERS[format_name](folder, base, progress)
+        check(folder)

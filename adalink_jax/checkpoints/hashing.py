@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,11 +32,21 @@ def fingerprint(params: Mapping[str, Any]) -> str:
       64 lower-case hexadecimal digits.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    digests = sorted(_leaf_digest(name, leaf) for name, leaf in flat.items())
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    return combined_fingerprint(leaf_digest(name, leaf) for name, leaf in flat.items())
 
 
-def _leaf_digest(name: str, leaf: Any) -> bytes:
+def combined_fingerprint(digests: Iterable[bytes]) -> str:
+    """Returns the fingerprint of the parameters of which these are the `leaf_digest`."""
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def leaf_digest(name: str, leaf: Any) -> bytes:
+    """Returns one parameter's part in the fingerprint, 32 bytes.
+
+    Args:
+      name: its ``"/"``-joined name.
+      leaf: its array, of any shape.
+    """
     array = as_float32(np.asarray(leaf))
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     header = json.dumps([name, list(array.shape), array.dtype.name]) + "\n"
@@ -55,8 +65,13 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
+        return streamed_sha256(iter(lambda: file.read(_READ_BYTES), b""))
+
+
+def streamed_sha256(blocks: Iterable[bytes]) -> str:
+    """Returns the SHA-256 of bytes that come in blocks, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
     return digest.hexdigest()

@@ -115,7 +115,6 @@ def test_broken_sets_of_arrays_are_named_in_one_line(tiny):
             ["missing (9): encoder/layers_2/", "unexpected (1): encoder/layers_3/mlp/wi_0/kernel"],
         ),
         ({n: s for n, s in shapes.items() if "decoder/layers_" not in n}, ["decoder/layers_0"]),
-        ({"encoder/encoder/attention/query/kernel": (6, 2, 8)}, ["scalable_t5"]),
         ({}, ["token_embedder/embedding"]),
     ]
     for broken, words in cases:

@@ -257,24 +257,13 @@ def test_what_is_no_checkpoint_is_said(tmp_path, write_t5x, arrays):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "empty")
     os.symlink(tmp_path / "loop", tmp_path / "loop")
-    refused(tmp_path / "loop", "does not exist")
+    refused(tmp_path / "loop", "symbolic links")
     folder = write_t5x(tmp_path / "checkpoint_5", arrays)
     refused(folder / "checkpoint", "is a file", folder)
-    refused("gs://t5-data/pretrained_models/t5x/t5_1_1_small", "gs://", "copy it first")
+    refused("s3://bucket/checkpoint", "s3://bucket/checkpoint", "gs://BUCKET/PATH")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "weights.pt").write_text("")
     refused(tmp_path / "other", "checkpoint_N", "adapter.safetensors", "weights.pt")
-
-
-def test_formats_that_are_known_but_not_read_are_said(tmp_path):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text("{}")
-    (tmp_path / "hf" / "model.safetensors").write_text("")
-    refused(tmp_path / "hf", "Hugging Face", "does not read")
-    (tmp_path / "orbax" / "checkpoint_7").mkdir(parents=True)
-    (tmp_path / "orbax" / "checkpoint_7" / "_METADATA").write_text("{}")
-    refused(tmp_path / "orbax", "Orbax")
-    refused(tmp_path / "orbax" / "checkpoint_7", "Orbax")
 
 
 @pytest.mark.parametrize("method", ["full", "adalink"])
