@@ -39,6 +39,8 @@ ARROWS = {
     "adalink_jax.training": MATHS,
     "adalink_jax.cost": MATHS,
     "adalink_jax.describe": MATHS,
+    "adalink_jax.verification": MATHS,
+    "adalink_jax.convert": (*MATHS, "adalink_jax.verification"),
     "adalink_jax.data": ("tasks",),
     "adalink_jax.evaluation": (*MATHS, "adalink_jax.data", "tasks"),
     "adalink_jax.preparation": (*MATHS, "adalink_jax.data", "adalink_jax.evaluation", "tasks"),
@@ -66,8 +68,8 @@ OUTSIDERS = {
     "seqio": ("adalink_jax.data", "adalink_jax.evaluation", "adalink_jax.t5x", "tasks"),
     "t5x": ("adalink_jax.t5x",),
     "clu": (),
-    "torch": (),
-    "transformers": (),
+    "torch": ("adalink_jax.verification",),
+    "transformers": ("adalink_jax.verification",),
 }
 # The loop and its run folder write TensorBoard's files; all other maths is free of such packages.
 HEAVY = ("clu", "gin", "matplotlib", "seqio", "tasks", "tensorboardX", "tensorflow")

@@ -27,7 +27,10 @@ FIELDS = (
     "mlp_activations",
     "logits_via_embedding",
     "separate_encoder_embedding",
+    "relpos_bias_per_layer",
 )
+
+_FLAGS = ("logits_via_embedding", "separate_encoder_embedding", "relpos_bias_per_layer")
 
 # T5X fixes 32 buckets of relative positions; its config has no field for it.
 RELATIVE_POSITION_BUCKETS = 32
@@ -84,7 +87,7 @@ def _valid_field(name: str, value: Any) -> bool:
     if name == "mlp_activations":
         strings = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
         return strings and len(value) > 0
-    if name in ("logits_via_embedding", "separate_encoder_embedding"):
+    if name in _FLAGS:
         return isinstance(value, bool)
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -117,12 +120,14 @@ def infer_config(
         unexpected, or of another shape.
     """
     vocab_size, emb_dim = _shape(shapes, "token_embedder/embedding", 2, where)
-    num_heads = _shape(shapes, "encoder/relpos_bias/rel_embedding", 2, where)[0]
+    per_layer = "encoder/layers_0/relpos_bias/rel_embedding" in shapes
+    table = f"encoder/{'layers_0/' * per_layer}relpos_bias/rel_embedding"
+    num_heads = _shape(shapes, table, 2, where)[0]
     joined_dim = _shape(shapes, "encoder/layers_0/attention/query/kernel", 2, where)[1]
     if num_heads == 0 or joined_dim % num_heads:
         raise UserError(
             f"{where}: encoder/layers_0/attention/query/kernel has {joined_dim} columns, which"
-            f" {num_heads} heads (encoder/relpos_bias/rel_embedding) do not divide"
+            f" {num_heads} heads ({table}) do not divide"
         )
     gated = "encoder/layers_0/mlp/wi/kernel" not in shapes
     first_input = "encoder/layers_0/mlp/wi_0/kernel" if gated else "encoder/layers_0/mlp/wi/kernel"
@@ -140,6 +145,7 @@ def infer_config(
         mlp_activations=tuple(activations),
         logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
         separate_encoder_embedding="encoder/token_embedder/embedding" in shapes,
+        relpos_bias_per_layer=per_layer,
     )
     check_shapes(expected_shapes(config), shapes, where)
     return config
@@ -168,7 +174,8 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     A closed formula, independent of the network's code, so that each can be tested against the
     other. D model width, N heads, K head width, F MLP width, V vocabulary:
 
-    * ``token_embedder/embedding`` [V, D]; ``STACK/relpos_bias/rel_embedding`` [N, 32]
+    * ``token_embedder/embedding`` [V, D]; ``STACK/relpos_bias/rel_embedding`` [N, 32], or in each
+      layer such a table
     * attention: query, key, value kernels [D, N·K], out [N·K, D]
     * MLP: ``wi`` or ``wi_0, wi_1, …`` [D, F], ``wo`` [F, D]; layer norms [D]
     * ``decoder/logits_dense/kernel`` [D, V] unless the output layer is the embedding
@@ -203,10 +210,10 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     shapes = {"token_embedder/embedding": (config.vocab_size, d)}
     for stack, parts in layer.items():
-        shapes[f"{stack}/relpos_bias/rel_embedding"] = (
-            config.num_heads,
-            RELATIVE_POSITION_BUCKETS,
-        )
+        biases = {"relpos_bias/rel_embedding": (config.num_heads, RELATIVE_POSITION_BUCKETS)}
+        if config.relpos_bias_per_layer:
+            parts["relpos_bias"] = {"rel_embedding": biases.popitem()[1]}
+        shapes |= {f"{stack}/{name}": shape for name, shape in biases.items()}
         shapes[f"{stack}/{stack}_norm/scale"] = (d,)
         for i in range(layers[stack]):
             for part, arrays in parts.items():

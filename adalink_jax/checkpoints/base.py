@@ -16,7 +16,7 @@ from adalink_jax.models.t5 import T5Config
 # open_base(folder, configured). Orbax first: its older folders hold a file named as T5X's index.
 _READERS = (orbax, t5x, huggingface, native)
 
-# Writers: write(empty folder, base, progress).
+# Writers: write(empty folder, base).
 WRITERS: Mapping[str, Callable[..., None]] = {
     "t5x": t5x_writer.write,
     "huggingface": huggingface.write,
@@ -105,7 +105,6 @@ def save_base(
     path: str | os.PathLike[str],
     base: StoredBase,
     format_name: str,
-    progress: Callable[[str], None] = lambda name: None,
     check: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> None:
     """Writes a base into a new folder, one array at a time: all of it, or nothing.
@@ -114,7 +113,6 @@ def save_base(
       path: a local path at which nothing is yet.
       base: an open base, or arrays: ``StoredBase(config, "folded", {name: array})``.
       format_name: a name in `WRITERS`.
-      progress: called with each array's name before it is read.
       check: called with the folder that was written, before it takes its place; an error that it
         raises leaves nothing behind.
 
@@ -128,5 +126,5 @@ def save_base(
             f"{nearest(format_name, WRITERS)}"
         )
     with new_folder(path) as folder:
-        WRITERS[format_name](folder, base, progress)
+        WRITERS[format_name](folder, base)
         check(folder)

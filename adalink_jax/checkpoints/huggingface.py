@@ -13,7 +13,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -322,7 +322,6 @@ def _check_settings(settings: Mapping[str, Any], config: T5Config, folder: Folde
 def write(
     folder: pathlib.Path,
     base: StoredBase,
-    progress: Callable[[str], None] = lambda name: None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
     """Writes a base as transformers' T5, float32, one array at a time.
@@ -333,7 +332,6 @@ def write(
     Args:
       folder: an empty folder.
       base: what to write.
-      progress: called with each array's name before it is read.
       shard_bytes: the most bytes of tensors in one file; above, files are numbered, with an index.
 
     Raises:
@@ -349,7 +347,6 @@ def write(
 
     def read(name: str) -> np.ndarray:
         ours, turned = names[name]
-        progress(ours)
         array = base.read(ours)
         return array.T if turned else array
 
@@ -387,6 +384,11 @@ def _shards(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[
 def _settings(base: StoredBase) -> dict[str, Any]:
     """``config.json``, such that transformers 4 and 5 both do what T5X does."""
     config = base.config
+    if config.relpos_bias_per_layer:
+        raise UserError(
+            f"{base.where}: each layer has relative position biases of its own, and transformers'"
+            " T5 one table a stack; write format t5x or native"
+        )
     functions = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     function, *gate = config.mlp_activations
     if gate not in ([], ["linear"]) or function not in functions:

@@ -6,8 +6,10 @@ with every parameter under T5X's name, and ``adapter.json`` with the architectur
 
 import json
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
+
+import numpy as np
 
 from adalink_jax.checkpoints import adapters, architecture
 from adalink_jax.checkpoints.folders import Folder
@@ -65,15 +67,12 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     return StoredBase(config, str(folder), tensors)
 
 
-def write(
-    folder: pathlib.Path, base: StoredBase, progress: Callable[[str], None] = lambda name: None
-) -> None:
+def write(folder: pathlib.Path, base: StoredBase) -> None:
     """Writes a base as full fine-tuning does, one array at a time.
 
     Args:
       folder: an empty folder.
       base: what to write.
-      progress: called with each array's name before it is read.
 
     Raises:
       UserError: an array cannot be read.
@@ -81,8 +80,7 @@ def write(
     """
     digests: list[bytes] = []
 
-    def read(name: str):
-        progress(name)
+    def read(name: str) -> np.ndarray:
         array = base.read(name)
         digests.append(leaf_digest(name, array))
         return array

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from adalink_jax.checkpoints.folders import Folder, reason
-from adalink_jax.checkpoints.scanned import unstacked
+from adalink_jax.checkpoints.scalable import as_minimal
 from adalink_jax.checkpoints.stored import StoredBase, open_arrays
 from adalink_jax.checkpoints.t5x import latest_step
 from adalink_jax.checkpoints.zarr import LAYOUTS, ZarrArray, describe_zarr
@@ -106,7 +106,7 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         raise UserError(
             f"{folder}: an Orbax checkpoint without parameters under 'target', where T5X has them"
         )
-    return open_arrays(unstacked(arrays, str(folder)), str(folder), configured)
+    return open_arrays(as_minimal(arrays, str(folder)), str(folder), configured)
 
 
 def _below(store: Mapping[str, Any], name: str) -> str:

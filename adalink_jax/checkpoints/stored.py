@@ -149,3 +149,38 @@ class Layer:
     def __getitem__(self, index: Index) -> np.ndarray:
         rest = (slice(None),) * len(self.shape) if index is ... else tuple(index)
         return self.array[(*rest[: self.axis], self.number, *rest[self.axis :])]
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedHeads:
+    """An array on disk whose heads and their width are two axes, as one with a single axis.
+
+    Attributes:
+      array: as stored.
+      axis: of the heads there; their width is on the next.
+    """
+
+    array: Array
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape with the two axes joined."""
+        before, (heads, width) = self.array.shape[: self.axis], self._heads
+        return (*before, heads * width, *self.array.shape[self.axis + 2 :])
+
+    @property
+    def _heads(self) -> tuple[int, int]:
+        return tuple(self.array.shape[self.axis : self.axis + 2])
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        if index is ...:
+            index = (slice(None),) * len(self.shape)
+        heads, width = self._heads
+        start, stop, _ = index[self.axis].indices(heads * width)
+        first, last = start // width, -(-stop // width)  # Whole heads are read.
+        whole = (slice(first, last), slice(None))
+        found = self.array[(*index[: self.axis], *whole, *index[self.axis + 1 :])]
+        shape = found.shape[: self.axis] + (-1,) + found.shape[self.axis + 2 :]
+        inside = slice(start - first * width, stop - first * width)
+        return found.reshape(shape)[(slice(None),) * self.axis + (inside,)]

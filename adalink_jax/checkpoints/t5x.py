@@ -20,7 +20,7 @@ import numpy as np
 from flax import serialization
 
 from adalink_jax.checkpoints.folders import Folder
-from adalink_jax.checkpoints.scanned import unstacked
+from adalink_jax.checkpoints.scalable import as_minimal
 from adalink_jax.checkpoints.stored import Array, StoredBase, open_arrays
 from adalink_jax.checkpoints.zarr import describe_zarr
 from adalink_jax.errors import UserError
@@ -84,14 +84,14 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     """
     leaves = _read_index(folder)
     # The architecture is checked before the arrays, so that what is absent is named as a whole.
-    open_arrays(unstacked(leaves, str(folder)), str(folder), configured)
+    open_arrays(as_minimal(leaves, str(folder)), str(folder), configured)
     files = folder.files()
     _check_all_referred_to(folder, leaves, files)
     arrays = {
         name: _open_array(leaf, folder, files) if isinstance(leaf, _Referred) else leaf
         for name, leaf in leaves.items()
     }
-    return open_arrays(unstacked(arrays, str(folder)), str(folder), configured)
+    return open_arrays(as_minimal(arrays, str(folder)), str(folder), configured)
 
 
 def _read_index(folder: Folder) -> dict[str, _Referred | np.ndarray]:

@@ -1,5 +1,8 @@
 """Writes T5X's native checkpoints, which T5X's own Checkpointer restores.
 
+A base whose layers have biases of their own is written as ``scalable_t5`` without scan
+(``T5Config.scan_layers=False``); all others are the minimal T5's.
+
 Parameters only: of the optimizer there is the step, 0, and nothing else; T5X starts one afresh
 (``fallback_to_scratch``).
 
@@ -8,7 +11,6 @@ Source of the format: t5x/checkpoints.py, Checkpointer.save.
 
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,21 +19,19 @@ from flax import serialization, traverse_util
 from adalink_jax.checkpoints.folders import Folder
 from adalink_jax.checkpoints.stored import StoredBase
 from adalink_jax.checkpoints.t5x import INDEX
+from adalink_jax.models.t5 import T5Config
 
 _VERSION = 3
 _CHUNK_BYTES = 1 << 26  # As T5X: chunks of at most 64 MiB.
 _COMPRESSOR = {"id": "gzip", "level": 1}
 
 
-def write(
-    folder: pathlib.Path, base: StoredBase, progress: Callable[[str], None] = lambda name: None
-) -> None:
+def write(folder: pathlib.Path, base: StoredBase) -> None:
     """Writes a base as T5X's native checkpoint, float32, one array at a time.
 
     Args:
       folder: an empty folder; for T5X, one named ``checkpoint_N`` in the end.
       base: what to write.
-      progress: called with each array's name before it is read.
 
     Raises:
       UserError: an array cannot be read.
@@ -39,9 +39,8 @@ def write(
     """
     target: dict[str, Any] = {}
     for name in base.arrays:
-        progress(name)
         stored = f"target.{name.replace('/', '.')}"
-        target[name] = _write_array(folder, stored, base.read(name))
+        target[name] = _write_array(folder, stored, _as_t5x(base.read(name), name, base.config))
     index = {
         "version": _VERSION,
         "optimizer": {
@@ -50,6 +49,15 @@ def write(
         },
     }
     (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
+
+
+def _as_t5x(array: np.ndarray, name: str, config: T5Config) -> np.ndarray:
+    """With biases in each layer it is T5X's ``scalable_t5``, which keeps heads apart."""
+    heads = (config.num_heads, config.head_dim)
+    layer = name.rpartition("/")[0].rpartition("/")
+    if not config.relpos_bias_per_layer or not layer[0].endswith("attention"):
+        return array
+    return array.reshape((*heads, -1) if layer[2] == "out" else (-1, *heads))
 
 
 def _write_array(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str, Any]:

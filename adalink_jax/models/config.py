@@ -28,6 +28,8 @@ class T5Config:
       logits_via_embedding: whether the token table is the output layer too (T5 1.0).
       separate_encoder_embedding: whether the encoder looks tokens up in a table of its own, as
         folding AdaLink into the embedding needs; no published T5 does.
+      relpos_bias_per_layer: whether each layer has a table of relative position biases of its
+        own, as in T5X's scalable_t5 and umT5, instead of one a stack.
       float32_attention_logits: whether attention logits are float32 whatever `dtype`.
     """
 
@@ -43,6 +45,7 @@ class T5Config:
     dropout_rate: float = 0.1
     logits_via_embedding: bool = False
     separate_encoder_embedding: bool = False
+    relpos_bias_per_layer: bool = False
     float32_attention_logits: bool = False
 
     def __post_init__(self):

@@ -27,6 +27,14 @@ def _dropout(config: T5Config) -> nn.Dropout:
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
+def _biases(config: T5Config, bidirectional: bool, length: int) -> Float[Array, "1 N M M"]:
+    """The biases of a stack, or of the layer in whose scope this is called."""
+    biases = RelativePositionBiases(
+        config.num_heads, bidirectional, config.dtype, name="relpos_bias"
+    )
+    return biases(length, length)
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and MLP, each with a pre-norm and a residual."""
 
@@ -38,10 +46,12 @@ class EncoderLayer(nn.Module):
         self,
         x: Float[Array, "B T D"],
         mask: Bool[Array, "B 1 T T"],
-        bias: Float[Array, "1 N T T"],
+        bias: Float[Array, "1 N T T"] | None,
         ctx: Context,
     ) -> Float[Array, "B T D"]:
         cfg, method = self.config, self.method
+        if cfg.relpos_bias_per_layer:
+            bias = _biases(cfg, True, x.shape[1])
         site = Site("encoder", "attention")
         y = LayerNorm(cfg.dtype, name="pre_attention_layer_norm")(x)
         y = Attention(cfg, site, method, name=site.block)(y, y, ctx, ctx, mask, bias)
@@ -68,12 +78,15 @@ class DecoderLayer(nn.Module):
         encoded: Float[Array, "B T D"],
         mask: Bool[Array, "B 1 L L"] | None,
         cross_mask: Bool[Array, "B 1 L T"],
-        bias: Float[Array, "1 N M M"],
+        bias: Float[Array, "1 N M M"] | None,
+        length: int,
         ctx: Context,
         encoder_ctx: Context,
         decode: bool,
     ) -> Float[Array, "B L D"]:
         cfg, method = self.config, self.method
+        if cfg.relpos_bias_per_layer:
+            bias = _biases(cfg, False, length)
         site = Site("decoder", "self_attention")
         y = LayerNorm(cfg.dtype, name="pre_self_attention_layer_norm")(x)
         attention = Attention(cfg, site, method, name=site.block)
@@ -118,9 +131,7 @@ class Encoder(nn.Module):
         mask = pair_mask(ctx.mask, ctx.mask)
         if ctx.segment_ids is not None:
             mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
-        length = x.shape[1]
-        biases = RelativePositionBiases(cfg.num_heads, True, cfg.dtype, name="relpos_bias")
-        bias = biases(length, length)
+        bias = None if cfg.relpos_bias_per_layer else _biases(cfg, True, x.shape[1])
         for i, method in enumerate(_layer_methods(self.method, "encoder", cfg.num_encoder_layers)):
             x = EncoderLayer(cfg, method, name=f"layers_{i}")(x, mask, bias, ctx)
         x = LayerNorm(cfg.dtype, name="encoder_norm")(x)
@@ -162,11 +173,10 @@ class Decoder(nn.Module):
             mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
             cross_mask &= pair_equal(ctx.segment_ids, encoder_ctx.segment_ids)
         length = max_decode_length if decode and max_decode_length else x.shape[1]
-        biases = RelativePositionBiases(cfg.num_heads, False, cfg.dtype, name="relpos_bias")
-        bias = biases(length, length)
+        bias = None if cfg.relpos_bias_per_layer else _biases(cfg, False, length)
         for i, method in enumerate(_layer_methods(self.method, "decoder", cfg.num_decoder_layers)):
             layer = DecoderLayer(cfg, method, name=f"layers_{i}")
-            x = layer(x, encoded, mask, cross_mask, bias, ctx, encoder_ctx, decode)
+            x = layer(x, encoded, mask, cross_mask, bias, length, ctx, encoder_ctx, decode)
         x = LayerNorm(cfg.dtype, name="decoder_norm")(x)
         x = _dropout(cfg)(x, ctx.deterministic)
         if cfg.logits_via_embedding:

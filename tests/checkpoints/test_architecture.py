@@ -38,7 +38,8 @@ def test_golden_shapes_give_the_golden_architecture_and_back(shared_data, golden
     config = infer_config(shapes)
     written = json.loads((folder / "config.json").read_text())
     written.pop("dropout_rate")
-    assert describe_architecture(config) == written | {"separate_encoder_embedding": False}
+    written |= {"separate_encoder_embedding": False, "relpos_bias_per_layer": False}
+    assert describe_architecture(config) == written
     assert expected_shapes(config) == shapes
 
 
@@ -74,8 +75,15 @@ def test_published_parameter_counts(gated, sizes, published):
 
 @pytest.mark.parametrize("activations", [("relu",), ("gelu", "linear")])
 @pytest.mark.parametrize("tied", [True, False])
-def test_formula_is_what_the_network_makes(tiny, activations, tied):
-    config = dataclasses.replace(tiny, mlp_activations=activations, logits_via_embedding=tied)
+@pytest.mark.parametrize("per_layer", [True, False])
+def test_formula_is_what_the_network_makes(tiny, activations, tied, per_layer):
+    config = dataclasses.replace(
+        tiny,
+        mlp_activations=activations,
+        logits_via_embedding=tied,
+        relpos_bias_per_layer=per_layer,
+        separate_encoder_embedding=per_layer,
+    )
     tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
     made = jax.eval_shape(
         lambda *inputs: Transformer(config).init(*inputs, enable_dropout=False),
@@ -83,6 +91,7 @@ def test_formula_is_what_the_network_makes(tiny, activations, tied):
         *[tokens] * 3,
     )
     assert shapes_of(made["params"]) == expected_shapes(config)
+    assert infer_config(expected_shapes(config)) == config
 
 
 def test_functions_of_the_mlp_are_taken_where_known(tiny):

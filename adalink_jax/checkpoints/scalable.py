@@ -1,27 +1,30 @@
-"""T5X's scanned layouts: the layers of a stack lie on one axis of each of its arrays.
+"""T5X's ``scalable_t5``: its arrays as those of the minimal T5.
 
-``scalable_t5`` scans over its layers: what the minimal T5 stores as
-``encoder/layers_0/mlp/wo/kernel`` [F, D], ``encoder/layers_1/…``, is there one array
-``encoder/encoder/mlp/wo/kernel`` [F, layers, D], the layers on axis 1 (``param_scan_axis``). Each
-of its layers has a table of relative position biases of its own.
+It scans over its layers: what the minimal T5 stores as ``encoder/layers_0/mlp/wo/kernel`` [F, D],
+``encoder/layers_1/…``, is there one array ``encoder/encoder/mlp/wo/kernel`` [F, layers, D], the
+layers on axis 1 (``param_scan_axis``). Attention's kernels keep heads and their width apart,
+[D, N, K] and for the output [N, K, D], and each layer has relative position biases of its own.
+Unscanned, its layers have the minimal T5's names.
 
-Source of the layout: t5x/examples/scalable_t5/network.py.
+Source of the layout: t5x/examples/scalable_t5/network.py and layers.py.
 """
 
+import re
 from collections.abc import Mapping
 
-from adalink_jax.checkpoints.stored import Array, Layer
+from adalink_jax.checkpoints.stored import Array, JoinedHeads, Layer
 from adalink_jax.errors import UserError
 
+_ATTENTION_KERNEL = re.compile(r"attention/(query|key|value|out)/kernel$")
 # T5X's default first: where both fit, every width equals the number of layers.
 _AXES = (1, 0)
 
 
-def unstacked(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
-    """Returns arrays under the minimal T5's names, a stacked one as one array per layer.
+def as_minimal(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
+    """Returns arrays under the minimal T5's names and in its shapes; its own are left as they are.
 
     Args:
-      arrays: by T5X's names, stacked or not.
+      arrays: by T5X's names, of the minimal T5 or of ``scalable_t5``, scanned or not.
       where: their path, for errors.
 
     Raises:
@@ -42,7 +45,14 @@ def unstacked(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
             if name in found:
                 raise UserError(f"{where}: {name} is there both stacked and alone")
             found[name] = array
-    return found
+    return {name: _joined(name, array) for name, array in found.items()}
+
+
+def _joined(name: str, array: Array) -> Array:
+    match = _ATTENTION_KERNEL.search(name)
+    if match is None or len(array.shape) != 3:
+        return array
+    return JoinedHeads(array, 0 if match[1] == "out" else 1)
 
 
 def _layer_axis(stacked: Mapping[str, Array], stack: str, where: str) -> tuple[int, int]:
