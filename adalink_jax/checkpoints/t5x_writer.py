@@ -79,7 +79,8 @@ def _write_array(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str
     try:
         stored = tensorstore.open(spec, create=True).result()
         for row in range(0, array.shape[0], rows):  # One chunk at a time is compressed.
-            stored[row : row + rows].write(array[row : row + rows]).result()
+            end = min(row + rows, array.shape[0])
+            stored[row:end].write(array[row:end]).result()
     except Exception as error:  # TensorStore has no class of its own.
         raise OSError(f"{name}: {error}") from error
     return {

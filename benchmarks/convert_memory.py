@@ -1,0 +1,107 @@
+"""Peak memory of converting a base of 247,577,856 parameters (T5 1.1 base, 945 MiB as float32).
+
+What is measured, each in a process of its own, by the most memory that the system counts for it
+(ru_maxrss), and its seconds:
+
+* writing each format from another, one array at a time: the conversion proper;
+* what convert.py does after it: the logits of the copy with adalink_jax, and with transformers
+  where it is installed, one framework after the other; these hold the whole model.
+
+How to read it: "peak MiB" of a conversion should stay below 1,500, and is hardly more than the
+libraries' (the row "libraries") and twice the largest array (94 MiB; safetensors and zarr are read
+and written in slices of it at most).
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+# This checkout, installed or not.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)
+
+import numpy as np  # noqa: E402
+
+from adalink_jax.checkpoints import StoredBase, save_base  # noqa: E402
+from adalink_jax.checkpoints.architecture import expected_shapes  # noqa: E402
+from adalink_jax.models.t5 import T5Config  # noqa: E402
+from adalink_jax.verification import has_transformers  # noqa: E402
+from benchmarks import shapes, timing  # noqa: E402
+
+_LIBRARIES = "import adalink_jax.checkpoints, tensorstore"
+_CONVERT = """
+import sys
+from adalink_jax.checkpoints import open_base, save_base
+save_base(sys.argv[2], open_base(sys.argv[1]), sys.argv[3])
+"""
+_VERIFY = "import sys; from adalink_jax import verification; verification.{}(sys.argv[1])"
+# Source and format of each conversion; the first base is written by this process.
+_STEPS = (("native", "t5x"), ("t5x", "huggingface"), ("huggingface", "t5x"), ("t5x", "native"))
+
+
+class _Random:
+    """An array of random numbers that is made when it is read, so none is held."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+
+    def __getitem__(self, index) -> np.ndarray:
+        generator = np.random.default_rng(len(self.shape))
+        return generator.standard_normal(self.shape, np.float32)[index] * 0.05
+
+
+def measured(what: str, code: str, *arguments: str) -> dict[str, str | float]:
+    """Runs code in a fresh interpreter; returns its row of the table."""
+    start = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{what} failed")
+    peak = usage.ru_maxrss / 1024  # Linux counts KiB.
+    return {"process": what, "peak MiB": peak, "seconds": time.perf_counter() - start}
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and reports."""
+    options = timing.parser(__doc__, rounds=1).parse_args(arguments)
+    load = os.getloadavg()
+    config = shapes.toy(0.0) if options.small else t5_1_1_base()
+    arrays = {name: _Random(shape) for name, shape in expected_shapes(config).items()}
+    rows = [measured("libraries", _LIBRARIES)]
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"native": f"{folder}/source"}
+        save_base(places["native"], StoredBase(config, "random", arrays), "native")
+        for number, (source, target) in enumerate(_STEPS):
+            place = f"{folder}/{number}"
+            rows.append(measured(f"{source} → {target}", _CONVERT, places[source], place, target))
+            places[target] = place
+        rows.append(measured("check: adalink_jax", _VERIFY.format("base_logits"), places["t5x"]))
+        if has_transformers():
+            code = _VERIFY.format("transformers_logits")
+            rows.append(measured("check: transformers", code, places["huggingface"]))
+        else:
+            print("transformers skipped: it is not installed")
+    count = sum(int(np.prod(array.shape)) for array in arrays.values())
+    timing.report("convert_memory", rows, {"parameters": count}, ({}, {}), load, options.out)
+
+
+def t5_1_1_base() -> T5Config:
+    """T5 1.1 base's architecture."""
+    return T5Config(
+        vocab_size=32128,
+        emb_dim=768,
+        num_heads=12,
+        num_encoder_layers=12,
+        num_decoder_layers=12,
+        head_dim=64,
+        mlp_dim=2048,
+        mlp_activations=("gelu", "linear"),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
