@@ -7,7 +7,7 @@ written there.
 
 import dataclasses
 import os
-import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from adalink_jax.errors import UserError
@@ -80,11 +80,12 @@ class Folder:
             if real in above:
                 raise UserError(f"{self.path}/{place}: a loop of symbolic links")
             try:
-                for entry in os.scandir(f"{self.path}/{place}"):
-                    if entry.is_dir():
-                        pending.append((f"{place}{entry.name}/", (*above, real)))
-                    else:
-                        found.append(place + entry.name)
+                with os.scandir(f"{self.path}/{place}") as entries:
+                    for entry in entries:
+                        if entry.is_dir():
+                            pending.append((f"{place}{entry.name}/", (*above, real)))
+                        else:
+                            found.append(place + entry.name)
             except OSError as error:
                 raise UserError(f"{self.path}/{place} cannot be read: {error}") from error
         return frozenset(found)
@@ -93,9 +94,8 @@ class Folder:
         """Whether there is a file `name` directly in it."""
         if self.local:
             return os.path.isfile(f"{self.path}/{name}")
-        return self._cloud(
-            lambda store: store.read(name, byte_range=slice(0, 0)).result()
-        ).state == ("value")
+        answer = self._cloud(lambda store: store.read(name, byte_range=slice(0, 0)).result(), name)
+        return answer.state == "value"
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """The bytes ``[start, stop)`` of a file, all of them; an error where it is shorter."""
@@ -111,7 +111,7 @@ class Folder:
                 raise UserError(f"{where} cannot be read: {error}") from error
         else:
             part = None if (start, stop) == (0, None) else slice(start, stop)
-            answer = self._cloud(lambda store: store.read(name, byte_range=part).result())
+            answer = self._cloud(lambda store: store.read(name, byte_range=part).result(), name)
             if answer.state != "value":
                 raise UserError(f"{where}: {_ABSENT}")
             found = answer.value
@@ -152,13 +152,15 @@ class Folder:
             "gcs_request_retries": _RETRIES,
         }
 
-    def _cloud(self, ask: Any) -> Any:
+    def _cloud(self, ask: Callable[[Any], Any], name: str = "") -> Any:
         import tensorstore  # Costly; needed only where there is a checkpoint to read.
 
         try:
             answer = ask(tensorstore.KvStore.open(self.kvstore()).result())
         except Exception as error:  # TensorStore has no class of its own.
-            raise UserError(f"{self} cannot be read: {reason(error)}") from error
+            where = f"{self.path}/{name}" if name else self.path
+            cut = "truncated: " if "OUT_OF_RANGE" in str(error) else ""
+            raise UserError(f"{where} cannot be read: {cut}{reason(error)}") from error
         if isinstance(answer, list):
             return [key.decode(errors="replace") for key in answer]
         return answer
@@ -168,8 +170,3 @@ def reason(error: Exception) -> str:
     """What an exception of a library says, in one line."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def local_path(folder: Folder) -> pathlib.Path:
-    """The path of a folder on this machine."""
-    return pathlib.Path(folder.path)

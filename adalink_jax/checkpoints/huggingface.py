@@ -153,8 +153,8 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     kind = settings.get("model_type")
     if kind == "umt5":
         raise UserError(
-            f"{folder}: an umT5, whose layers have relative position biases of their own; this"
-            " version reads T5, FLAN-T5 and mT5"
+            f"{folder / CONFIG}: model_type 'umt5', whose layers have relative position biases of"
+            " their own; expected 't5' or 'mt5'"
         )
     if kind not in ("t5", "mt5"):
         raise UserError(f"{folder / CONFIG}: model_type {kind!r}; expected 't5' or 'mt5'")

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 
+from adalink_jax.checkpoints import StoredBase, load_base
 from adalink_jax.checkpoints.architecture import expected_shapes
+from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 
 
@@ -37,6 +39,44 @@ def arrays(tiny) -> dict[str, np.ndarray]:
         name: generator.standard_normal(shape).astype(np.float32)
         for name, shape in expected_shapes(tiny).items()
     }
+
+
+@pytest.fixture(scope="session", params=["1.0", "1.1", "1.0 untied", "1.1 tied"])
+def base(request) -> StoredBase:
+    """Random bases: gated and not, tied and not; unequal depths, and N·K is not D."""
+    generator = np.random.default_rng(1)
+    config = T5Config(
+        vocab_size=37,
+        emb_dim=12,
+        num_heads=3,
+        num_encoder_layers=2,
+        num_decoder_layers=3,
+        head_dim=5,
+        mlp_dim=20,
+        mlp_activations=("relu",) if request.param.startswith("1.0") else ("gelu", "linear"),
+        logits_via_embedding=request.param in ("1.0", "1.1 tied"),
+    )
+    random = {
+        name: generator.standard_normal(shape).astype(np.float32) * 0.5
+        for name, shape in expected_shapes(config).items()
+    }
+    return StoredBase(config, request.param, random)
+
+
+@pytest.fixture
+def refused():
+    """Returns refused(path, *words): opening and loading it is a one-line error with the words."""
+
+    def check(path, *words, configured=None) -> str:
+        with pytest.raises(UserError) as caught:
+            load_base(path, configured)
+        message = str(caught.value)
+        assert message.isprintable(), message
+        for word in words:
+            assert str(word) in message, message
+        return message
+
+    return check
 
 
 @pytest.fixture(scope="session")
