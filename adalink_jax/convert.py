@@ -1,9 +1,11 @@
 """Converts a base from any format that is read into one that is written, and proves it."""
 
+import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -11,12 +13,15 @@ from rich.progress import Progress
 
 from adalink_jax import verification
 from adalink_jax.checkpoints import StoredBase, open_base, save_base
+from adalink_jax.checkpoints.base import WRITERS
 from adalink_jax.checkpoints.hashing import combined_fingerprint, leaf_digest
 from adalink_jax.checkpoints.huggingface import CONFIG
 from adalink_jax.errors import UserError
 
 # The largest difference of float32 logits at which two frameworks' answers are one.
 LOGITS_BOUND = 1e-4
+
+_SOURCE = "a base: T5X's (native, Orbax, scanned), Hugging Face's, or this project's; or gs://…"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,25 @@ def convert(source: str, target: str, format_name: str) -> None:
     console.print(
         f"wrote {target}, fingerprint {combined_fingerprint(digests.values())}", soft_wrap=True
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: converts, and returns the exit code, 2 after a user's mistake.
+
+    Args:
+      arguments: those after the program's name. None: of this process.
+    """
+    parser = argparse.ArgumentParser(description=(convert.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--from", required=True, metavar="PATH", dest="source", help=_SOURCE)
+    parser.add_argument("--to", required=True, metavar="PATH", dest="target", help="a new folder")
+    parser.add_argument("--format", required=True, choices=list(WRITERS))
+    flags = parser.parse_args(arguments)
+    try:
+        convert(flags.source, flags.target, flags.format)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _check(source: str, copy: pathlib.Path, fingerprint: str, console: Console) -> None:

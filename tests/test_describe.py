@@ -32,6 +32,38 @@ def test_the_paper_counts_at_the_command_line(capsys, rank, count):
     assert said["tensors"]["encoder/adalink/down"]["shape"] == [1, 1024, rank]
 
 
+# What was published: in words by Raffel et al. 2020 (arXiv 1910.10683, section 3.7) for T5 1.0, and
+# by Chung et al. 2022 (arXiv 2210.11416, table 2) for FLAN-T5, whose sizes are T5 1.1's; exactly,
+# the sum of the sizes of the arrays in Google's checkpoints, which PyTorch counts likewise.
+PUBLISHED = {
+    "t5_1_0_small": (60e6, 60_506_624),
+    "t5_1_0_base": (220e6, 222_903_552),
+    "t5_1_0_large": (770e6, 737_668_096),
+    "t5_1_0_3b": (2.8e9, 2_851_598_336),
+    "t5_1_0_11b": (11e9, 11_307_321_344),
+    "flan_t5_small": (80e6, 76_961_152),
+    "flan_t5_base": (250e6, 247_577_856),
+    "flan_t5_large": (780e6, 783_150_080),
+    "flan_t5_xl": (3e9, 2_849_757_184),
+    "flan_t5_xxl": (11e9, 11_135_332_352),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_public_sizes_have_the_published_parameters(capsys, name):
+    code = config.main(
+        "adalink_jax.runs.describe",
+        [f"--gin_file=models/{name}.gin", "--gin_file=methods/full.gin", "--json"],
+        run_file="runs/describe.gin",
+        switches={"json": ""},
+    )
+    said = json.loads(capsys.readouterr().out)["parameters"]
+    in_words, exact = PUBLISHED[name]
+    assert code == 0
+    assert said == {"total": exact, "trainable": exact, "frozen": 0}
+    assert said["total"] == pytest.approx(in_words, rel=0.06)
+
+
 def test_groups_add_up_and_tables_are_printed(tiny, capsys):
     cfg, base, _ = tiny
     import jax

@@ -298,7 +298,7 @@ def test_altered_files_are_refused_or_load(intact, tiny_base, data):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(NAMING))
 @settings(
-    max_examples=1500,
+    max_examples=1000,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -73,6 +73,7 @@ def test_what_is_written_runs_in_transformers(folder, base):
     assert np.max(np.abs(their_logits(model) - our_logits(base))) < 1e-4
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 @pytest.mark.reference
 def test_it_generates_there_too(tmp_path, base):
     """Depths are equal here: transformers 5.23 sizes its cache by the encoder's."""
@@ -170,6 +171,7 @@ def test_a_table_of_the_encoders_own_stays_its_own(tmp_path, base):
     assert np.max(np.abs(our_logits(base) - our_logits(own))) > 0.01
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_files_are_safetensors_and_shards_hold_each_tensor_once(tmp_path, base):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     save_base(whole, base, "huggingface")
@@ -217,6 +219,7 @@ def test_one_table_under_several_names_is_one(folder, base):
     same(open_base(folder), base)
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_a_decoder_table_of_its_own_is_refused(folder, refused):
     edit(folder, lambda tensors: tensors.__setitem__(DECODER, tensors[SHARED] + 1))
     refused(folder, DECODER, SHARED, "differs")
@@ -236,6 +239,7 @@ def test_an_output_layer_that_contradicts_the_scaling_is_refused(folder, base, r
         refused(folder, "no tensor lm_head.weight")
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -264,11 +268,13 @@ def test_a_config_that_disagrees_is_refused_with_both_values(folder, field, valu
     assert str(value) in message or repr(value) in message
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_fewer_tokens_than_rows_are_no_disagreement(folder, base):
     configure(folder, vocab_size=30)
     same(open_base(folder), base)
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_missing_unexpected_and_mismatched_are_listed_at_once(folder, refused):
     def change(tensors):
         tensors.pop("encoder.final_layer_norm.weight")
@@ -285,11 +291,13 @@ def test_missing_unexpected_and_mismatched_are_listed_at_once(folder, refused):
     )
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_other_formats_of_weights_say_what_to_do(folder, refused):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "pytorch_model.bin", "save_pretrained")
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_shards_that_are_not_as_the_index_says(tmp_path, base, refused):
     huggingface.write(tmp_path, base, shard_bytes=2000)
     path = tmp_path / huggingface.SHARD_INDEX
@@ -305,6 +313,7 @@ def test_shards_that_are_not_as_the_index_says(tmp_path, base, refused):
     refused(tmp_path, first, "missing")
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_integers_are_refused(folder, refused):
     edit(
         folder,
@@ -315,6 +324,7 @@ def test_integers_are_refused(folder, refused):
     refused(folder, "encoder.final_layer_norm.weight", "I32", "float32")
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_architectures_that_transformers_lacks_are_refused(tmp_path, base):
     for change, word in (
         ({"mlp_activations": ("gelu", "relu")}, "gelu, relu"),
@@ -326,6 +336,7 @@ def test_architectures_that_transformers_lacks_are_refused(tmp_path, base):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
 def test_load_base_gives_the_tree(folder, base):
     config, params = load_base(folder)
     assert config == base.config
