@@ -11,7 +11,7 @@ import jax
 import optax
 
 from adalink_jax import sharding
-from adalink_jax.checkpoints import load_adapter, load_base, save_adapter
+from adalink_jax.checkpoints import load_adapter, open_base, save_adapter
 from adalink_jax.checkpoints.store import Store
 from adalink_jax.describe import description, print_description
 from adalink_jax.errors import UserError
@@ -265,7 +265,7 @@ def describe(
     if model is None:
         if initial_checkpoint_path is None:
             raise UserError("nothing to describe: give MODEL or INITIAL_CHECKPOINT_PATH")
-        model, _ = load_base(initial_checkpoint_path)
+        model = open_base(initial_checkpoint_path).config
     described = description(model, method or Method())
     if json:
         print(dumps(described, indent=1))
