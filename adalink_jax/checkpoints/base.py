@@ -88,8 +88,8 @@ def load_base(
     Args:
       path: a local folder or ``gs://BUCKET/PATH``.
       configured: the architecture that the configuration asks for, or None.
-      shardings: nested dicts of ``jax.sharding.Sharding``, one for each parameter; each process
-        then reads only the parts that its devices hold. None: all stays with NumPy.
+      shardings: nested dicts of ``jax.sharding.NamedSharding``, one for each parameter; then each
+        process reads only the parts that its devices hold. None: all stays with NumPy.
 
     Returns:
       The architecture and the parameters: nested dicts of float32 arrays under T5X's names.

@@ -64,7 +64,7 @@ class StoredBase:
         """Reads all parameters, one after the other.
 
         Args:
-          shardings: nested dicts of ``jax.sharding.Sharding``, one for each parameter
+          shardings: nested dicts of ``jax.sharding.NamedSharding``, one for each parameter
             (`adalink_jax.sharding.param_shardings`). None: the arrays stay with NumPy.
 
         Returns:
@@ -80,7 +80,14 @@ class StoredBase:
         return traverse_util.unflatten_dict(flat, sep="/")
 
     def _place(self, name: str, sharding: Any) -> jax.Array:
-        parts: dict[str, np.ndarray] = {}
+        shape, parts = tuple(self.arrays[name].shape), {}
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            raise UserError(
+                f"{self.where}: {name} of shape {list(shape)} cannot be divided as {sharding.spec}"
+                f" on a mesh of {dict(sharding.mesh.shape)}"
+            ) from error
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             # Devices that hold the same part share one reading.
@@ -88,7 +95,7 @@ class StoredBase:
                 parts[repr(index)] = self.read(name, index)
             return parts[repr(index)]
 
-        return jax.make_array_from_callback(tuple(self.arrays[name].shape), sharding, part)
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
 def open_arrays(
@@ -119,7 +126,10 @@ def open_arrays(
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """The transpose of a matrix on disk, of which a part is read as the part it is there."""
+    """The transpose of a matrix on disk, of which a part is read as the part it is there.
+
+    A format that reads whole rows (safetensors) so reads all of it for a part of the rows here.
+    """
 
     array: Array
 

@@ -126,3 +126,15 @@ def test_products_are_those_of_the_network():
 def test_products_stay_finite():
     _, step, arguments = products(True)
     assert all(jnp.isfinite(g).all() and g.any() for g in jax.tree.leaves(step(*arguments)))
+
+
+@pytest.mark.slow
+def test_convert_memory_measures_every_conversion_and_check(tmp_path):
+    result, output = run("convert_memory", tmp_path / "out.json")
+    rows = {row["process"]: row["peak MiB"] for row in result["rows"]}
+    assert {"libraries", "t5x → huggingface", "huggingface → t5x", "check: adalink_jax"} <= set(
+        rows
+    )
+    ran = "check: transformers" in rows
+    assert ran != any("skipped" in line for line in output.splitlines())
+    assert result["settings"]["parameters"] > 1000

@@ -190,7 +190,7 @@ def test_a_flipped_byte_of_a_native_base_is_refused(tmp_path, intact, refused):
 def test_loops_of_links_and_unreadable_places(tmp_path, intact, refused):
     shutil.copytree(intact / "t5x", tmp_path / "t5x")
     os.symlink(tmp_path / "t5x", tmp_path / "t5x" / "target.extra")
-    refused(tmp_path / "t5x", "target.extra", "loop")
+    refused(tmp_path / "t5x", "target.extra", "a loop of symbolic links")
     (tmp_path / "t5x" / "target.extra").unlink()
     norm = tmp_path / "t5x" / "target.encoder.encoder_norm.scale"
     shutil.rmtree(norm)

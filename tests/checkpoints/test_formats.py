@@ -5,6 +5,9 @@ import json
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.checkpoints import StoredBase, fingerprint, load_base, open_base, save_base
 from adalink_jax.checkpoints import t5x_writer as writer
@@ -93,9 +96,10 @@ def test_big_arrays_are_written_in_chunks(tmp_path, base, monkeypatch):
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, base):
     (tmp_path / "there").mkdir()
     os.symlink(tmp_path / "nothing", tmp_path / "link")
+    unread = StoredBase(base.config, "nothing to read", {})
     for target in ("there", "link"):
         with pytest.raises(UserError, match="exists"):
-            save_base(tmp_path / target, base, "t5x")
+            save_base(tmp_path / target, unread, "native")
 
     def refuse(folder: pathlib.Path):
         assert (folder / "config.json").is_file()
@@ -121,37 +125,59 @@ def test_parts_are_the_parts(tmp_path, base, format_name):
             np.testing.assert_array_equal(stored.read(name, index), whole[index], err_msg=name)
 
 
-@pytest.mark.parametrize("base", ["1.1"], indirect=True)
-def test_with_shardings_only_the_parts_of_its_devices_are_read(tmp_path, base):
-    read = []
-
-    class Watched:
-        def __init__(self, array):
-            self.array, self.shape = array, array.shape
-
-        def __getitem__(self, index):
-            read.append(self.array[index].size)
-            return self.array[index]
-
-    devices = np.array(jax.devices())  # As many as there are; a part for each along axis 0.
-    mesh = Mesh(devices, ("model",))
-    arrays = {name: Watched(np.asarray(array)) for name, array in base.arrays.items()}
-    places = {
-        name: NamedSharding(
-            mesh, PartitionSpec("model" if array.shape[0] % len(devices) == 0 else None)
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize(
+    ("format_name", "kind"),
+    [
+        ("huggingface", "adalink_jax.checkpoints.safetensors_files:Tensor"),
+        ("t5x", "adalink_jax.checkpoints.zarr:ZarrArray"),
+    ],
+)
+def test_each_host_reads_its_shards_once(tmp_path, params, tiny, hosts, format_name, kind):
+    """Two devices for each host; what two of them hold, their host reads once."""
+    arrays = traverse_util.flatten_dict(params, sep="/")
+    save_base(tmp_path / "base", StoredBase(tiny, "tiny", arrays), format_name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = pathlib.Path(__file__).with_name("sharded_reading.py")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "base", kind, str(port), str(hosts), str(number)],
+            env={**os.environ, "PYTHONPATH": str(script.parents[2]), "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for name, array in arrays.items()
-    }
-    stored = StoredBase(base.config, "watched", arrays)
-    loaded = stored.load(traverse_util.unflatten_dict(places, sep="/"))
-    flat = traverse_util.flatten_dict(loaded, sep="/")
-    for name, array in base.arrays.items():
-        assert flat[name].sharding == places[name]
-        np.testing.assert_array_equal(flat[name], array)
-    assert sum(read) == sum(np.asarray(a).size for a in base.arrays.values())
-    places.popitem()
+        for number in range(hosts)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-3000:]
+        said = json.loads(output.splitlines()[-1])
+        if format_name == "t5x":
+            assert said["read"] == said["held"]
+        else:  # Of a tensor that lies transposed, a host that holds columns reads the rows.
+            assert said["held"] <= said["read"] <= said["total"] * 2 / hosts
+        assert (said["held"] < said["total"]) is (hosts == 2)
+
+
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
+def test_shardings_of_other_parameters_are_refused(base):
+    place = NamedSharding(Mesh(np.array(jax.devices()), ("model",)), PartitionSpec())
+    places = dict.fromkeys(base.arrays, place)
+    lost, _ = places.popitem()
     with pytest.raises(UserError, match=r"missing \(1\)"):
-        stored.load(traverse_util.unflatten_dict(places, sep="/"))
+        base.load(traverse_util.unflatten_dict(places, sep="/"))
+    abstract = AbstractMesh((5,), ("model",))
+    places |= {
+        lost: place,
+        "token_embedder/embedding": NamedSharding(abstract, PartitionSpec("model")),
+    }
+    with pytest.raises(UserError, match=r"token_embedder/embedding.*\[37, 12\]"):
+        base.load(traverse_util.unflatten_dict(places, sep="/"))
 
 
 def stacked(arrays, config, axis):
