@@ -6,14 +6,26 @@ the identity is the default. 2·D·R parameters a route, whatever the depth of t
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
+import numpy as np
 from jaxtyping import Float
 
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods.base import Array, Context, Method, check_positive, check_stacks
-from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank
+from adalink_jax.methods.base import (
+    Array,
+    Context,
+    Method,
+    Params,
+    check_positive,
+    check_stacks,
+)
+from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank, routed_low_rank
+
+# Rows of the token table that are folded at a time: 32 MiB of float32 at D = 1024.
+_FOLDED_ROWS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +72,29 @@ class AdaLink(Method):
             name=self.scope,
         )(x, ctx)
         return x + delta, ctx
+
+    def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
+        """Puts the module into the encoder's token table: E' = E + f(E · W_down) · W_up.
+
+        The decoder and T5 1.0's tied output keep the base's table.
+        """
+        if "decoder" in self.stacks:
+            raise UserError(
+                "AdaLink at the decoder's input cannot be folded: the decoder's token table is "
+                "the base's shared one, which T5 1.0 uses as output layer too; only the encoder "
+                "can have a table of its own"
+            )
+        scope = adapter["encoder"][self.scope]
+        down, up = (np.asarray(scope[name][route : route + 1]) for name in ("down", "up"))
+        encoder = base["encoder"]
+        table = encoder.get("token_embedder", base["token_embedder"])["embedding"]
+        folded = np.array(table, np.float32)
+        # As `routed_low_rank` computes it, on accelerators too, whose default may be less.
+        with jax.default_matmul_precision("float32"):
+            for start in range(0, len(folded), _FOLDED_ROWS):
+                rows = folded[start : start + _FOLDED_ROWS]
+                delta = routed_low_rank(
+                    rows[None], down, up, None, activation=ACTIVATIONS[self.activation]
+                )
+                rows += np.asarray(delta[0])
+        return {**base, "encoder": {**encoder, "token_embedder": {"embedding": folded}}}

@@ -170,6 +170,25 @@ class Method:
         """The method and the tree to store: what only training needs is folded in."""
         return self, adapter
 
+    def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
+        """A plain base that computes on every token what base and adapter do on one route.
+
+        Its architecture is that of its arrays (`checkpoints.architecture.infer_config`), which
+        need not be the base's.
+
+        Args:
+          base: the base's tree, of arrays on the host.
+          adapter: the method's tree, as it is stored (`export`).
+          route: which of the K modules, in [0, K).
+
+        Returns:
+          The new tree: float32 NumPy arrays where it differs, elsewhere the base's own.
+
+        Raises:
+          UserError: no plain base computes the same.
+        """
+        raise UserError(f"an adapter of method '{self.scope}' cannot be folded into its base")
+
 
 def merge(base: Params, adapter: Params) -> dict[str, Any]:
     """One tree with the leaves of both.

@@ -1,9 +1,9 @@
 """Full fine-tuning: no hook, every parameter trains."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from adalink_jax.methods.base import Method
+from adalink_jax.methods.base import Method, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,3 +13,7 @@ class Full(Method):
     scope: ClassVar[str] = "full"
     trains_base: ClassVar[bool] = True
     stacked_axes: ClassVar[tuple[str, ...]] = ()
+
+    def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
+        """There is nothing to fold: the adapter is the model."""
+        return dict(adapter)

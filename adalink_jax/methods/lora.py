@@ -6,10 +6,11 @@ linear layer of attention and MLP in the encoder's blocks, which is the default 
 
 import dataclasses
 import fnmatch
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Float
 
 from adalink_jax.errors import UserError, nearest
@@ -18,6 +19,7 @@ from adalink_jax.methods.base import (
     Array,
     Context,
     Method,
+    Params,
     Site,
     check_positive,
     check_stacks,
@@ -94,3 +96,19 @@ class LoRA(Method):
             name=self.scope,
         )(x, ctx)
         return y + (ctx.gate * self.alpha / self.rank) * delta
+
+    def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
+        """Adds alpha/R · W_down · W_up to each adapted kernel, in float32."""
+        flat = traverse_util.flatten_dict(dict(base), sep="/")
+        modules = traverse_util.flatten_dict(dict(adapter), sep="/")
+        for name in modules:
+            if not name.endswith("/down"):
+                continue
+            layer = name.removesuffix(f"/{self.scope}/down")
+            down, up = (
+                np.asarray(modules[f"{layer}/{self.scope}/{part}"][route], np.float32)
+                for part in ("down", "up")
+            )
+            kernel = np.asarray(flat[f"{layer}/kernel"], np.float32)
+            flat[f"{layer}/kernel"] = kernel + np.float32(self.alpha / self.rank) * (down @ up)
+        return traverse_util.unflatten_dict(flat, sep="/")

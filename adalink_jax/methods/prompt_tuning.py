@@ -7,7 +7,7 @@ shared by all of a route's vectors. The stored adapter holds the resulting P'.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -183,3 +183,10 @@ class PromptTuning(Method):
         prompt = reparameterised(adapter["encoder"][self.scope])
         plain = dataclasses.replace(self, reparameterise=False, initialisation="random", text="")
         return plain, {"encoder": {self.scope: {"prompt": prompt}}}
+
+    def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
+        """Refuses: no parameter of a base holds vectors that stand in front of its input."""
+        raise UserError(
+            "prompt tuning cannot be folded: its vectors stand in front of the input, and no "
+            "parameter of the base holds them"
+        )
