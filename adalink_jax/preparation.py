@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 
 from adalink_jax import sharding
 from adalink_jax.checkpoints import fingerprint, load_base
-from adalink_jax.checkpoints.adapters import check_tensors
-from adalink_jax.checkpoints.architecture import describe_architecture, shapes_of
+from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import Evaluator
-from adalink_jax.methods.base import Method, split
+from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training import state as states
 
@@ -177,13 +176,6 @@ def task_routes(
                 f"{', '.join(names)}"
             )
     return {task: names.index(task) for task in tasks}
-
-
-def check_adapter(config: T5Config, method: Method, tree: Mapping[str, Any]) -> None:
-    """Raises `UserError` unless the tree is just what the method has in this architecture."""
-    params, _ = states.abstract_params(config, method)
-    expected, _ = split(params, method)
-    check_tensors(shapes_of(tree), shapes_of(expected))
 
 
 def say(line: str) -> None:

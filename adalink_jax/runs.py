@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping
 from json import dumps
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,16 @@ import jax
 import optax
 
 from adalink_jax import sharding
+from adalink_jax.adaptations import adapter_folder, check_adapter
 from adalink_jax.checkpoints import load_adapter, open_base, save_adapter
 from adalink_jax.checkpoints.store import Store
 from adalink_jax.describe import description, print_description
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Results, print_table, scalars, write
-from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.preparation import (
     Base,
-    check_adapter,
     check_counts,
     check_fit,
     checked_mesh,
@@ -209,8 +207,8 @@ def evaluate(
         raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
     base_path, method, adapter = initial_checkpoint_path, Method(), None
     if adapter_path is not None:
-        adapter = load_adapter(_adapter_folder(adapter_path))
-        method = METHODS[adapter.method_name](**adapter.settings)
+        adapter = load_adapter(adapter_folder(adapter_path))
+        method = adapter.method
         if method.trains_base:
             if base_path is not None:
                 raise UserError(
@@ -222,11 +220,11 @@ def evaluate(
     params = base.params
     if adapter is not None:
         adapter = load_adapter(
-            _adapter_folder(str(adapter_path)),
+            adapter_folder(str(adapter_path)),
             architecture=base.config,
             base_fingerprint=base.fingerprint,
         )
-        check_adapter(base.config, method, adapter.tree)
+        check_adapter(base.config, method, adapter.tree, str(adapter_path))
         params = merge(params, adapter.tree)
     tasks = mixture(mixture_or_task_name).tasks
     with sharding.on_mesh(mesh):
@@ -329,9 +327,3 @@ def _write_outcome(
         )
         write(results, folder.path, step=int(state.step))
         print_table(results)
-
-
-def _adapter_folder(path: str) -> pathlib.Path:
-    """The adapter's folder, given itself or its run's."""
-    inner = pathlib.Path(path) / "adapter"
-    return inner if inner.is_dir() else pathlib.Path(path)

@@ -147,3 +147,40 @@ def mini_base(write_base) -> pathlib.Path:
 def token_cache(tmp_path_factory) -> pathlib.Path:
     """A cache of token arrays for the whole session, none of the user's."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def write_adapter(tmp_path_factory):
+    """Writes an adapter whose matrices are random, none zero: (method, base folder) -> folder."""
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
+    from adalink_jax.training.state import init_adapter
+
+    def write(method, base_folder, *, seed=0, scale=0.1, routes=None, change=lambda tree: tree):
+        config, base = load_base(base_folder)
+        tree = init_adapter(config, method, base, jax.random.key(0))
+        method, tree = method.export(jax.device_get(tree))
+        rng = np.random.default_rng(seed)
+        tree = jax.tree.map(
+            lambda x: (x * method.trains_base + scale * rng.standard_normal(x.shape)).astype("f"),
+            tree,
+        )
+        folder = tmp_path_factory.mktemp("adapted") / "adapter"
+        count = getattr(method, "routes", 1)
+        save_adapter(
+            folder,
+            change(tree),
+            method_name=method.scope,
+            settings=dataclasses.asdict(method),
+            architecture=config,
+            base_fingerprint=fingerprint(base),
+            route_names=routes or [f"task_{i}" for i in range(count)],
+            metadata={"scores": {"rte": 61.0}, "train_steps": 3},
+        )
+        return folder
+
+    return write

@@ -37,6 +37,7 @@ ARROWS = {
     "adalink_jax.sharding": ("adalink_jax.methods", "adalink_jax.models"),
     "adalink_jax.checkpoints": ("adalink_jax.methods", "adalink_jax.models"),
     "adalink_jax.training": MATHS,
+    "adalink_jax.adaptations": MATHS,
     "adalink_jax.cost": MATHS,
     "adalink_jax.describe": MATHS,
     "adalink_jax.verification": MATHS,
@@ -48,6 +49,7 @@ ARROWS = {
     "adalink_jax.config": ("adalink_jax.settings",),
     "adalink_jax.runs": (
         *MATHS,
+        "adalink_jax.adaptations",
         "adalink_jax.cost",
         "adalink_jax.data",
         "adalink_jax.describe",

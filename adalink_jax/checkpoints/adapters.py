@@ -9,9 +9,12 @@ equal runs write equal bytes.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +33,7 @@ from adalink_jax.checkpoints.architecture import (
 from adalink_jax.checkpoints.hashing import as_float32, file_sha256
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config
 
 TENSORS = "adapter.safetensors"
@@ -58,7 +62,7 @@ class Adapter:
 
     Attributes:
       method_name: a name in ``METHODS``.
-      settings: the method's fields, such that ``METHODS[method_name](**settings)`` is it again.
+      settings: the method's fields.
       tree: nested dicts of float32 NumPy arrays, the method's own tree.
       route_names: what each of the K routes is for, in order.
       metadata: what the run recorded: JSON values.
@@ -73,6 +77,11 @@ class Adapter:
     metadata: dict[str, Any]
     architecture: T5Config
     base_fingerprint: str
+
+    @property
+    def method(self) -> Method:
+        """The method with the adapter's settings."""
+        return METHODS[self.method_name](**self.settings)
 
 
 def save_adapter(
@@ -200,8 +209,8 @@ def load_adapter(
 
     Raises:
       UserError: one line: a file is missing, truncated or altered; the format version is
-        unknown; the arrays are not those that the JSON lists; the method is unknown or not
-        `method_name`; the adapter belongs to another base.
+        unknown; the arrays are not those that the JSON lists, or not float32; the method is
+        unknown, not `method_name` or has no such settings; the adapter belongs to another base.
     """
     asked = pathlib.Path(folder)
     folder = _present(asked)
@@ -212,13 +221,15 @@ def load_adapter(
         record = parse_record((folder / RECORD).read_bytes(), str(folder / RECORD))
         config = config_from(record["architecture"], str(folder / RECORD))
         _check_method(record["method"], method_name, folder)
+        settings = {name: _frozen(value) for name, value in record["settings"].items()}
+        _check_settings(record["method"], settings, folder)
         _check_base(record, config, architecture, base_fingerprint, folder)
         tree = _read_tensors(folder / TENSORS, record)
     except OSError as error:
         raise UserError(f"adapter {asked} cannot be read: {error}") from error
     return Adapter(
         method_name=record["method"],
-        settings={name: _frozen(value) for name, value in record["settings"].items()},
+        settings=settings,
         tree=tree,
         route_names=tuple(record["route_names"]),
         metadata=record["metadata"],
@@ -284,6 +295,36 @@ def _check_method(name: str, wanted: str | None, folder: pathlib.Path) -> None:
         raise UserError(f"adapter {folder}: of method '{name}', expected '{wanted}'")
 
 
+def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Raises `UserError` unless the settings make the method."""
+    where = f"adapter {folder}: settings of method '{name}'"
+    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
+    for setting, value in settings.items():
+        if setting not in fields:
+            raise UserError(f"{where}: unknown {setting!r}{nearest(setting, fields)}")
+        if not _is_a(value, fields[setting].type):
+            raise UserError(f"{where}: {setting} is {value!r}")
+    for setting, field in fields.items():
+        if field.default is dataclasses.MISSING and setting not in settings:
+            raise UserError(f"{where}: no {setting}")
+    try:
+        METHODS[name](**settings)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a method's field's type: int, float, str, bool, tuple or None."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_is_a(one, item) for one in value)
+    if kind is float and type(value) in (int, float):
+        return math.isfinite(value)
+    return type(value) is kind or (kind is types.NoneType and value is None)
+
+
 def _check_base(
     record: Mapping[str, Any],
     config: T5Config,
@@ -313,6 +354,9 @@ def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, An
         tree = traverse_util.unflatten_dict(arrays, sep="/")
     except Exception as error:  # The hash matches, so the file was written wrong: any class.
         raise UserError(f"{path}: no safetensors file ({type(error).__name__})") from error
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise UserError(f"{path}: {name!r} is {array.dtype}; adapters hold float32")
     check_listed({name: _tensor_entry(array) for name, array in arrays.items()}, record, path)
     return tree
 

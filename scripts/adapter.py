@@ -1,0 +1,31 @@
+"""Says what an adapter is, whether it fits a base and is active there, how two differ."""
+
+import argparse
+import pathlib
+import sys
+
+# This checkout, installed or not.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+from adalink_jax import adaptations  # noqa: E402
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    about = "print method, settings, routes, sizes, base and metadata"
+    command = commands.add_parser("info", help=about, description=about)
+    command.add_argument("adapter", help="an adapter's folder or its run's")
+    command.add_argument("--json", dest="as_json", action="store_true", help="as one JSON object")
+
+    about = "check that it fits and is active; exit code 2 if not"
+    command = commands.add_parser("verify", help=about, description=about)
+    command.add_argument("adapter", help="an adapter's folder or its run's")
+    command.add_argument("base", help="the base it was trained on")
+
+    about = "print what differs; exit code 1 if anything does"
+    command = commands.add_parser("diff", help=about, description=about)
+    command.add_argument("first", help="an adapter's folder or its run's")
+    command.add_argument("second", help="another's")
+
+    sys.exit(adaptations.main(**vars(parser.parse_args())))
