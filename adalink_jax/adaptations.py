@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,12 @@ from adalink_jax.checkpoints import (
     fingerprint,
     load_adapter,
     load_base,
+    save_adapter,
     shapes_of,
 )
 from adalink_jax.checkpoints.adapters import TENSORS
 from adalink_jax.checkpoints.architecture import describe_architecture
+from adalink_jax.checkpoints.peft import load_peft
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Array, Method, Params, merge, split
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -277,10 +280,40 @@ def _paired(first: Mapping, second: Mapping, absent: str) -> Iterator[tuple[str,
         yield name, first.get(name, absent), second.get(name, absent)
 
 
+def import_peft(peft: str, base: str, to: str) -> int:
+    """Writes an adapter of Hugging Face's PEFT as an adapter of this project's.
+
+    Args:
+      peft: the folder that PEFT wrote.
+      base: the base it was trained on.
+      to: the folder to write, at which nothing is yet.
+
+    Raises:
+      UserError: the adapter is damaged, not of this base, or does what no method here does.
+    """
+    if os.path.lexists(to):
+        raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
+    config, params = load_base(base)
+    method, tree = load_peft(peft, config)
+    save_adapter(
+        to,
+        tree,
+        method_name=method.scope,
+        settings=dataclasses.asdict(method),
+        architecture=config,
+        base_fingerprint=fingerprint(params),
+        route_names=("all",),
+        metadata={"imported_from": "peft"},
+    )
+    print(f"{to}: {method}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "info": info,
     "verify": verify,
     "diff": diff,
+    "import": import_peft,
 }
 
 

@@ -28,4 +28,10 @@ if __name__ == "__main__":
     command.add_argument("first", help="an adapter's folder or its run's")
     command.add_argument("second", help="another's")
 
+    about = "take over an adapter of Hugging Face's PEFT (LoRA or prompt tuning)"
+    command = commands.add_parser("import", help=about, description=about)
+    command.add_argument("peft", help="the folder that PEFT wrote")
+    command.add_argument("--base", required=True, help="the base it was trained on")
+    command.add_argument("--to", required=True, help="the adapter's folder to write")
+
     sys.exit(adaptations.main(**vars(parser.parse_args())))

@@ -184,3 +184,52 @@ def write_adapter(tmp_path_factory):
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def torch_t5():
+    """Makes transformers' T5 of a base, (config, params) -> module; skips without PyTorch."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import numpy as np
+    from flax import traverse_util
+
+    from adalink_jax.checkpoints.huggingface import tensor_names
+
+    def make(config, params):
+        gated = len(config.mlp_activations) == 2
+        model = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                vocab_size=config.vocab_size,
+                d_model=config.emb_dim,
+                d_kv=config.head_dim,
+                d_ff=config.mlp_dim,
+                num_layers=config.num_encoder_layers,
+                num_decoder_layers=config.num_decoder_layers,
+                num_heads=config.num_heads,
+                feed_forward_proj="gated-gelu" if gated else "relu",
+                tie_word_embeddings=config.logits_via_embedding,
+                decoder_start_token_id=0,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        ).eval()
+        # transformers 5 scales and ties the output whatever the configuration says.
+        model.config.scale_decoder_outputs = config.logits_via_embedding
+        if not config.logits_via_embedding:
+            model.lm_head = torch.nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        flat = traverse_util.flatten_dict(dict(params), sep="/")
+        state = {}
+        for name, (torch_name, transposed) in tensor_names(config).items():
+            array = np.asarray(flat[name], np.float32)
+            state[torch_name] = torch.tensor(array.T if transposed else array)
+        for table in ("encoder.embed_tokens", "decoder.embed_tokens"):
+            state.setdefault(f"{table}.weight", state["shared.weight"])
+        if config.logits_via_embedding:
+            state["lm_head.weight"] = state["shared.weight"]
+        if config.separate_encoder_embedding:
+            model.encoder.embed_tokens = torch.nn.Embedding(config.vocab_size, config.emb_dim)
+        model.load_state_dict(state)
+        return model
+
+    return make

@@ -1,0 +1,320 @@
+"""PEFT's format against peft itself, both ways."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from adalink_jax import adaptations
+from adalink_jax.checkpoints import load_adapter, load_base
+from adalink_jax.checkpoints.peft import load_peft, save_peft
+from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import merge
+from adalink_jax.methods.lora import LoRA
+from adalink_jax.models.t5 import T5Config
+from adalink_jax.training.state import init_adapter, init_base
+
+CONFIGS = {
+    "t5_1_1": T5Config(
+        vocab_size=40,
+        emb_dim=12,
+        num_heads=2,
+        num_encoder_layers=3,
+        num_decoder_layers=2,
+        head_dim=4,
+        mlp_dim=16,
+        mlp_activations=("gelu", "linear"),
+    ),
+    "t5_1_0": T5Config(
+        vocab_size=40,
+        emb_dim=8,
+        num_heads=2,
+        num_encoder_layers=2,
+        num_decoder_layers=2,
+        head_dim=4,
+        mlp_dim=16,
+        mlp_activations=("relu",),
+        logits_via_embedding=True,
+    ),
+}
+# Architecture and settings.
+LORAS = {
+    "encoder": ("t5_1_0", {}),
+    "both stacks": ("t5_1_1", {"stacks": ("encoder", "decoder"), "alpha": 3.0}),
+    "layers and linears": ("t5_1_1", {"layers": (1,), "linears": ("attention/value", "mlp/wo")}),
+    "decoder, routed": (
+        "t5_1_0",
+        {"stacks": ("decoder",), "linears": ("*/query",), "routes": 3},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def based():
+    """Makes a base of random weights: name in CONFIGS -> (config, params)."""
+
+    @functools.cache
+    def make(name):
+        return CONFIGS[name], jax.device_get(init_base(CONFIGS[name], jax.random.key(1)))
+
+    return make
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft", reason="peft is not installed")
+
+
+def random_tree(config, method, base):
+    method, tree = method.export(init_adapter(config, method, base, jax.random.key(0)))
+    rng = np.random.default_rng(5)
+    return jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), tree)
+
+
+def torch_logits(model, config):
+    """On the fixed inputs, with padding's logits zero, as `adaptations.logits` gives them."""
+    import torch
+
+    inputs, targets = (
+        torch.tensor(x, dtype=torch.long) for x in adaptations.fixed_tokens(config.vocab_size)
+    )
+    shifted = torch.nn.functional.pad(targets, (1, 0))[:, :-1]
+    with torch.no_grad():
+        found = model(
+            input_ids=inputs,
+            attention_mask=(inputs > 0).long(),
+            decoder_input_ids=shifted,
+        ).logits
+    return np.where(targets[..., None] > 0, found.numpy(), 0)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", LORAS)
+def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
+    config, base = based(LORAS[name][0])
+    method = LoRA(rank=2, **LORAS[name][1])
+    tree = random_tree(config, method, base)
+    plain = adaptations.logits(config, base)
+    np.testing.assert_allclose(torch_logits(torch_t5(config, base), config), plain, atol=1e-4)
+    for route in range(method.routes):
+        save_peft(tmp_path / str(route), method, tree, route, config)
+        model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
+        found = torch_logits(model, config)
+        ours = adaptations.logits(config, merge(base, tree), method, route)
+        np.testing.assert_allclose(found, ours, atol=1e-4)
+        assert np.abs(ours - plain).max() > 1e-2
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"target_modules": ["q", "v"]},
+            {
+                "stacks": ("encoder", "decoder"),
+                "layers": None,
+                "linears": (
+                    *("attention/query", "attention/value"),
+                    *("encoder_decoder_attention/query", "encoder_decoder_attention/value"),
+                    *("self_attention/query", "self_attention/value"),
+                ),
+            },
+        ),
+        (
+            {"target_modules": r"encoder\..*\.(wo|o)", "use_rslora": True, "lora_alpha": 5},
+            {"stacks": ("encoder",), "layers": None, "linears": ("attention/out", "mlp/wo")},
+        ),
+        (
+            {
+                "target_modules": ["k"],
+                "layers_to_transform": [1],
+                "layers_pattern": "block",
+                "lora_dropout": 0.25,
+            },
+            {
+                "stacks": ("encoder", "decoder"),
+                "layers": (1,),
+                "linears": (
+                    *("attention/key", "encoder_decoder_attention/key"),
+                    "self_attention/key",
+                ),
+                "dropout_rate": 0.25,
+            },
+        ),
+    ],
+    ids=["suffixes", "pattern and rslora", "one layer"],
+)
+def test_we_read_pefts_lora(based, torch_t5, peft, tmp_path, settings, expected):
+    import torch
+
+    config, base = based("t5_1_1")
+    torch.manual_seed(0)
+    # Without init_lora_weights its B is random, not zero.
+    asked = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, init_lora_weights=False, **settings)
+    model = peft.get_peft_model(torch_t5(config, base), asked).eval()
+    model.save_pretrained(tmp_path)
+    method, tree = load_peft(tmp_path, config)
+    for name, value in expected.items():
+        assert getattr(method, name) == value, name
+    adaptations.check_adapter(config, method, tree)
+    ours = adaptations.logits(config, merge(base, tree), method)
+    np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
+    assert np.abs(ours - adaptations.logits(config, base)).max() > 1e-2
+
+
+@pytest.mark.reference
+def test_peft_reads_our_prompts(based, torch_t5, peft, tmp_path):
+    config, base = based("t5_1_0")
+    method = METHODS["prompt_tuning"](length=3, bottleneck=4, routes=2)
+    tree = random_tree(config, method, base)
+    method, _ = method.export(init_adapter(config, method, base, jax.random.key(0)))
+    for route in range(2):
+        save_peft(tmp_path / str(route), method, tree, route, config)
+        model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
+        ours = adaptations.logits(config, merge(base, tree), method, route)
+        np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("submodules", [None, 1])
+def test_we_read_pefts_prompts(based, torch_t5, peft, tmp_path, submodules):
+    config, base = based("t5_1_0")
+    asked = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=submodules
+    )
+    model = peft.get_peft_model(torch_t5(config, base), asked).eval()
+    model.save_pretrained(tmp_path)
+    method, tree = load_peft(tmp_path, config)
+    adaptations.check_adapter(config, method, tree)
+    ours = adaptations.logits(config, merge(base, tree), method)
+    np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_lora_comes_back_as_it_was(based, tmp_path, name):
+    config, base = based(LORAS[name][0])
+    method = LoRA(rank=2, **LORAS[name][1])
+    tree = random_tree(config, method, base)
+    save_peft(tmp_path / "peft", method, tree, method.routes - 1, config)
+    again, found = load_peft(tmp_path / "peft", config)
+    assert (again.rank, again.alpha, again.stacks) == (2, method.alpha, method.stacks)
+    found = traverse_util.flatten_dict(found, sep="/")
+    expected = traverse_util.flatten_dict(tree, sep="/")
+    assert found.keys() == expected.keys()
+    for leaf, array in found.items():
+        np.testing.assert_array_equal(array, np.asarray(expected[leaf])[-1:], err_msg=leaf)
+
+
+@pytest.fixture
+def saved(based, tmp_path):
+    """A LoRA on every query of the encoder: (config, PEFT's folder)."""
+    config, _ = based("t5_1_1")
+    queries = {
+        f"layers_{i}": {"attention": {"query": {"lora": {
+            "down": np.ones((1, 12, 2), np.float32), "up": np.ones((1, 2, 8), np.float32)
+        }}}}
+        for i in range(3)
+    }  # fmt: skip
+    method = LoRA(rank=2, linears=("attention/query",))
+    save_peft(tmp_path / "peft", method, {"encoder": queries}, 0, config)
+    return config, tmp_path / "peft"
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_dora": True}, "use_dora = True, which has no equal here"),
+        ({"bias": "lora_only"}, "bias = 'lora_only', which has no equal"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head']"),
+        ({"rank_pattern": {"q": 4}}, "rank_pattern"),
+        ({"alpha_pattern": {"q": 4}}, "alpha_pattern"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"some_new_option": 1}, "some_new_option = 1"),
+        ({"init_lora_weights": "pissa"}, "moves the base's own weights"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'; LORA and PROMPT_TUNING are read"),
+        ({"r": 3}, "expected [12, 3], found [12, 2]"),
+        ({"r": "two"}, "r is 'two'"),
+        ({"lora_alpha": None}, "lora_alpha is None"),
+        ({"lora_dropout": 2}, "dropout_rate"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}, "lora_alpha = 16"),
+    ],
+)
+def test_what_has_no_equal_here_is_refused_by_name(saved, changes, words):
+    config, folder = saved
+    edit(folder, **changes)
+    with pytest.raises(UserError) as caught:
+        load_peft(folder, config)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_tensors_or_layers_are_refused(saved):
+    from safetensors.numpy import load_file, save_file
+
+    config, folder = saved
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.encoder.block.{}.layer.0.SelfAttention.q.lora_A.weight"
+
+    def refused(words, config=config, **changes):
+        save_file({n: a for n, a in {**tensors, **changes}.items() if a is not None}, path)
+        with pytest.raises(UserError, match=words):
+            load_peft(folder, config)
+
+    down = tensors[name.format(0)]
+    refused("no LoRA of a linear layer", **{"base_model.model.lm_head.lora_A.weight": down})
+    refused("missing .*layers_1/attention/query/lora/down", **{name.format(1): None})
+    refused("no LoRA of a linear layer", **{name.format(7): down})
+    refused("is int32", **{name.format(0): down.astype(np.int32)})
+    wo = {
+        "base_model.model.encoder.block.0.layer.1.DenseReluDense.wo.lora_A.weight": np.zeros(
+            (2, 16), np.float32
+        ),
+        "base_model.model.encoder.block.0.layer.1.DenseReluDense.wo.lora_B.weight": np.zeros(
+            (12, 2), np.float32
+        ),
+    }
+    refused("encoder/layers_1/mlp/wo is not adapted", **wo)
+    wide = dataclasses.replace(config, emb_dim=10)
+    refused(r"expected \[10, 2\], found \[12, 2\]", config=wide)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        load_peft(folder, config)
+    path.rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="may run code"):
+        load_peft(folder, config)
+
+
+def test_methods_that_peft_lacks_are_not_written(based, tmp_path):
+    config, base = based("t5_1_0")
+    method = METHODS["adalink"](rank=2)
+    with pytest.raises(UserError, match="no format for an adapter of method 'adalink'"):
+        save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_one_over_as_an_adapter_of_its_base(write_base, tmp_path, capsys):
+    config = CONFIGS["t5_1_1"]
+    folder = write_base(config)
+    _, base = load_base(folder)
+    method = LoRA(rank=2, linears=("attention/query",))
+    save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
+    arguments = {"peft": str(tmp_path / "peft"), "base": str(folder), "to": str(tmp_path / "to")}
+    assert adaptations.main("import", **arguments) == 0
+    found = load_adapter(tmp_path / "to")
+    assert found.method == method
+    assert adaptations.main("verify", adapter=arguments["to"], base=str(folder)) == 0
+    assert adaptations.main("import", **arguments) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
