@@ -42,6 +42,8 @@ ARROWS = {
     "adalink_jax.describe": MATHS,
     "adalink_jax.verification": MATHS,
     "adalink_jax.convert": (*MATHS, "adalink_jax.verification"),
+    "adalink_jax.export": (*MATHS, "adalink_jax.adaptations", "adalink_jax.stablehlo"),
+    "adalink_jax.stablehlo": MATHS,
     "adalink_jax.data": ("tasks",),
     "adalink_jax.evaluation": (*MATHS, "adalink_jax.data", "tasks"),
     "adalink_jax.preparation": (*MATHS, "adalink_jax.data", "adalink_jax.evaluation", "tasks"),

@@ -13,7 +13,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,12 @@ _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def save_peft(
-    folder: str | os.PathLike[str], method: Method, tree: Params, route: int, config: T5Config
+    folder: str | os.PathLike[str],
+    method: Method,
+    tree: Params,
+    route: int,
+    config: T5Config,
+    check: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> None:
     """Writes one route of an adapter as PEFT does.
 
@@ -70,6 +75,8 @@ def save_peft(
       tree: the method's tree.
       route: which of the K modules, in [0, K).
       config: the base's architecture.
+      check: called with the folder that was written, before it takes its place; an error that it
+        raises leaves nothing behind.
 
     Raises:
       UserError: PEFT has no such method, or the folder exists or cannot be written.
@@ -95,6 +102,7 @@ def save_peft(
         (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
         tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
         safetensors.numpy.save_file(tensors, partial / TENSORS, {"format": "pt"})
+        check(partial)
 
 
 def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method, Params]:

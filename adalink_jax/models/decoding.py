@@ -172,7 +172,9 @@ def score_options(
         log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
         return jnp.sum(log_probs, axis=-1, where=targets > 0)
 
-    fitting = max(1, _LOGITS_BYTES // (4 * batch * length * model.config.vocab_size))
+    fitting = 1  # Where sizes are symbolic (`jax.export`).
+    if isinstance(batch, int) and isinstance(length, int):
+        fitting = max(1, _LOGITS_BYTES // (4 * batch * length * model.config.vocab_size))
     chunks = -(-count // fitting)
     size = -(-count // chunks)
     padded = jnp.pad(options, ((0, chunks * size - count), (0, 0)))

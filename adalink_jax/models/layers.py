@@ -19,6 +19,9 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.methods.base import Array, Context, Method, Site
 from adalink_jax.models.config import T5Config
 
+# A number, or an expression of sizes where `jax.export` is given symbolic shapes.
+Size = Any
+
 # Attention logits of masked pairs, as T5X; representable in bfloat16.
 _MASKED = -1e10
 
@@ -123,7 +126,7 @@ class RelativePositionBiases(nn.Module):
     max_distance: int = 128
 
     @nn.compact
-    def __call__(self, q_length: int, k_length: int) -> Float[Array, "1 N Tq Tk"]:
+    def __call__(self, q_length: Size, k_length: Size) -> Float[Array, "1 N Tq Tk"]:
         table = param_with_axes(
             "rel_embedding",
             nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),

@@ -19,6 +19,7 @@ from adalink_jax.models.layers import (
     Linear,
     MlpBlock,
     RelativePositionBiases,
+    Size,
 )
 
 
@@ -154,7 +155,7 @@ class Decoder(nn.Module):
         ctx: Context,
         encoder_ctx: Context,
         decode: bool = False,
-        max_decode_length: int | None = None,
+        max_decode_length: Size | None = None,
     ) -> Float[Array, "B L V"]:
         cfg = self.config
         x, lengthened = self.method.inputs(self.shared_embedding(tokens), ctx)
@@ -199,7 +200,7 @@ def pair_equal(queries: Int[Array, "B Q"], keys: Int[Array, "B S"]) -> Bool[Arra
     return queries[:, None, :, None] == keys[:, None, None, :]
 
 
-def causal_mask(length: int) -> Bool[Array, "1 1 L L"]:
+def causal_mask(length: Size) -> Bool[Array, "1 1 L L"]:
     """True where the key does not come after the query."""
     return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
@@ -279,7 +280,7 @@ class Transformer(nn.Module):
         decoder_positions: Int[Array, "B L"] | None = None,
         enable_dropout: bool = True,
         decode: bool = False,
-        max_decode_length: int | None = None,
+        max_decode_length: Size | None = None,
         *,
         encoder_routes: Int[Array, "B T"] | None = None,
         decoder_routes: Int[Array, "B L"] | None = None,
