@@ -30,9 +30,7 @@ from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Array, Method, Params, merge, split
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training.state import abstract_params
-
-# Fixed inputs of comparisons: rows, and tokens of encoder and decoder; some rows are padded.
-_ROWS, _INPUTS, _TARGETS = 4, 24, 12
+from adalink_jax.verification import fixed_inputs
 
 # A change of the logits by less than this share of the largest is rounding.
 _ROUNDING = 1e-6
@@ -140,16 +138,6 @@ def check_adapter(
     check_tensors(shapes_of(tree), shapes_of(expected), where)
 
 
-def fixed_tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [B,T] and [B,L] for comparisons, the same in every process; 0 on padding."""
-    rng = np.random.default_rng(0)
-    shapes = ((_ROWS, _INPUTS), (_ROWS, _TARGETS))
-    first = min(3, vocab_size - 1)  # Behind padding, EOS and unknown.
-    inputs, targets = (rng.integers(first, vocab_size, shape).astype(np.int32) for shape in shapes)
-    inputs[1, _INPUTS // 2 :] = targets[2, _TARGETS // 2 :] = 0
-    return inputs, targets
-
-
 @functools.cache
 def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
     model = Transformer(config, method)
@@ -159,7 +147,7 @@ def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
         return model.apply(
             {"params": params},
             inputs,
-            jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            targets,
             targets,
             enable_dropout=False,
             encoder_routes=jnp.full_like(inputs, route),
@@ -172,7 +160,7 @@ def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
 def logits(
     config: T5Config, params: Params, method: Method | None = None, route: int = 0
 ) -> np.ndarray:
-    """Logits on the fixed inputs, [B,L,V] float32; 0 where the target is padding.
+    """Float32 logits [B,L,V] on `verification.fixed_inputs`.
 
     Args:
       config: the architecture.
@@ -180,10 +168,9 @@ def logits(
       method: of the adapter; None for a base alone.
       route: which of the method's modules adapts every token.
     """
-    inputs, targets = fixed_tokens(config.vocab_size)
+    forward = _forward(config, method or Method())
     with jax.default_matmul_precision("float32"):
-        found = _forward(config, method or Method())(params, inputs, targets, route)
-    return np.where(targets[..., None] > 0, found, np.float32(0))
+        return np.asarray(forward(params, *fixed_inputs(config.vocab_size), route))
 
 
 def largest(array: np.ndarray) -> float:

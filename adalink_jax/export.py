@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from adalink_jax.adaptations import Adaptation, fixed_tokens, largest, load, logits
+from adalink_jax.adaptations import Adaptation, largest, load, logits
 from adalink_jax.checkpoints import StoredBase, load_base, save_base
 from adalink_jax.checkpoints.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
@@ -19,6 +19,7 @@ from adalink_jax.methods.base import merge
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.stablehlo import save_programs
+from adalink_jax.verification import fixed_inputs
 
 # How far the logits of what was written may be from the adaptation's, as a share of the largest
 # logit, which is taken to be at least 1.
@@ -91,7 +92,7 @@ def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
     if route is not None:
         raise UserError("programs take the route of each row as an argument; leave --route out")
     model = Transformer(adaptation.config, adaptation.method)
-    inputs, options = fixed_tokens(model.config.vocab_size)
+    inputs, options = fixed_inputs(model.config.vocab_size)
     routes = np.arange(len(inputs), dtype=np.int32) % len(adaptation.routes)
     expected = decoding.score_options(model, adaptation.params, inputs, options, routes)
     trees = ({} if adaptation.method.trains_base else adaptation.base, adaptation.adapter.tree)

@@ -14,6 +14,7 @@ from adalink_jax import adaptations
 from adalink_jax.checkpoints import fingerprint, load_adapter, load_base, save_adapter
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.verification import fixed_inputs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = T5Config(
@@ -59,15 +60,14 @@ def test_verify_says_each_routes_largest_change(call, base, write_adapter, name)
     code, lines, errors = call("verify", adapter=folder, base=base)
     assert (code, errors) == (0, [])
     # The same by hand: flax's own apply on the fixed inputs, without jit.
-    inputs, targets = adaptations.fixed_tokens(CONFIG.vocab_size)
-    shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    inputs, targets = fixed_inputs(CONFIG.vocab_size)
     _, params = load_base(base)
 
     def logits(model, params, route):
         return model.apply(
-            {"params": params}, inputs, shifted, targets, enable_dropout=False,
+            {"params": params}, inputs, targets, targets, enable_dropout=False,
             encoder_routes=np.full_like(inputs, route), decoder_routes=np.full_like(targets, route),
-        )[targets > 0]  # fmt: skip
+        )  # fmt: skip
 
     tree = load_adapter(folder).tree
     adapted = tree if name == "full" else adaptations.merge(params, tree)

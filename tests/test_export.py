@@ -15,6 +15,7 @@ from adalink_jax.checkpoints import load_base
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.verification import fixed_inputs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = {
@@ -64,13 +65,11 @@ def run(capsys, tmp_path):
 def torch_logits(model, config):
     import torch
 
-    inputs, targets = (torch.tensor(x).long() for x in adaptations.fixed_tokens(config.vocab_size))
-    shifted = torch.nn.functional.pad(targets, (1, 0))[:, :-1]
+    inputs, targets = (torch.tensor(x).long() for x in fixed_inputs(config.vocab_size))
     with torch.no_grad():
-        found = model(
-            input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=shifted
-        ).logits
-    return np.where(targets[..., None] > 0, found.numpy(), 0)
+        return model(
+            input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=targets
+        ).logits.numpy()
 
 
 @pytest.mark.reference
@@ -135,7 +134,7 @@ def test_lora_is_written_for_peft(run, base, write_adapter):
     code, target, out, _ = run(folder, base("t5_1_1"), "peft")
     assert code == 0 and "off by at most" in out
     method, _ = load_peft(target, CONFIGS["t5_1_1"])
-    assert (method.rank, method.alpha, method.layers) == (2, 16.0, (0,))
+    assert (method.rank, method.alpha, method.stacks) == (2, 16.0, ("encoder", "decoder"))
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(run, base, write_adapter, monkeypatch):

@@ -28,7 +28,7 @@ def _dropout(config: T5Config) -> nn.Dropout:
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
-def _biases(config: T5Config, bidirectional: bool, length: int) -> Float[Array, "1 N M M"]:
+def _biases(config: T5Config, bidirectional: bool, length: Size) -> Float[Array, "1 N M M"]:
     """The biases of a stack, or of the layer in whose scope this is called."""
     biases = RelativePositionBiases(
         config.num_heads, bidirectional, config.dtype, name="relpos_bias"
@@ -80,7 +80,7 @@ class DecoderLayer(nn.Module):
         mask: Bool[Array, "B 1 L L"] | None,
         cross_mask: Bool[Array, "B 1 L T"],
         bias: Float[Array, "1 N M M"] | None,
-        length: int,
+        length: Size,
         ctx: Context,
         encoder_ctx: Context,
         decode: bool,
