@@ -130,10 +130,7 @@ def check_adapter(
     config: T5Config, method: Method, tree: Mapping[str, Any], where: str = "the adapter"
 ) -> None:
     """Raises `UserError` unless the tree is just what the method has in this architecture."""
-    try:
-        params, _ = abstract_params(config, method)
-    except OverflowError as error:
-        raise UserError(f"{where}: no array is as large as {method} says") from error
+    params, _ = abstract_params(config, method)
     expected, _ = split(params, method)
     check_tensors(shapes_of(tree), shapes_of(expected), where)
 
@@ -206,12 +203,15 @@ def info(adapter: str, as_json: bool) -> int:
 
 
 def _lines(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested record as (dotted name, value) pairs; a list is one value."""
-    if not isinstance(record, Mapping):
-        yield name, ", ".join(map(str, record)) if isinstance(record, list | tuple) else record
+    """A nested record as (dotted name, value) pairs; a list is one value, text one line."""
+    if isinstance(record, Mapping):
+        for key, value in record.items():
+            key = key if key.isprintable() else repr(key)
+            yield from _lines(value, f"{name}.{key}" if name else key)
         return
-    for key, value in record.items():
-        yield from _lines(value, f"{name}.{key}" if name else str(key))
+    if isinstance(record, list | tuple):
+        record = ", ".join(map(str, record))
+    yield name, repr(record) if isinstance(record, str) and not record.isprintable() else record
 
 
 def verify(adapter: str, base: str) -> int:

@@ -274,8 +274,13 @@ def parse_record(content: bytes, where: str) -> dict[str, Any]:
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind):
             raise UserError(f"{where}: field '{name}' is missing or no {kind.__name__}")
-    if not all(isinstance(name, str) for name in record["route_names"]):
+        if kind is str and not record[name].isprintable():
+            raise UserError(f"{where}: field '{name}' is {record[name]!r}")
+    names = record["route_names"]
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
         raise UserError(f"{where}: field 'route_names' holds other things than names")
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: field 'route_names' holds a name twice")
     return record
 
 
@@ -322,6 +327,8 @@ def _is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_is_a(one, item) for one in value)
     if kind is float and type(value) in (int, float):
         return math.isfinite(value)
+    if kind is int and type(value) is int:
+        return abs(value) < 2**30  # So that sums of sizes are sizes too.
     return type(value) is kind or (kind is types.NoneType and value is None)
 
 

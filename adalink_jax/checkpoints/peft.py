@@ -123,12 +123,13 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
     settings = _read_config(folder)
     tensors = _read_tensors(folder)
     kind = settings.get("peft_type")
-    if kind not in _READ:
+    if not isinstance(kind, str) or kind not in _READ:
         raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; LORA and PROMPT_TUNING are read")
     for name, value in settings.items():
         # Whatever is not known and not off may change what the adapter computes.
         if value and value != "none" and name not in _HARMLESS | _READ[kind]:
-            raise UserError(f"{folder / CONFIG}: {name} = {value!r}, which has no equal here")
+            shown = name if name.isprintable() else repr(name)
+            raise UserError(f"{folder / CONFIG}: {shown} = {value!r}, which has no equal here")
     read = _lora_from_peft if kind == "LORA" else _prompt_from_peft
     method, flat = read(settings, tensors, config, str(folder))
     tree = {name: np.ascontiguousarray(array)[None] for name, array in flat.items()}
@@ -228,7 +229,7 @@ def _lora_from_peft(
     settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
 ) -> tuple[Method, dict[str, np.ndarray]]:
     start = settings.get("init_lora_weights", True)
-    if start not in _INITIALISATIONS:
+    if isinstance(start, list | dict) or start not in _INITIALISATIONS:
         raise UserError(
             f"{where}: init_lora_weights = {start!r} moves the base's own weights, so that the "
             "adapter fits no base; save it with PEFT's path_initial_model_for_weight_conversion"

@@ -10,6 +10,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,6 +245,24 @@ def test_records_that_do_not_fit_their_tensors_are_refused(save):
     load_adapter(folder)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32"])
+def test_another_dtype_is_refused(save, dtype):
+    """Also where hash and record say so."""
+    folder = save()
+    path = folder / "adapter.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    name = "encoder/adalink/up"
+    tensors[name] = tensors[name].astype(dtype)
+    safetensors.numpy.save_file(tensors, path)
+
+    def agree(record):
+        record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        record["tensors"][name]["dtype"] = dtype
+
+    edit(folder, agree)
+    refused(folder, name, f"is {dtype}; adapters hold float32")
+
+
 def test_a_hash_that_matches_a_file_that_lies_is_refused(save):
     """A safetensors header that claims more data than there is."""
     folder = save()
@@ -263,6 +282,15 @@ def test_a_hash_that_matches_a_file_that_lies_is_refused(save):
         ({"method": 3}, ["'method'", "str"]),
         ({"settings": []}, ["'settings'"]),
         ({"architecture": {"emb_dim": 6}}, ["architecture", "vocab_size"]),
+        ({"settings": {"rnk": 2}}, ["unknown 'rnk'; did you mean 'rank'"]),
+        ({"settings": {}}, ["no rank"]),
+        ({"settings": {"rank": 2.0}}, ["rank is 2.0"]),
+        ({"settings": {"rank": True}}, ["rank is True"]),
+        ({"settings": {"rank": 2**63}}, ["rank is 9223372036854775808"]),
+        ({"settings": {"rank": 0}}, ["rank is 0; it must be a whole number"]),
+        ({"settings": {"rank": 2, "stacks": ["encoder", 1]}}, ["stacks is ('encoder', 1)"]),
+        ({"route_names": ["a", "a"]}, ["a name twice"]),
+        ({"route_names": ["a\nb"]}, ["route_names"]),
         ({"route_names": [1]}, ["route_names"]),
         ({"sha256": None}, ["'sha256'"]),
     ],

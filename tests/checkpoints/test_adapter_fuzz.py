@@ -1,0 +1,236 @@
+"""Damaged and lying adapters: refused in one line or loaded right, never a crash.
+
+Bytes are flipped, cut and put in; values of the JSON are replaced, dropped and added; and the
+tensors' file is altered with its hash put right, so that the checks behind the hash are reached.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from flax import traverse_util
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adalink_jax import adaptations
+from adalink_jax.checkpoints import load_adapter, save_adapter
+from adalink_jax.checkpoints.peft import load_peft, save_peft
+from adalink_jax.errors import UserError
+from adalink_jax.methods.lora import LoRA
+
+PRINT = "f" * 64
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([0, 1, -1, 2**30 - 1, 2**63, 10**30, 1e308, float("nan"), float("inf")]),
+        st.text(max_size=6),
+        st.sampled_from(["adalink", "lora", "full", "encoder", "float32", "F16", "a\nb", "\ud800"]),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+
+
+@pytest.fixture(scope="module")
+def method():
+    return LoRA(rank=2, linears=("attention/query", "mlp/wo"), layers=(0,))
+
+
+@pytest.fixture(scope="module")
+def tree():
+    def pair(width, features):
+        rng = np.random.default_rng(width)
+        return {
+            "down": rng.standard_normal((1, width, 2), np.float32),
+            "up": rng.standard_normal((1, 2, features), np.float32),
+        }
+
+    # The widths of the tiny T5 of this folder's conftest.
+    return {
+        "encoder": {
+            "layers_0": {
+                "attention": {"query": {"lora": pair(6, 8)}},
+                "mlp": {"wo": {"lora": pair(10, 6)}},
+            }
+        }
+    }
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory, tiny, method, tree):
+    """The two files' contents, and a folder to write altered ones to."""
+    folder = tmp_path_factory.mktemp("fuzz") / "adapter"
+    save_adapter(
+        folder,
+        tree,
+        method_name="lora",
+        settings=dataclasses.asdict(method),
+        architecture=tiny,
+        base_fingerprint=PRINT,
+        route_names=["rte"],
+        metadata={"scores": {"rte": 0.5}, "text": "RANK = 2\n"},
+    )
+    return folder, *(
+        (folder / name).read_bytes() for name in ("adapter.json", "adapter.safetensors")
+    )
+
+
+@pytest.fixture(scope="module")
+def peft_intact(tmp_path_factory, tiny, method, tree):
+    """As `intact`, of PEFT's files."""
+    folder = tmp_path_factory.mktemp("fuzz") / "peft"
+    save_peft(folder, method, tree, 0, tiny)
+    return folder, *(
+        (folder / name).read_bytes()
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    )
+
+
+def altered_bytes(draw, content: bytes) -> bytes:
+    place = draw(st.integers(0, len(content)))
+    put = draw(st.binary(max_size=9))
+    cut = draw(st.sampled_from([0, 0, 1, 2, 8, 64, len(content)]))
+    return content[:place] + put + content[place + cut :]
+
+
+def altered_json(draw, value):
+    """The value with something in it replaced, dropped or added."""
+    value = copy.deepcopy(value)
+    holder = value
+    while True:
+        keys = list(holder if isinstance(holder, dict) else range(len(holder)))
+        if not keys:
+            break
+        key = draw(st.sampled_from(keys))
+        inner = holder[key]
+        if isinstance(inner, dict | list) and inner and draw(st.integers(0, 3)):
+            holder = inner
+            continue
+        match draw(st.integers(0, 3)):
+            case 0 if isinstance(holder, dict):
+                del holder[key]
+            case 1 if isinstance(holder, dict):
+                holder[draw(st.text(max_size=5))] = inner
+            case _:
+                holder[key] = draw(VALUES)
+        break
+    return value
+
+
+def altered_tensors(draw, content: bytes) -> bytes:
+    """A safetensors file whose header lies, or is no header."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    kind = draw(st.sampled_from(["length", "header", "dtype", "bytes", "data"]))
+    if kind == "bytes":
+        return altered_bytes(draw, content)
+    if kind == "data":
+        return content[: 8 + length] + altered_bytes(draw, data)
+    if kind == "dtype":
+        for entry in header.values():
+            entry["dtype"] = draw(st.sampled_from(["F32", "I32", "U32", "F16", "BF16", "F64"]))
+    if kind == "header":
+        header = altered_json(draw, header)
+    text = json.dumps(header).encode()
+    said = len(text)
+    if kind == "length":
+        said = draw(st.sampled_from([0, 1, said - 1, said + 1, 2**31, 2**63, 2**64 - 1]))
+    return said.to_bytes(8, "little") + text + data
+
+
+def refused_or(load):
+    """What `load` returns, or None where it refuses in one line."""
+    try:
+        return load()
+    except UserError as error:
+        assert "\n" not in str(error), str(error)
+        str(error).encode()  # A lone surrogate could not be printed.
+        return None
+
+
+def same_arrays(one, other):
+    one, other = (dict(traverse_util.flatten_dict(t, sep="/")) for t in (one, other))
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+
+
+def attack(data, intact, tiny, method, tree, fit):
+    folder, record, tensors = intact
+    kind = data.draw(st.sampled_from(["json", "json bytes", "bytes", "tensors"]))
+    new_record, new_tensors = record, tensors
+    if kind == "json":
+        new_record = json.dumps(altered_json(data.draw, json.loads(record))).encode()
+    elif kind == "json bytes":
+        new_record = altered_bytes(data.draw, record)
+    elif kind == "bytes":
+        new_tensors = altered_bytes(data.draw, tensors)
+    else:
+        new_tensors = altered_tensors(data.draw, tensors)
+        described = json.loads(record)
+        described["sha256"] = hashlib.sha256(new_tensors).hexdigest()
+        if data.draw(st.booleans()):
+            described["tensors"] = altered_json(data.draw, described["tensors"])
+        new_record = json.dumps(described).encode()
+    (folder / "adapter.json").write_bytes(new_record)
+    (folder / "adapter.safetensors").write_bytes(new_tensors)
+
+    refused_or(lambda: load_adapter(folder))
+    found = refused_or(lambda: load_adapter(folder, architecture=tiny, base_fingerprint=PRINT))
+    if found is None:
+        return
+    hash(found.method)
+    if kind != "tensors":
+        same_arrays(found.tree, tree)
+    if fit:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert adaptations.main("info", adapter=str(folder), as_json=False) == 0
+            assert adaptations.main("info", adapter=str(folder), as_json=True) == 0
+        out.getvalue().encode()
+        if found.method != method or kind == "tensors":
+            refused_or(
+                lambda: adaptations.check_adapter(tiny, found.method, found.tree, str(folder))
+            )
+
+
+FUZZ = {
+    "deadline": None,
+    "derandomize": True,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+
+
+@settings(max_examples=1200, **FUZZ)
+@given(data=st.data())
+def test_altered_adapters_are_refused_or_right(data, intact, tiny, method, tree):
+    attack(data, intact, tiny, method, tree, fit=False)
+
+
+@pytest.mark.slow
+@settings(max_examples=2500, **FUZZ)
+@given(data=st.data())
+def test_altered_adapters_fit_or_are_refused(data, intact, tiny, method, tree):
+    attack(data, intact, tiny, method, tree, fit=True)
+
+
+@settings(max_examples=600, **FUZZ)
+@given(data=st.data())
+def test_altered_peft_adapters_are_refused_or_read(data, peft_intact, tiny, tree):
+    folder, record, tensors = peft_intact
+    new_record, new_tensors = record, tensors
+    if data.draw(st.booleans()):
+        new_record = json.dumps(altered_json(data.draw, json.loads(record))).encode()
+    else:
+        new_tensors = altered_tensors(data.draw, tensors)
+    (folder / "adapter_config.json").write_bytes(new_record)
+    (folder / "adapter_model.safetensors").write_bytes(new_tensors)
+    found = refused_or(lambda: load_peft(folder, tiny))
+    if found is not None and new_tensors == tensors:
+        same_arrays(found[1], tree)
