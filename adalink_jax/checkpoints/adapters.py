@@ -328,7 +328,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is float and type(value) in (int, float):
         return math.isfinite(value)
     if kind is int and type(value) is int:
-        return abs(value) < 2**30  # So that sums of sizes are sizes too.
+        return abs(value) < 2**28  # So that sums of sizes are sizes too.
     return type(value) is kind or (kind is types.NoneType and value is None)
 
 
