@@ -60,6 +60,7 @@ setuptools.setup(
     packages=[
         "adalink_jax",
         "adalink_jax.checkpoints",
+        "adalink_jax.cost",
         "adalink_jax.data",
         "adalink_jax.evaluation",
         "adalink_jax.gin",

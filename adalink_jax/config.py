@@ -172,6 +172,28 @@ def build(configuration: Configuration) -> dict[str, Any]:
         raise UserError(_refusal(error, configuration)) from error
 
 
+def shipped(model: str, method: str, bindings: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Returns the architecture and the method of two shipped gin files.
+
+    Args:
+      model: a file of ``gin/models`` without its suffix, e.g. "t5_1_1_xl".
+      method: a file of ``gin/methods`` without its suffix, e.g. "lora".
+      bindings: ``NAME=VALUE``, e.g. "RANK=16"; they win over the files.
+
+    Raises:
+      UserError: there is no such file, or a binding is wrong; see `read`.
+    """
+    files = {"models": model, "methods": method}
+    for kind, name in files.items():
+        names = sorted(path.stem for path in (gin_folder() / kind).glob("*.gin"))
+        if name not in names:
+            raise UserError(f"no file {name}.gin in gin/{kind}{nearest(name, names)}")
+    paths = ["runs/describe.gin", *(f"{kind}/{name}.gin" for kind, name in files.items())]
+    supplied = ("configuration", "json")
+    found = build(read("adalink_jax.runs.describe", paths, bindings, supplied=supplied))
+    return found["model"], found["method"]
+
+
 def _refusal(error: Exception, configuration: Configuration) -> str:
     """Returns what a configured object says of its arguments, naming the object.
 

@@ -78,11 +78,15 @@ class LoRA(Method):
             )
         return np.isin(np.arange(num_layers), self.layers)
 
+    def adapts(self, site: Site) -> bool:
+        """Whether a linear layer is one of the chosen, in the layers that `gates` lets through."""
+        chosen = any(fnmatch.fnmatchcase(site.linear, pattern) for pattern in self.linears)
+        return chosen and site.stack in self.stacks
+
     def linear(
         self, x: Float[Array, "B T Din"], y: Float[Array, "B T Dout"], site: Site, ctx: Context
     ) -> Float[Array, "B T Dout"]:
-        chosen = any(fnmatch.fnmatchcase(site.linear, pattern) for pattern in self.linears)
-        if site.stack not in self.stacks or not chosen:
+        if not self.adapts(site):
             return y
         delta = LowRank(
             features=y.shape[-1],
