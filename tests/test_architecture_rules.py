@@ -66,6 +66,8 @@ ARROWS = {
         "adalink_jax.settings",
         "tasks",
     ),
+    "adalink_jax.serving": MATHS,
+    "adalink_jax.serving.command": ("adalink_jax.preparation", "adalink_jax.serving", "tasks"),
     "adalink_jax.collect": (),
     "adalink_jax.t5x": (*MATHS, "tasks"),
     "tasks": (),

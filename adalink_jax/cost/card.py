@@ -24,8 +24,8 @@ _NOTES = """\
 * *stored*: the adapter's parameters, float32 on disk. *trainable*: with what only training needs.
 * *forward*, *step*: operations of matrix products, two to a multiply-add, as counted in the \
 traced program; where the closed formula gives another number, both stand there. *× base*: to the \
-base's own forward pass. A frozen layer is still passed through backwards: that is one forward pass more; \
-freezing saves the gradients of the kernels, which is another.
+base's own forward pass. A frozen layer is still passed through backwards: that is one forward \
+pass more; freezing saves the gradients of the kernels, which is another.
 * *its own*: operations of the step that are the method's own products; its longer sequence \
 (prompt tuning) is in *step*.
 * *state*: parameters, gradients and Adafactor's state, without activations.

@@ -1,0 +1,95 @@
+"""Requests and answers, a line each: what a line may say, and what goes wrong with it alone."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from adalink_jax.errors import UserError, nearest
+
+_FIELDS = ("text", "adapter", "labels", "id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One line of input.
+
+    Attributes:
+      line: its number, from 1.
+      text: the model's input, as the task's preprocessing would give it.
+      adapter: NAME, or NAME:ROUTE where an adapter has several routes; None for the base.
+      labels: texts to choose among; empty for the adapter's own, or generation.
+      id: anything that the answer shall repeat; None for nothing.
+    """
+
+    line: int
+    text: str
+    adapter: str | None = None
+    labels: tuple[str, ...] = ()
+    id: Any = None
+
+
+def parse(line: int, content: bytes, tsv: bool) -> Request:
+    """Reads a line: a JSON object with "text" (and "adapter", "labels", "id"), or TSV.
+
+    Args:
+      line: its number.
+      content: its bytes, without the newline.
+      tsv: whether it is ``text`` or ``text<TAB>adapter``.
+
+    Raises:
+      UserError: it is no such thing.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"no UTF-8: byte {error.start} is 0x{content[error.start]:02x}") from error
+    if tsv:
+        cells = text.rstrip("\r").split("\t")
+        if len(cells) > 2:
+            raise UserError(f"{len(cells)} columns; expected a text and an adapter's name at most")
+        fields: Any = dict(zip(_FIELDS, (cell or None for cell in cells), strict=False))
+        fields["text"] = cells[0]
+    else:
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"no JSON: {str(error) or type(error).__name__}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"a JSON {type(fields).__name__}; expected an object with 'text'")
+    for name in fields:
+        if name not in _FIELDS:
+            raise UserError(f"unknown field {name!r}{nearest(name, _FIELDS)}")
+    adapter, labels = fields.get("adapter"), fields.get("labels") or ()
+    if not isinstance(fields.get("text"), str):
+        raise UserError("field 'text' is missing or no string")
+    if not fields["text"].strip():
+        raise UserError("the text is empty")
+    if adapter is not None and not isinstance(adapter, str):
+        raise UserError("field 'adapter' is no string")
+    if not isinstance(labels, list | tuple) or not all(isinstance(x, str) for x in labels):
+        raise UserError("field 'labels' is no list of strings")
+    return Request(line, fields["text"], adapter or None, tuple(labels), fields.get("id"))
+
+
+def answer(request: Request, prediction: str, scores: Sequence[float], dropped: int) -> dict:
+    """The answer to a request, as a JSON object.
+
+    Args:
+      request: what was asked, with the labels that were scored.
+      prediction: the label of the highest score, or the generated text.
+      scores: log-likelihood of each label; empty after generation.
+      dropped: tokens at the end of the text that were beyond the model's length.
+    """
+    found = {"line": request.line, "adapter": request.adapter, "prediction": prediction}
+    if scores:
+        found["scores"] = dict(zip(request.labels, map(float, scores), strict=True))
+    if dropped:
+        found["truncated_tokens"] = dropped
+    return found if request.id is None else {"id": request.id, **found}
+
+
+def failure(line: int, error: Exception, request: Request | None = None) -> dict:
+    """What stands in an answer's place where a line cannot be answered."""
+    found = {"line": line, "error": str(error)}
+    return found if request is None or request.id is None else {"id": request.id, **found}
