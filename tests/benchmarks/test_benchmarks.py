@@ -63,6 +63,14 @@ def test_routed_low_rank_has_every_variant_for_every_number_of_modules(tmp_path)
 
 
 @pytest.mark.slow
+def test_mixed_batch_has_every_number_of_adapters(tmp_path):
+    result, _ = run("mixed_batch", tmp_path / "out.json")
+    found = {row["call"] for row in result["rows"]}
+    kinds = {f"{kind}, K={k}" for kind in ("mixed", "loop") for k in result["settings"]["adapters"]}
+    assert found == {"base", *kinds}
+
+
+@pytest.mark.slow
 def test_evaluation_scores_every_task_both_ways(tmp_path):
     result, _ = run("evaluation", tmp_path / "out.json")
     names = [row["scoring"] for row in result["rows"]]

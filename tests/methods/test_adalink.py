@@ -84,47 +84,6 @@ def test_the_network_with_adalink_is_the_base_on_adapted_embeddings(tiny, activa
     assert np.abs(adapted - plain).max() > 1e-2
 
 
-def test_packed_rows_of_several_routes_equal_single_rows(tiny):
-    config, base, _ = tiny
-    method = METHODS["adalink"](rank=2, routes=3, stacks=("encoder", "decoder"))
-    adapter = init_adapter(config, method, base, jax.random.key(0))
-    rng = np.random.default_rng(2)
-    adapter = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), adapter)
-    params = merge(base, adapter)
-    tokens = [rng.integers(3, 48, (1, n)).astype(np.int32) for n in (4, 3, 5)]
-    targets = [rng.integers(3, 48, (1, n)).astype(np.int32) for n in (2, 3, 2)]
-    shifted = [np.pad(t, ((0, 0), (1, 0)))[:, :-1] for t in targets]
-    routes = [2, 0, 1]
-
-    def filled(parts, values):
-        return np.concatenate(
-            [np.full_like(p, v) for p, v in zip(parts, values, strict=True)], axis=1
-        )
-
-    packed = Transformer(config, method, route_slots=3).apply(
-        {"params": params},
-        *(np.concatenate(parts, 1) for parts in (tokens, shifted, targets)),
-        encoder_segment_ids=filled(tokens, [1, 2, 3]),
-        decoder_segment_ids=filled(targets, [1, 2, 3]),
-        encoder_routes=filled(tokens, routes),
-        decoder_routes=filled(targets, routes),
-        enable_dropout=False,
-    )
-    single = [
-        Transformer(config, method).apply(
-            {"params": params},
-            t,
-            s,
-            y,
-            encoder_routes=np.full_like(t, k),
-            decoder_routes=np.full_like(y, k),
-            enable_dropout=False,
-        )
-        for t, s, y, k in zip(tokens, shifted, targets, routes, strict=True)
-    ]
-    np.testing.assert_allclose(packed, np.concatenate(single, axis=1), atol=1e-4)
-
-
 @pytest.mark.parametrize(("rank", "count"), [(4, 8_192), (256, 524_288)])
 def test_parameter_counts_of_the_paper(rank, count):
     """T5 1.0 11B has width 1024: 2·d·r parameters, without allocating the model."""
