@@ -241,5 +241,6 @@ def plot(rows: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_yscale("log")
-    panels[1].legend(fontsize=8)
+    names = panels[0].get_legend_handles_labels()
+    canvas.legend(*names, loc="outside lower center", ncols=len(methods), fontsize=8)
     canvas.savefig(path, dpi=150)
