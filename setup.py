@@ -67,11 +67,12 @@ setuptools.setup(
         "adalink_jax.methods",
         "adalink_jax.models",
         "adalink_jax.serving",
+        "adalink_jax.t5x",
         "adalink_jax.training",
         "tasks",
     ],
     package_dir={"adalink_jax.gin": "gin"},
-    package_data={"adalink_jax": ["bases/**/*"], "adalink_jax.gin": ["*/*.gin"]},
+    package_data={"adalink_jax": ["bases/**/*"], "adalink_jax.gin": ["**/*.gin"]},
     install_requires=MATHS + RUNS,
     extras_require={"test": TEST, "reference": REFERENCE, "dev": TEST + REFERENCE},
 )

@@ -69,7 +69,7 @@ ARROWS = {
     "adalink_jax.serving": MATHS,
     "adalink_jax.serving.command": ("adalink_jax.preparation", "adalink_jax.serving", "tasks"),
     "adalink_jax.collect": (),
-    "adalink_jax.t5x": (*MATHS, "tasks"),
+    "adalink_jax.t5x": (*MATHS, "adalink_jax.preparation"),  # One mapping of tasks to routes.
     "tasks": (),
 }
 # Who may import what is not ours; for all other packages there is no rule.

@@ -1,0 +1,162 @@
+"""Adapters beside T5X's checkpoints: what a restored base must hold, and adapter folders."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import seqio
+import t5x.checkpoints
+import t5x.state_utils
+from jax.experimental import multihost_utils
+
+from adalink_jax import checkpoints
+from adalink_jax.checkpoints import Adapter
+from adalink_jax.checkpoints.architecture import infer_config
+from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import Method, split
+from adalink_jax.models.t5 import T5Config
+
+
+def steps_before(checkpoint_path: str) -> int:
+    """The step N of a checkpoint ``…/checkpoint_N``, at which a new adapter's moments begin."""
+    return t5x.checkpoints.get_step_from_checkpoint_dir(checkpoint_path)[1]
+
+
+def stored_adapter(path: str, base_fingerprint: str | None = None) -> Adapter:
+    """Loads an adapter from its folder or its run's, and compares its base where one is given."""
+    inner = pathlib.Path(path) / "adapter"
+    folder = inner if inner.is_dir() else path
+    return checkpoints.load_adapter(folder, base_fingerprint=base_fingerprint)
+
+
+def stored_method(adapter_path: str) -> Method:
+    """The method, with its settings, of a stored adapter."""
+    adapter = stored_adapter(adapter_path)
+    return METHODS[adapter.method_name](**adapter.settings)
+
+
+def check_restored(
+    state_dict: Mapping[str, Any],
+    target_state_dict: Mapping[str, Any],
+    *,
+    is_resuming: bool = False,
+    method: Method,
+    base_path: str,
+    adapter_path: str | None = None,
+    may_be_new: bool = True,
+) -> Mapping[str, Any]:
+    """T5X's `RestoreStateTransformationFn` that lets the adapter alone start anew.
+
+    With ``fallback_to_scratch`` T5X fills whatever a checkpoint lacks with random values, and only
+    logs it. Here it is an error, unless it is the whole of the method's own parameters. (T5X's
+    ``assignment_map`` for these would also drop an adapter that the checkpoint does hold.)
+    A new adapter takes the values at `adapter_path`; `may_be_new` says whether it may do without.
+
+    Raises:
+      UserError: a parameter of the base is missing, one of the checkpoint has no place in the
+        model, the adapter is there in parts or not at all, or belongs to another base.
+    """
+
+    def refuse(what: str, names: set[str], why: str) -> None:
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
+            raise UserError(f"checkpoint {base_path} {what} {len(names)} arrays {why}: {shown}")
+
+    if is_resuming:
+        return state_dict
+    held, wanted = _parameters(state_dict), _parameters(target_state_dict)
+    own = {name for name in wanted if method.trainable(name) and not method.trains_base}
+    new = own - held
+    refuse("lacks", wanted - held - own, "that would start from random values")
+    refuse("holds", held - wanted, "that this model has no place for")
+    if new != own:
+        refuse("lacks", new, f"of a {method.scope} adapter of which it holds the rest")
+    if adapter_path is not None:
+        refuse("holds", own - new, f"of an adapter, beside that of {adapter_path}")
+        stored_adapter(adapter_path, checkpoints.fingerprint(checkpoints.load_base(base_path)[1]))
+    elif not may_be_new:
+        refuse("lacks", new, "of the adapter; give ADAPTER_PATH with methods/stored.gin")
+    return state_dict
+
+
+def _parameters(state_dict: Mapping[str, Any]) -> set[str]:
+    flat = t5x.state_utils.flatten_state_dict(state_dict)
+    return {name.removeprefix("target/") for name in flat if name.startswith("target/")}
+
+
+@dataclasses.dataclass
+class AdapterWriter:
+    """T5X's `SaveStateTransformationFn` that writes the adapter whenever T5X writes a checkpoint.
+
+    ``model_dir/adapter`` holds the latest adapter, as in a run's folder of this project; where
+    there are several routes, the mixture's tasks name them. What T5X saves is left as it is. Full
+    fine-tuning writes nothing: there T5X's checkpoint is the model.
+    """
+
+    method: Method
+    config: T5Config
+    model_dir: str
+    mixture_or_task_name: str
+    _fingerprint: str | None = None
+
+    def __call__(self, state_dict: Any, parameter_infos: Any = None) -> tuple[Any, Any]:
+        """Writes the adapter of this state; returns its arguments."""
+        if self.method.trains_base:
+            return state_dict, parameter_infos
+        adapter, base = split(jax.tree.map(_Whole, state_dict["target"]), self.method)
+        # The base is frozen: once is enough.
+        self._fingerprint = self._fingerprint or checkpoints.fingerprint(base)
+        exported, tree = self.method.export(jax.tree.map(np.asarray, adapter))
+        name, names = self.mixture_or_task_name, ["all"]
+        if getattr(self.method, "routes", 1) > 1:
+            names = [task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
+        if jax.process_index() == 0:
+            checkpoints.save_adapter(
+                pathlib.Path(self.model_dir) / "adapter",
+                tree,
+                method_name=self.method.scope,
+                settings=dataclasses.asdict(exported),
+                architecture=self.config,
+                base_fingerprint=self._fingerprint,
+                route_names=names,
+                metadata={"t5x_step": int(state_dict["state"]["step"]), "data": {"name": name}},
+            )
+        return state_dict, parameter_infos
+
+
+@dataclasses.dataclass
+class _Whole:
+    """A parameter that is gathered from all hosts when it is read, so one at a time."""
+
+    leaf: Any
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if isinstance(self.leaf, jax.Array) and not self.leaf.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(self.leaf, tiled=True), dtype)
+        return np.asarray(self.leaf, dtype)
+
+
+def extract_adapter(checkpoint: str, method: Method, model_dir: str, mixture: str) -> None:
+    """Writes the adapter that a T5X checkpoint holds beside its base to ``model_dir/adapter``.
+
+    The checkpoint is a ``…/checkpoint_N``, native or Orbax. Method, settings and mixture (or task)
+    are those of its run: arrays do not tell them.
+
+    Raises:
+      UserError: the checkpoint holds no parameters of the method, or no T5 beside them.
+    """
+    folder = pathlib.Path(checkpoint).absolute()
+    if (folder / "state").is_dir():
+        state = ocp.PyTreeCheckpointer().restore(folder / "state")
+    else:
+        state = t5x.checkpoints.load_t5x_checkpoint(str(folder))
+    adapter, base = split(state["target"], method)
+    if not adapter:
+        raise UserError(f"checkpoint {checkpoint} holds no parameters of {method}")
+    config = infer_config(checkpoints.shapes_of(base), checkpoint)
+    AdapterWriter(method, config, model_dir, mixture)(state)

@@ -1,0 +1,121 @@
+"""T5X's encoder-decoder model around this project's network, with a route for every token."""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import t5x.models
+from flax import core
+
+from adalink_jax.checkpoints import load_base
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Array, Method, merge, split
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.t5x.checkpoints import stored_adapter
+from adalink_jax.t5x.features import RoutedFeatureConverter
+
+
+def t5_config(config: Any) -> T5Config:
+    """The architecture that T5X's own model files say, from their ``network.T5Config``.
+
+    Raises:
+      UserError: it has a field that this project's network knows nothing of.
+    """
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if unknown := sorted(given.keys() - {field.name for field in dataclasses.fields(T5Config)}):
+        raise UserError(f"T5Config has {unknown[0]!r}; take a model file of t5x/examples/t5")
+    return T5Config(**given)
+
+
+# The routes in a batch, and the tokens whose shape they have.
+_ROUTED = {"encoder_routes": "encoder_input_tokens", "decoder_routes": "decoder_input_tokens"}
+
+
+class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
+    """T5X's `EncoderDecoderModel`, driving `adalink_jax.models.t5.Transformer`.
+
+    Where the method has several routes, batches carry them and every call of the network is given
+    them. A new adapter starts as in this project's runner, or from a stored one.
+    """
+
+    def __init__(
+        self,
+        module: Transformer,
+        *args,
+        adapter_path: str | None = None,
+        initial_checkpoint_path: str | None = None,
+        labels: Sequence[str] = (),
+        **kwargs,
+    ):
+        """As T5X's, and what a new adapter starts from.
+
+        That is the stored one at `adapter_path`, its folder or its run's; or what the method makes
+        of the base at `initial_checkpoint_path` and of the task's `labels`.
+        """
+        self._routes = getattr(module.method, "routes", 1)
+        if self._routes > 1:
+            kwargs.setdefault("feature_converter_cls", RoutedFeatureConverter)
+        super().__init__(module, *args, **kwargs)
+        self._adapter_path, self._labels = adapter_path, labels
+        self._initial_checkpoint_path = initial_checkpoint_path
+
+    def get_initial_variables(self, rng, input_shapes, input_types=None) -> Any:
+        # T5X's evaluation gives no types, and T5X's default for tokens is float32.
+        input_types = {**dict.fromkeys(input_shapes, jnp.int32), **(input_types or {})}
+        zeros = {name: jnp.zeros(shape, jnp.int32) for name, shape in input_shapes.items()}
+        with self._given_routes(zeros):
+            variables = super().get_initial_variables(rng, input_shapes, input_types)
+        variables = core.unfreeze(variables)
+        adapter, base = split(variables["params"], self.module.method)
+        variables["params"] = merge(base, self._initialised(adapter, rng))
+        return core.freeze(variables)
+
+    def _initialised(self, adapter: Any, key: Array) -> Any:
+        """The method's tree with the values that depend on a stored adapter or on the base."""
+        method, path = self.module.method, self._initial_checkpoint_path
+        if self._adapter_path is not None:
+            return jax.tree.map(jnp.asarray, stored_adapter(self._adapter_path).tree)
+        if path is None or type(method).initialise is Method.initialise:
+            return adapter
+        ids = [self.input_vocabulary.encode(text) for text in method.texts(self._labels)]
+        return method.initialise(adapter, load_base(path)[1], ids, key)
+
+    def _compute_logits(self, params, batch, *args, **kwargs):
+        model = self
+        if "encoder_segment_ids" in batch:
+            # T5X's packer puts any number of examples into a row: all routes may meet there.
+            model = copy.copy(self)
+            model.module = self.module.clone(route_slots=self._routes)
+        with self._given_routes(batch):
+            return super(EncoderDecoderModel, model)._compute_logits(params, batch, *args, **kwargs)
+
+    def predict_batch_with_aux(self, params, batch, *args, **kwargs):
+        with self._given_routes(batch):
+            return super().predict_batch_with_aux(params, batch, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _given_routes(self, batch: Mapping[str, Array]) -> Iterator[None]:
+        """Within it, every call of the network is given the batch's routes."""
+
+        def add(call, args, kwargs, context):
+            name = context.method_name
+            if isinstance(context.module, Transformer) and name in ("__call__", "encode", "decode"):
+                signature = inspect.signature(getattr(Transformer, name))
+                given = signature.bind(context.module, *args, **kwargs).arguments
+                for name in {name for name in _ROUTED if name in batch and _ROUTED[name] in given}:
+                    routes, tokens = batch[name], given[_ROUTED[name]]
+                    if routes.shape != tokens.shape:
+                        # Decoding, where a row is one example: B·beams rows, or one token a step.
+                        beams = tokens.shape[0] // routes.shape[0]
+                        routes = jnp.repeat(routes[:, :1], beams, axis=0)
+                    kwargs[name] = jnp.broadcast_to(routes, tokens.shape)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(add):
+            yield
