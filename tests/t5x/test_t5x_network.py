@@ -28,7 +28,8 @@ def test_parameters_axes_and_logits_are_t5xs(kind, model, padded):
     assert axes[0] == axes[1] and len(axes[0]) > 20
     shapes = [jax.tree.map(lambda x: x.shape, dict(v["params"])) for v in (reference, found)]
     assert shapes[0] == shapes[1]
-    logits = [m._compute_logits(reference["params"], batch) for m in (theirs, ours)]
+    logits = [jax.jit(m._compute_logits)(reference["params"], batch) for m in (theirs, ours)]
+    print(f"{kind}: largest difference of logits {np.abs(logits[0] - logits[1]).max():.1e}")
     np.testing.assert_allclose(logits[1], logits[0], atol=1e-5, rtol=0)
     assert np.abs(logits[0]).max() > 0.1
     loss = [float(m.loss_fn(reference["params"], batch, None)[0]) for m in (theirs, ours)]

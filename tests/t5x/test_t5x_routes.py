@@ -1,0 +1,215 @@
+"""Routes from SeqIO's mixtures through T5X's converter and model."""
+
+import functools
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("t5x")
+
+LENGTHS = {"inputs": 24, "targets": 14}
+
+
+@pytest.fixture
+def mixture(t5x, examples):
+    """A mixture of three registered tasks, and their examples by task."""
+    import seqio
+    import tensorflow as tf
+
+    vocabulary = seqio.PassThroughVocabulary(64, eos_id=1)
+    feature = seqio.Feature(vocabulary, add_eos=False, dtype=tf.int32)
+    data = {f"routed_{name}": examples(6, seed) for seed, name in enumerate("abc")}
+
+    def source(rows):
+        def generate(split, shuffle_files, seed=None):
+            return tf.data.Dataset.from_generator(
+                lambda: iter(rows),
+                output_signature={
+                    name: tf.TensorSpec([None], tf.int32) for name in ("inputs", "targets")
+                },
+            )
+
+        return seqio.FunctionDataSource(generate, splits=["train", "validation"])
+
+    for name, rows in data.items():
+        seqio.TaskRegistry.add(
+            name,
+            source=source(rows),
+            preprocessors=[],
+            output_features={"inputs": feature, "targets": feature},
+            metric_fns=[lambda targets, predictions: {"count": len(targets)}],
+        )
+    seqio.MixtureRegistry.add("routed_all", list(data), default_rate=1.0)
+    yield "routed_all", data
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        for name in [name for name in registry.names() if name.startswith("routed_")]:
+            registry.remove(name)
+
+
+def converted(name: str, pack: bool, count: int) -> dict:
+    """Rows of a training data set as T5X's own function makes it."""
+    from t5x import utils
+
+    from adalink_jax.t5x.features import RoutedFeatureConverter
+
+    config = utils.DatasetConfig(
+        mixture_or_task_name=name,
+        task_feature_lengths=LENGTHS,
+        split="train",
+        batch_size=count,
+        shuffle=False,
+        seed=0,
+        pack=pack,
+    )
+    return next(utils.get_dataset(config, 0, 1, RoutedFeatureConverter).as_numpy_iterator())
+
+
+def row_of(tokens: list[int], length: int) -> np.ndarray:
+    return np.array([tokens + [0] * (length - len(tokens))], np.int32)
+
+
+def test_a_packed_mixture_gives_the_unpacked_examples_logits(mixture, model, perturbed):
+    import jax
+
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.t5x.features import RoutedFeatureConverter, routed
+
+    name, data = mixture
+    method = AdaLink(rank=4, routes=3, stacks=("encoder", "decoder"))
+    ours = model("1.1", method)
+    assert ours.FEATURE_CONVERTER_CLS is RoutedFeatureConverter
+    batch = converted(routed(name, method), True, 4)
+    shapes = {feature: value.shape for feature, value in batch.items()}
+    params = ours.get_initial_variables(jax.random.key(0), shapes)["params"]
+    params = perturbed(dict(params), method)
+    logits_of = jax.jit(ours._compute_logits)
+    packed = np.asarray(logits_of(params, batch))
+
+    segments, routes = batch["encoder_segment_ids"], batch["encoder_routes"]
+    met = {len(np.unique(r[s > 0])) for s, r in zip(segments, routes, strict=True)}
+    assert max(met) > 1 and segments.max() > 2  # Several routes meet in one row.
+    compared, largest = 0, 0.0
+    for row in range(4):
+        for segment in range(1, segments[row].max() + 1):
+            where = segments[row] == segment
+            target = batch["decoder_segment_ids"][row] == segment
+            (route,) = np.unique(routes[row][where])
+            assert set(batch["decoder_routes"][row][target]) == {route}
+            example = {
+                "inputs": batch["encoder_input_tokens"][row][where].tolist(),
+                "targets": batch["decoder_target_tokens"][row][target].tolist(),
+            }
+            # The example belongs to the task whose place in the mixture the route is.
+            assert example in data[sorted(data)[route]]
+            alone = {
+                "encoder_input_tokens": row_of(example["inputs"], LENGTHS["inputs"]),
+                "decoder_input_tokens": row_of([0, *example["targets"][:-1]], LENGTHS["targets"]),
+                "decoder_target_tokens": row_of(example["targets"], LENGTHS["targets"]),
+                "encoder_routes": np.full((1, LENGTHS["inputs"]), route),
+                "decoder_routes": np.full((1, LENGTHS["targets"]), route),
+            }
+            expected = np.asarray(logits_of(params, alone))[0, : target.sum()]
+            largest = max(largest, np.abs(packed[row][target] - expected).max())
+            compared += 1
+    print(f"{compared} examples in 4 rows, largest difference {largest:.1e}")
+    assert compared >= 12 and largest < 1e-5
+
+
+def test_another_route_gives_other_logits(mixture, model, perturbed):
+    """So that the test above could fail."""
+    import jax
+
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.t5x.features import routed
+
+    method = AdaLink(rank=4, routes=3)
+    ours, batch = model("1.1", method), converted(routed(mixture[0], method), True, 4)
+    shapes = {feature: value.shape for feature, value in batch.items()}
+    params = ours.get_initial_variables(jax.random.key(0), shapes)["params"]
+    params = perturbed(dict(params), method)
+    turned = {**batch, "encoder_routes": (batch["encoder_routes"] + 1) % 3}
+    logits_of = jax.jit(ours._compute_logits)
+    logits = [np.asarray(logits_of(params, given)) for given in (batch, turned)]
+    assert np.abs(logits[0] - logits[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_decoding_takes_each_rows_route(beams, mixture, model, perturbed):
+    """Against a model of one route that has that route's module alone."""
+    import jax
+
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.methods.base import merge, split
+    from adalink_jax.t5x.features import routed
+
+    several, one = (AdaLink(4, routes=k, stacks=("encoder", "decoder")) for k in (3, 1))
+    ours, single = model("1.1", several), model("1.1", one)
+    batch = converted(routed(mixture[0], several), False, 6)
+    shapes = {feature: value.shape for feature, value in batch.items()}
+    params = ours.get_initial_variables(jax.random.key(0), shapes)["params"]
+    params = perturbed(dict(params), several)
+    adapter, base = split(params, several)
+    predict, predict_one = (
+        jax.jit(functools.partial(m.predict_batch_with_aux, num_decodes=beams))
+        for m in (ours, single)
+    )
+    found, aux = predict(params, batch)
+    assert len(set(batch["encoder_routes"][:, 0])) > 1
+    for row, route in enumerate(batch["encoder_routes"][:, 0]):
+        own = jax.tree.map(lambda leaf, k=route: leaf[k : k + 1], adapter)
+        alone = {name: value[row : row + 1] for name, value in batch.items()}
+        expected, scores = predict_one(merge(base, own), alone)
+        np.testing.assert_array_equal(found[row], expected[0])
+        np.testing.assert_allclose(aux["scores"][row], scores["scores"][0], rtol=1e-5)
+
+
+def test_seqios_evaluator_takes_routed_tasks_as_they_are(mixture):
+    import seqio
+
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.t5x.features import RoutedFeatureConverter, routed
+
+    evaluator = seqio.Evaluator(
+        routed(mixture[0], AdaLink(4, routes=3)),
+        feature_converter=RoutedFeatureConverter(pack=False),
+        eval_split="validation",
+        logger_cls=(),
+    )
+    assert set(evaluator.model_feature_shapes) >= {"encoder_routes", "decoder_routes"}
+    for k, task in enumerate(evaluator.eval_tasks):
+        assert task.name == f"routed_{'abc'[k]}.route_{k}"
+        rows = [row for _, row in evaluator.cached_model_datasets[task.name].as_numpy_iterator()]
+        assert len(rows) == 6
+        for row in rows:
+            assert set(row["encoder_routes"][row["encoder_input_tokens"] > 0]) == {k}
+
+
+def test_one_route_changes_no_name_and_no_converter(mixture, model):
+    import seqio
+
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.t5x.features import routed
+
+    assert routed("routed_all", AdaLink(4)) == "routed_all"
+    assert model("1.1", AdaLink(4)).FEATURE_CONVERTER_CLS is seqio.EncDecFeatureConverter
+
+
+def test_a_task_of_another_mixture_keeps_its_route(mixture):
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.t5x.features import routed
+
+    names = ("routed_a", "routed_b", "routed_c")
+    assert routed("routed_b", AdaLink(4, routes=3), names) == "routed_b.route_1"
+
+
+def test_mistakes_are_said(mixture):
+    from adalink_jax.errors import UserError
+    from adalink_jax.methods.adalink import AdaLink
+    from adalink_jax.t5x.features import routed
+
+    with pytest.raises(UserError, match="routes is 2, but the tasks are routed_a, routed_b, rou"):
+        routed("routed_all", AdaLink(4, routes=2))
+    with pytest.raises(UserError, match="no route for task 'routed_b'"):
+        routed("routed_b", AdaLink(4, routes=2), ("routed_a", "routed_c"))
+    with pytest.raises(UserError, match="no feature 'route'"):
+        converted("routed_all", True, 2)
