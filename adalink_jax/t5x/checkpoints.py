@@ -75,7 +75,7 @@ def check_restored(
     refuse("lacks", wanted - held - own, "that would start from random values")
     refuse("holds", held - wanted, "that this model has no place for")
     if new != own:
-        refuse("lacks", new, f"of a {method.scope} adapter of which it holds the rest")
+        refuse("lacks", new, f"of the {method.scope} adapter of which it holds the rest")
     if adapter_path is not None:
         refuse("holds", own - new, f"of an adapter, beside that of {adapter_path}")
         stored_adapter(adapter_path, checkpoints.fingerprint(checkpoints.load_base(base_path)[1]))
