@@ -14,7 +14,6 @@ import t5x.state_utils
 from jax.experimental import multihost_utils
 
 from adalink_jax import checkpoints
-from adalink_jax.checkpoints import Adapter
 from adalink_jax.checkpoints.architecture import infer_config
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
@@ -27,7 +26,7 @@ def steps_before(checkpoint_path: str) -> int:
     return t5x.checkpoints.get_step_from_checkpoint_dir(checkpoint_path)[1]
 
 
-def stored_adapter(path: str, base_fingerprint: str | None = None) -> Adapter:
+def stored_adapter(path: str, base_fingerprint: str | None = None) -> checkpoints.Adapter:
     """Loads an adapter from its folder or its run's, and compares its base where one is given."""
     inner = pathlib.Path(path) / "adapter"
     folder = inner if inner.is_dir() else path

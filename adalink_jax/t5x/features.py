@@ -47,6 +47,7 @@ class RoutedFeatureConverter(seqio.EncDecFeatureConverter):
         }
 
     def get_model_feature_lengths(self, task_feature_lengths) -> Mapping[str, int]:
+        """SeqIO's, and the routes', which are the tokens'."""
         return {
             **super().get_model_feature_lengths(task_feature_lengths),
             "encoder_routes": task_feature_lengths["inputs"],

@@ -66,7 +66,7 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         self._initial_checkpoint_path = initial_checkpoint_path
 
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> Any:
-        # T5X's evaluation gives no types, and T5X's default for tokens is float32.
+        """T5X's, and what a new adapter starts from; tokens are int32 where no types are given."""
         input_types = {**dict.fromkeys(input_shapes, jnp.int32), **(input_types or {})}
         zeros = {name: jnp.zeros(shape, jnp.int32) for name, shape in input_shapes.items()}
         with self._given_routes(zeros):
@@ -87,15 +87,15 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         return method.initialise(adapter, load_base(path)[1], ids, key)
 
     def _compute_logits(self, params, batch, *args, **kwargs):
-        model = self
+        model = copy.copy(self)
         if "encoder_segment_ids" in batch:
             # T5X's packer puts any number of examples into a row: all routes may meet there.
-            model = copy.copy(self)
             model.module = self.module.clone(route_slots=self._routes)
         with self._given_routes(batch):
             return super(EncoderDecoderModel, model)._compute_logits(params, batch, *args, **kwargs)
 
     def predict_batch_with_aux(self, params, batch, *args, **kwargs):
+        """T5X's decoding, on the batch's routes."""
         with self._given_routes(batch):
             return super().predict_batch_with_aux(params, batch, *args, **kwargs)
 

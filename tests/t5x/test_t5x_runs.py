@@ -327,7 +327,7 @@ def test_infer_writes_outputs_of_a_stored_adapter(trained, launch, base, tmp_pat
         TASK_FEATURE_LENGTHS=LENGTHS,
         utils__DatasetConfig__split="'validation'",
         utils__RestoreCheckpointConfig__dtype="'float32'",
-        infer_script__infer__mode="'score'",
+        infer__mode="'score'",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for path in tmp_path.glob("*.jsonl*") for line in path.read_text().splitlines()]
