@@ -1,4 +1,4 @@
-"""Says what an adapter is, whether it fits a base and is active there, how two differ."""
+"""Says what an adapter is, whether it is active on its base, how two differ; joins, divides."""
 
 import argparse
 import pathlib
@@ -33,5 +33,15 @@ if __name__ == "__main__":
     command.add_argument("peft", help="the folder that PEFT wrote")
     command.add_argument("--base", required=True, help="the base it was trained on")
     command.add_argument("--to", required=True, help="the adapter's folder to write")
+
+    about = "make adapters of one method and base the routes of one adapter, bit for bit"
+    command = commands.add_parser("stack", help=about, description=about)
+    command.add_argument("adapters", nargs="+", help="folders of adapters or of their runs")
+    command.add_argument("--to", required=True, help="the adapter's folder to write")
+
+    about = "make each route of an adapter an adapter of its own, bit for bit"
+    command = commands.add_parser("split", help=about, description=about)
+    command.add_argument("adapter", help="an adapter's folder or its run's")
+    command.add_argument("--to", required=True, help="the folder to write them into")
 
     sys.exit(adaptations.main(**vars(parser.parse_args())))

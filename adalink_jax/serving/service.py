@@ -10,17 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from adalink_jax.checkpoints import fingerprint, load_adapter, load_base
-from adalink_jax.checkpoints.adapters import RECORD, Adapter, check_tensors
-from adalink_jax.checkpoints.architecture import shapes_of
+from adalink_jax.adaptations import adapter_folder, check_adapter
+from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
+from adalink_jax.checkpoints.adapters import RECORD
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods import METHODS
-from adalink_jax.methods.base import Method, merge, split
+from adalink_jax.methods.base import Method, merge
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.serving.bank import Bank, Module, module
 from adalink_jax.serving.requests import Request, answer, failure
-from adalink_jax.training.state import abstract_params
 
 # Lengths and numbers of rows are rounded up to powers of two, so that few programs are compiled.
 _SHORTEST = 16
@@ -147,7 +145,7 @@ class Service:
             self._forget(name)
             names = sorted(child.name for child in self._folder.iterdir() if child.is_dir())
             raise UserError(f"no adapter '{name}' in {self._folder}{nearest(name, names)}")
-        folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+        folder = adapter_folder(str(folder))
         stamp = (folder / RECORD).stat() if (folder / RECORD).exists() else None
         written = (0, 0) if stamp is None else (stamp.st_mtime_ns, stamp.st_size)
         known = self._known.get(name)
@@ -156,11 +154,9 @@ class Service:
             adapter = load_adapter(
                 folder, architecture=self._config, base_fingerprint=self._fingerprint
             )
-            method = METHODS[adapter.method_name](**adapter.settings)
-            expected, _ = split(abstract_params(self._config, method)[0], method)
-            check_tensors(shapes_of(adapter.tree), shapes_of(expected), str(folder))
+            check_adapter(self._config, adapter.method, adapter.tree, str(folder))
             modules = {
-                route: module(method, adapter.tree, i)
+                route: module(adapter.method, adapter.tree, i)
                 for i, route in enumerate(adapter.route_names)
             }
             known = self._known[name] = _Known(modules, self._labels(adapter), written)
