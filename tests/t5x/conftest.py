@@ -1,7 +1,5 @@
 """Fixtures for tests inside T5X, which is on no package registry: skipped where it is absent."""
 
-import dataclasses
-
 import pytest
 
 TINY = {
@@ -127,8 +125,3 @@ def padded(examples):
         }
 
     return pad
-
-
-def fields(config) -> dict:
-    """A configuration's fields, dtypes by name."""
-    return {key: str(value) for key, value in dataclasses.asdict(config).items()}

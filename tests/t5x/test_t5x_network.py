@@ -50,8 +50,7 @@ def test_decoding_gives_t5xs_tokens_and_scores(kind, beams, model, padded):
     np.testing.assert_allclose(found[1][1]["scores"], found[0][1]["scores"], rtol=1e-5)
 
 
-def test_dropout_is_drawn_as_t5x_draws_it_or_at_least_is_on(model, padded):
-    """T5X's trainer passes a key: with it the network is random, without it is not."""
+def test_dropout_is_on_where_t5x_passes_a_key(model, padded):
     import dataclasses
 
     import jax
