@@ -99,7 +99,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path, base):
     unread = StoredBase(base.config, "nothing to read", {})
     for target in ("there", "link"):
         with pytest.raises(UserError, match="exists"):
-            save_base(tmp_path / target, unread, "native")
+            save_base(tmp_path / target, unread, "huggingface")
 
     def refuse(folder: pathlib.Path):
         assert (folder / "config.json").is_file()
