@@ -20,6 +20,7 @@ from adalink_jax.checkpoints import (
     fingerprint,
     load_adapter,
     load_base,
+    open_base,
     save_adapter,
     shapes_of,
 )
@@ -105,16 +106,22 @@ def load(adapter_path: str, base_path: str) -> Adaptation:
 
     Args:
       adapter_path: the adapter's folder or its run's.
-      base_path: the base it was trained on, in any format that `load_base` reads.
+      base_path: the base it was trained on, in any format that `open_base` reads.
 
     Raises:
       UserError: one of them is damaged; or the base's architecture or fingerprint is not what
         the adapter says; or the adapter's arrays are not those of its method on this base.
     """
     folder = adapter_folder(adapter_path)
-    # The adapter says which functions an MLP uses, which arrays do not tell.
-    architecture = load_adapter(folder).architecture
-    config, base = load_base(base_path, architecture)
+    functions = load_adapter(folder).architecture.mlp_activations
+    stored = open_base(base_path)
+    if len(functions) == len(stored.config.mlp_activations):
+        # Arrays do not tell which functions an MLP uses; the adapter does.
+        configured = dataclasses.replace(stored.config, mlp_activations=functions)
+        stored = open_base(base_path, configured)
+    config = stored.config
+    load_adapter(folder, architecture=config)  # Before the base's arrays are read.
+    base = stored.load()
     adapter = load_adapter(folder, architecture=config, base_fingerprint=fingerprint(base))
     method = adapter.method
     check_adapter(config, method, adapter.tree, str(folder))

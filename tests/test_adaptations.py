@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from adalink_jax import adaptations
-from adalink_jax.checkpoints import fingerprint, load_adapter, load_base, save_adapter
+from adalink_jax.checkpoints import (
+    fingerprint,
+    load_adapter,
+    load_base,
+    open_base,
+    save_adapter,
+    save_base,
+)
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.verification import fixed_inputs
@@ -98,6 +105,18 @@ def test_logits_that_are_not_finite_are_said(call, base, write_adapter):
     assert code == 2 and "not finite" in errors[0]
 
 
+def test_the_adapter_says_which_functions_an_mlp_uses(call, write_base, write_adapter, tmp_path):
+    """T5X's arrays do not tell, and would be taken for ReLU's."""
+    config = dataclasses.replace(CONFIG, mlp_activations=("silu",))
+    native = write_base(config)
+    folder = write_adapter(METHODS_ROUTED["adalink"], native)
+    save_base(tmp_path / "t5x", open_base(native), "t5x")
+    assert load_base(tmp_path / "t5x")[0].mlp_activations == ("relu",)
+    _, lines, _ = call("verify", adapter=folder, base=native)
+    code, same, _ = call("verify", adapter=folder, base=tmp_path / "t5x")
+    assert code == 0 and same[1:] == lines[1:]
+
+
 def test_what_does_not_fit_is_said_in_one_line(call, base, write_adapter, write_base, tmp_path):
     folder = write_adapter(METHODS_ROUTED["adalink"], base)
     other = tmp_path / "other"
@@ -121,7 +140,10 @@ def test_what_does_not_fit_is_said_in_one_line(call, base, write_adapter, write_
     save_adapter(tmp_path / "names", found.tree, **arguments)
     for arguments, words in [
         ({"adapter": folder, "base": other}, "was trained on another base: fingerprint"),
-        ({"adapter": folder, "base": wide}, "mlp_dim (configured 16, checkpoint 20)"),
+        (
+            {"adapter": folder, "base": wide},
+            "was trained on another base: mlp_dim 16, this base's is 20",
+        ),
         ({"adapter": folder, "base": tmp_path / "no"}, "does not exist"),
         ({"adapter": tmp_path / "no", "base": base}, "no file adapter.json"),
         ({"adapter": tmp_path / "rank", "base": base}, "mismatched (2): encoder/adalink/down"),
