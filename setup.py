@@ -66,6 +66,7 @@ setuptools.setup(
         "adalink_jax.gin",
         "adalink_jax.methods",
         "adalink_jax.models",
+        "adalink_jax.report",
         "adalink_jax.serving",
         "adalink_jax.t5x",
         "adalink_jax.training",

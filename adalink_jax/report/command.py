@@ -1,0 +1,86 @@
+"""Writes a report of finished runs into a folder."""
+
+import csv
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from adalink_jax.errors import UserError
+from adalink_jax.report import page, plots, sections
+from adalink_jax.report.runs import Run, read
+
+_COLUMNS = (
+    "base", "method", "mixture", "sharing", "task", "seed", "steps", "stored", "step_flops",
+    "score", "path", "command",
+)  # fmt: skip
+
+
+def main(runs: Sequence[str], to: str, title: str) -> int:
+    """Reads the runs and writes the report; returns the exit code, 2 for a user's mistake."""
+    try:
+        found = [run for path in runs for run in find(pathlib.Path(path))]
+        found.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
+        write(found, pathlib.Path(to), title)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(found)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
+    return 0
+
+
+def find(path: pathlib.Path) -> list[Run]:
+    """The finished runs at or below a folder, in the order of their paths.
+
+    Raises:
+      UserError: there is none, or one is damaged.
+    """
+    folders = sorted(record.parent for record in path.rglob("run.json"))
+    finished = [folder for folder in folders if (folder / "results.json").exists()]
+    if not finished:
+        unfinished = f"; {len(folders)} are not finished" if folders else ""
+        raise UserError(f"{path} holds no finished run{unfinished}")
+    for folder in sorted(set(folders) - set(finished)):
+        print(f"not finished, left out: {folder}", file=sys.stderr)
+    return [read(folder) for folder in finished]
+
+
+def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
+    """Writes report.md, report.html, runs.csv and the plots.
+
+    Args:
+      runs: at least one.
+      folder: made where it is not there; its files of these names are replaced.
+      title: of the report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def drawing(plot: Callable) -> Callable[[dict, str], str]:
+        def draw(values: dict, file: str) -> str:
+            plot(values, folder / file)
+            return file
+
+        return draw
+
+    parts = (
+        sections.single_task,
+        sections.multi_task,
+        functools.partial(sections.ranks, draw=drawing(plots.ranks)),
+        sections.equal_parameters,
+        functools.partial(sections.cost_and_score, draw=drawing(plots.cost)),
+        functools.partial(sections.interference, draw=drawing(plots.interference)),
+        functools.partial(sections.learning, draw=drawing(plots.learning)),
+        sections.commands,
+    )
+    blocks = [page.Heading(title, 1), *(block for part in parts for block in part(runs))]
+    (folder / "report.md").write_text(page.markdown(blocks), encoding="utf-8")
+    (folder / "report.html").write_text(page.html_page(blocks, folder), encoding="utf-8")
+    with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for run in runs:
+            record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+            record |= {"method": run.label, "sharing": run.sharing}
+            for task, score in run.scores.items():
+                writer.writerow(record | {"task": task, "score": score})
