@@ -56,6 +56,7 @@ def train(
     keep_checkpoints: int = 1,
     log_period: int = 10,
     packing: bool = False,
+    few_shot: int | None = None,
     gradient_accumulation_steps: int = 1,
     model_parallelism: int = 1,
     dtype: str = "float32",
@@ -89,6 +90,7 @@ def train(
       keep_checkpoints: how many of the latest checkpoints stay.
       log_period: steps between lines of metrics.
       packing: whether rows hold several examples, or are bucketed by length.
+      few_shot: how many examples of each task are trained on, chosen by `seed`; None for all.
       gradient_accumulation_steps: parts of a batch, one in memory at a time.
       model_parallelism: devices that share one copy of the base.
       dtype: of the activations, "float32" or "bfloat16"; adapters are float32.
@@ -117,7 +119,7 @@ def train(
     base = prepared_base(initial_checkpoint_path, model, method, seed, dtype, dropout_rate)
     folder.claim("base", base.identity)
     batches = data.TrainBatches(
-        mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir
+        mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir, few_shot
     )
     folder.claim("data", batches.identity)
     check_fit(method, base.config, batches)

@@ -51,6 +51,7 @@ class TrainBatches:
         seed: int,
         packing: bool,
         cache_dir: str | os.PathLike | None = None,
+        few_shot: int | None = None,
     ):
         """Tokenizes the train splits, or reads their caches.
 
@@ -63,10 +64,12 @@ class TrainBatches:
           packing: whether rows hold several examples.
           cache_dir: where token arrays are cached; default ADALINK_CACHE_DIR, else
             ~/.cache/adalink_jax.
+          few_shot: how many examples of each task are trained on, chosen by `seed`
+            (`corpus.Tokens.few`); None for all.
 
         Raises:
-          UserError: an unknown name, lengths or batch size that make no sense, or what `tokens`
-            and `mixture` raise.
+          UserError: an unknown name, lengths, few_shot or batch size that make no sense, or what
+            `tokens` and `mixture` raise.
         """
         self.lengths = _checked_lengths(lengths)
         if batch_size < 1:
@@ -83,6 +86,8 @@ class TrainBatches:
                     f"{sum(found.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
         data = [tokens(task, "train", cache_dir) for task in found.tasks]
+        if few_shot is not None:
+            data = [whole.few(few_shot, seed) for whole in data]
         self._inputs, self._targets = _sequences(data, self.lengths, _eos(self.vocabulary))
         self.truncated = {
             task: {"inputs": self._inputs.truncated(k), "targets": self._targets.truncated(k)}

@@ -48,6 +48,39 @@ class Tokens:
     target_texts: Texts
     identity: dict
 
+    def few(self, count: int, seed: int) -> "Tokens":
+        """Returns some of the examples, chosen by a hash of seed and tokens.
+
+        They are the same wherever the examples stand, and those of a smaller number are among
+        those of a larger one. Labels are not balanced: it is a sample of the task.
+
+        Args:
+          count: how many examples.
+          seed: which of the samples.
+
+        Raises:
+          UserError: `count` is below 1, or there are fewer examples.
+        """
+        if not 1 <= count <= len(self):
+            raise UserError(f"few_shot is {count}; the task has {len(self):,} training examples")
+        prefix = f"{seed}\n".encode()
+        keys = [
+            hashlib.sha256(prefix + self.inputs[i].tobytes() + self.targets[i].tobytes()).digest()
+            for i in range(len(self))
+        ]
+        chosen = np.array(sorted(range(len(self)), key=keys.__getitem__)[:count])
+        inputs, targets = self.inputs.take(chosen), self.targets.take(chosen)
+        arrays = {"inputs": inputs.flat, "inputs_offsets": inputs.offsets}
+        arrays |= {"targets": targets.flat, "targets_offsets": targets.offsets}
+        identity = {
+            **self.identity,
+            "examples": count,
+            "sha256": cache.digest(arrays),
+            "few_shot": {"of": len(self), "seed": seed},
+        }
+        texts = (self.input_texts.take(chosen), self.target_texts.take(chosen))
+        return Tokens(inputs, targets, *texts, identity)
+
     def __len__(self) -> int:
         return len(self.inputs)
 

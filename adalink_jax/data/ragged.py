@@ -56,6 +56,11 @@ class Ragged:
         """Returns the first n sequences, without copying them."""
         return Ragged(self.flat, self.offsets[: n + 1])
 
+    def take(self, indices: np.ndarray) -> "Ragged":
+        """Returns the sequences of some indices, copied, in their order."""
+        starts, lengths = self.offsets[indices], self.lengths[indices]
+        return Ragged.joined(np.asarray(self.flat[ranges(starts, lengths)]), lengths)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -81,6 +86,10 @@ class Texts(Sequence):
     def head(self, n: int) -> "Texts":
         """Returns the first n texts, without copying them."""
         return Texts(self.ragged.head(n))
+
+    def take(self, indices: np.ndarray) -> "Texts":
+        """Returns the texts of some indices, copied, in their order."""
+        return Texts(self.ragged.take(indices))
 
     def __len__(self) -> int:
         return len(self.ragged)

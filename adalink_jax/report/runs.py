@@ -26,6 +26,7 @@ class Run:
       method: with its settings, as it is stored (without what only training needs).
       mixture: the task or mixture it was trained on.
       tasks: the mixture's tasks.
+      few_shot: examples of each task that it was trained on; None for all.
       seed: of the run.
       steps: of training.
       stored: parameters in the adapter.
@@ -41,6 +42,7 @@ class Run:
     method: Method
     mixture: str
     tasks: tuple[str, ...]
+    few_shot: int | None
     seed: int
     steps: int
     stored: int
@@ -51,8 +53,9 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The method with the settings that say its size, e.g. "lora, rank 4, layers 0"."""
-        return method_label(self.method_name, self.method)
+        """The method, its settings and examples, e.g. "lora, rank 4, layers 0, 16 examples"."""
+        few = "" if self.few_shot is None else f", {self.few_shot} examples"
+        return method_label(self.method_name, self.method) + few
 
     @property
     def sharing(self) -> str:
@@ -135,6 +138,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
         method=method,
         mixture=record["data"]["name"],
         tasks=tuple(task["name"] for task in record["data"]["tasks"]),
+        few_shot=configured.get("few_shot"),
         seed=configured["seed"],
         steps=results["step"],
         stored=stored_parameters(config, method) or 0,

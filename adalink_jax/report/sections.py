@@ -94,7 +94,8 @@ def ranks(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
     key = ("base", "mixture", "method", "modules")
 
     def kind(run: Run) -> tuple:
-        return run.base, run.mixture, run.method_name, run.sharing
+        few = "" if run.few_shot is None else f", {run.few_shot} examples"
+        return run.base, run.mixture, run.method_name + few, run.sharing
 
     lines, rows = {}, []
     for group, members in grouped((r for r in runs if r.size is not None), kind).items():

@@ -30,10 +30,39 @@ def train(byte_tasks, tmp_path, monkeypatch):
     """Makes training batches: name, then what differs from the defaults."""
     monkeypatch.setattr(batches, "tokens", lambda name, split, cache_dir: once(name, split))
 
-    def make(name, lengths=LENGTHS, batch_size=8, seed=0, packing=False):
-        return TrainBatches(name, lengths, batch_size, seed, packing, tmp_path)
+    def make(name, lengths=LENGTHS, batch_size=8, seed=0, packing=False, few_shot=None):
+        return TrainBatches(name, lengths, batch_size, seed, packing, tmp_path, few_shot)
 
     return make
+
+
+def seen(made) -> set:
+    """The (input, target, route) of four epochs."""
+    steps = -(-4 * made.epoch_size // made.batch_size)
+    return {example for step in range(steps) for example in examples_in(made.batch(step))}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_few_shots_are_the_same_examples_always(train, packing):
+    """More are a superset; another seed takes others; each task of a mixture has its own."""
+    name = next(iter(EXAMPLES))
+    four, nine = (seen(train(name, few_shot=n, packing=packing)) for n in (4, 9))
+    everything = seen(train(name, packing=packing))
+    assert len(four) == 4 and len(nine) == 9 and four < nine < everything
+    assert seen(train(name, few_shot=4, packing=packing, batch_size=3)) == four
+    assert seen(train(name, few_shot=4, packing=packing, seed=1)) != four
+    whole, few = train(name).identity["tasks"][0], train(name, few_shot=4).identity["tasks"][0]
+    assert few["examples"] == 4 and few["few_shot"] == {"of": whole["examples"], "seed": 0}
+    assert few["sha256"] != whole["sha256"]
+    made = train("bytes_proportional", few_shot=2)
+    routes = collections.Counter(route for *_, route in seen(made))
+    assert routes == dict.fromkeys(range(len(made.tasks)), 2)
+
+
+@pytest.mark.parametrize("count", [0, 10_000])
+def test_few_shots_that_are_not_there(train, count):
+    with pytest.raises(UserError, match=f"few_shot is {count}"):
+        train(next(iter(EXAMPLES)), few_shot=count)
 
 
 def equal(a, b) -> bool:
