@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Trains and scores every GLUE task with every method and seed; ends with one CSV and one table.
+# Trains and scores every GLUE task with every method and seed; ends with a table and a report
+# (OUT/report: CSV, Markdown, HTML, plots).
 #
 #   bash scripts/glue.sh OUT BASE [FLAG …]
 #
-# OUT takes a folder per run, OUT/METHOD/TASK/seedN, and OUT/results.csv. BASE is a checkpoint.
+# OUT takes a folder per run, OUT/METHOD/TASK/seedN. BASE is a checkpoint.
 # FLAGs go to every train.py, e.g. --gin.TRAIN_STEPS=2000. Run it again after an interruption: a
 # finished run is not run again, a stopped one goes on. These variables choose what is run:
 #
 #   TASKS="glue_rte glue_cola"  METHODS="adalink lora prompt_tuning full"  SEEDS="0 1 2"
 set -euo pipefail
-(($# >= 2)) || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+(($# >= 2)) || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 out=$1 base=$2
 shift 2
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -29,4 +30,4 @@ for method in ${METHODS:-adalink lora prompt_tuning full}; do
         done
     done
 done
-"$python" "$here/collect.py" --csv="$out/results.csv" "${runs[@]}"
+"$python" "$here/report.py" "${runs[@]}" --to "$out/report"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains and scores one task at several ranks; ends with a CSV, a table and a plot of score by rank.
+# Trains and scores one task at several ranks; ends with a table and a report (OUT/report: CSV,
+# Markdown, HTML, a plot of score by rank).
 #
 #   bash scripts/rank_sweep.sh OUT EXPERIMENT [FLAG …]
 #
@@ -9,7 +10,7 @@
 #
 #   RANKS="1 4 16 64 256"  SEEDS="0 1 2"
 set -euo pipefail
-(($# >= 2)) || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+(($# >= 2)) || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 out=$1 experiment=$2
 shift 2
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -25,4 +26,4 @@ for rank in ${RANKS:-1 4 16 64 256}; do
             --gin.RANK="$rank" --gin.SEED="$seed" "$@"
     done
 done
-"$python" "$here/collect.py" --csv="$out/results.csv" --plot="$out/rank.png" "${runs[@]}"
+"$python" "$here/report.py" "${runs[@]}" --to "$out/report" --title "Score by rank"

@@ -68,7 +68,6 @@ ARROWS = {
     ),
     "adalink_jax.serving": (*MATHS, "adalink_jax.adaptations"),
     "adalink_jax.serving.command": ("adalink_jax.preparation", "adalink_jax.serving", "tasks"),
-    "adalink_jax.collect": (),
     "adalink_jax.report": (*MATHS, "adalink_jax.cost"),
     "adalink_jax.t5x": (*MATHS, "adalink_jax.preparation"),  # One mapping of tasks to routes.
     "tasks": (),

@@ -7,6 +7,9 @@ import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 from adalink_jax.errors import UserError
 from adalink_jax.report import page, plots, sections
 from adalink_jax.report.runs import Run, read
@@ -26,6 +29,7 @@ def main(runs: Sequence[str], to: str, title: str) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    _print_tables(found)
     print(f"{len(found)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
     return 0
 
@@ -76,11 +80,30 @@ def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
     blocks = [page.Heading(title, 1), *(block for part in parts for block in part(runs))]
     (folder / "report.md").write_text(page.markdown(blocks), encoding="utf-8")
     (folder / "report.html").write_text(page.html_page(blocks, folder), encoding="utf-8")
-    with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    _write_csv(runs, folder / "runs.csv")
+
+
+def _write_csv(runs: Sequence[Run], path: pathlib.Path) -> None:
+    """One line for each run and task; a metric that a task does not have is left empty."""
+    metrics = sorted({name for run in runs for found in run.metrics.values() for name in found})
+    columns = [*_COLUMNS, *metrics]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for run in runs:
             record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
             record |= {"method": run.label, "sharing": run.sharing}
-            for task, score in run.scores.items():
-                writer.writerow(record | {"task": task, "score": score})
+            for task, found in run.metrics.items():
+                score = run.scores.get(task, "")
+                writer.writerow(record | {"task": task, "score": score} | dict(found))
+
+
+def _print_tables(runs: Sequence[Run]) -> None:
+    """The tables of single tasks and of mixtures on the terminal."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for block in (*sections.single_task(runs), *sections.multi_task(runs)):
+        if isinstance(block, page.Table):
+            table = Table(*block.header)
+            for row in block.rows:
+                table.add_row(*row)
+            console.print(table)

@@ -32,6 +32,7 @@ class Run:
       stored: parameters in the adapter.
       step_flops: operations of a training step at the full lengths, by formula; None without one.
       scores: each evaluated task's score, in percent; tasks without one are left out.
+      metrics: each evaluated task's metrics, {"validation/accuracy": …}.
       curve: (step, {task: score}) of each evaluation.
       command: that started it.
     """
@@ -48,6 +49,7 @@ class Run:
     stored: int
     step_flops: int | None
     scores: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, float]]
     curve: tuple[tuple[int, Mapping[str, float]], ...]
     command: str
 
@@ -147,6 +149,14 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
             task: result["score"]
             for task, result in results["tasks"].items()
             if result["score"] is not None
+        },
+        metrics={
+            task: {
+                f"{split}/{name}": value
+                for split, content in result["splits"].items()
+                for name, value in content["metrics"].items()
+            }
+            for task, result in results["tasks"].items()
         },
         curve=tuple(curve),
         command=record["starts"][0]["command"],

@@ -49,7 +49,13 @@ def write_run(folder, method, settings, tasks, seed, base="bases/tuned"):
             },
             "starts": [{"command": f"scripts/train.py --gin.SEED={seed} | tee <log>"}],
         },
-        "results.json": {"step": 30, "tasks": {t: {"score": s} for t, s in scores.items()}},
+        "results.json": {
+            "step": 30,
+            "tasks": {
+                t: {"score": s, "splits": {"validation": {"metrics": {f"f1_{t}": s / 2}}}}
+                for t, s in scores.items()
+            },
+        },
         "adapter/adapter.json": {
             "method": method, "settings": settings, "architecture": ARCHITECTURE,
         },
@@ -158,6 +164,9 @@ def test_every_number_has_its_command_and_every_image_its_file(report, runs):
         rows = list(csv.DictReader(file))
     assert len(rows) == 31 - 8 + 8 * 3
     assert all(int(row["step_flops"]) > 0 and "SEED" in row["command"] for row in rows)
+    for row in rows:
+        found = {n: v for n, v in row.items() if n.startswith("validation/") and v}
+        assert found == {f"validation/f1_{row['task']}": str(float(row["score"]) / 2)}
 
 
 class _Page(html.parser.HTMLParser):
@@ -212,4 +221,6 @@ def test_the_script(runs, tmp_path):
     line = [sys.executable, "scripts/report.py", str(runs), f"--to={tmp_path / 'out'}"]
     done = subprocess.run(line, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "not finished, left out" in done.stderr and done.stdout.startswith("31 runs")
+    assert "not finished, left out" in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("31 runs")
+    assert "adalink, rank 4" in done.stdout  # The tables, on the terminal too.
