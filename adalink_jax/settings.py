@@ -13,7 +13,7 @@ from adalink_jax.errors import UserError, nearest
 
 COMMAND_LINE = "command line"
 # Macros that go to the environment, where data sources and vocabularies look for them.
-ENVIRONMENT = ("GLUE_DIR", "VOCABULARY")
+ENVIRONMENT = ("GLUE_DIR", "TEXT_FILE", "VOCABULARY")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,10 +55,10 @@ class Sizes:
 def mini() -> T5Config:
     """The shipped mini base's architecture."""
     return T5Config(
-        vocab_size=192,
+        vocab_size=384,
         emb_dim=128,
         num_heads=4,
-        num_encoder_layers=2,
+        num_encoder_layers=3,
         num_decoder_layers=2,
         head_dim=32,
         mlp_dim=256,

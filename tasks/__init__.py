@@ -1,15 +1,19 @@
-"""SeqIO tasks: the eight GLUE tasks, their mixtures, and the embedded mini world.
+"""SeqIO tasks: GLUE's eight and their mixtures, pre-training, and the embedded mini world.
 
 Importing this package registers everything and reads nothing: no network, no TFDS metadata, no
-vocabulary and no data file is touched before a task is opened. Two environment variables say where
-things are and are read then: VOCABULARY, T5's SentencePiece file, and GLUE_DIR, a folder in GLUE's
-official layout (without it GLUE comes from TFDS). The tasks run in T5X as they are.
+vocabulary and no data file is touched before a task is opened. Environment variables say where
+things are and are read then: VOCABULARY, T5's SentencePiece file; GLUE_DIR, a folder in GLUE's
+official layout (without it GLUE comes from TFDS); TEXT_FILE, a text to pre-train on. The tasks run
+in T5X as they are.
 """
 
 from tasks.errors import DataError
 from tasks.glue import GLUE_TASKS
-from tasks.mini import VOCABULARY as MINI_VOCABULARY
+from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
+from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
+from tasks.mini_vocabulary import VOCABULARY as MINI_VOCABULARY
 from tasks.mixtures import proportional_rate
+from tasks.pretraining import add_instructions, add_span_corruption
 from tasks.registry import (
     EVAL_SPLITS,
     LABELS,
@@ -25,13 +29,18 @@ __all__ = [
     "EVAL_SPLITS",
     "GLUE_TASKS",
     "LABELS",
+    "MINI_GLUE_TASKS",
+    "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
     "DataError",
     "UserVocabulary",
     "add_classification",
+    "add_instructions",
+    "add_span_corruption",
     "available_splits",
     "output_features",
     "proportional_rate",
     "source_identity",
     "text_to_text",
+    "write_glue_folder",
 ]

@@ -108,38 +108,61 @@ def score_value(text: str, **unused) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-def _register(name, folder, fields, label_column, labels, train_examples, metric_fns):
-    is_score = labels is SCORES
-    files = _MNLI_DEV if name == "mnli" else _DEV
-    source = GlueDataSource(
-        GlueFormat(
-            name=name,
-            folder=folder,
-            files=files,
-            fields=fields,
-            label_column=label_column,
-            parse_label=tsv.score_parser(0, 5) if is_score else tsv.class_parser(labels),
-            train_examples=train_examples,
-            # The only files without a header line: source, label, the author's mark, sentence.
-            header=("source", label_column, "mark", "sentence") if name == "cola" else None,
-        )
+def _format(name, folder, fields, label_column, labels, train_examples) -> GlueFormat:
+    return GlueFormat(
+        name=name,
+        folder=folder,
+        files=_MNLI_DEV if name == "mnli" else _DEV,
+        fields=fields,
+        label_column=label_column,
+        parse_label=tsv.score_parser(0, 5) if labels is SCORES else tsv.class_parser(labels),
+        train_examples=train_examples,
+        # The only files without a header line: source, label, the author's mark, sentence.
+        header=("source", label_column, "mark", "sentence") if name == "cola" else None,
     )
-    keywords = {"prefix": name, "fields": tuple(fields)}
+
+
+#: How each benchmark is stored, and what it says: its labels and metrics.
+FORMATS = {row[0]: _format(*row[:-1]) for row in _TABLE}
+LABELS = {row[0]: row[4] for row in _TABLE}
+METRICS = {row[0]: tuple(row[-1]) for row in _TABLE}
+
+
+def add_benchmark(
+    task_name: str,
+    name: str,
+    source: seqio.DataSource,
+    eval_splits: Sequence[str],
+    vocabulary: seqio.Vocabulary | None = None,
+) -> None:
+    """Registers a task in the text format of one of GLUE's, with its labels and metrics.
+
+    Args:
+      task_name: the task's name, new to SeqIO's registry.
+      name: GLUE's benchmark, for instance "mnli".
+      source: yields its fields, `label` (int64, or float32 scores) and `idx`.
+      eval_splits: splits on which it is evaluated.
+      vocabulary: default the user's SentencePiece file.
+    """
+    labels, is_score = LABELS[name], LABELS[name] is SCORES
+    keywords = {"prefix": name, "fields": tuple(FORMATS[name].fields)}
     add_classification(
-        f"glue_{name}",
+        task_name,
         source,
         functools.partial(format_scores, **keywords)
         if is_score
         else functools.partial(format_classes, **keywords, labels=labels),
         labels,
-        metric_fns,
-        eval_splits=tuple(split for split in files if split != "train"),
+        METRICS[name],
+        eval_splits=eval_splits,
+        vocabulary=vocabulary,
         postprocess_fn=score_value if is_score else None,
     )
 
 
-for _row in _TABLE:
-    _register(*_row)
+for _name, _stored in FORMATS.items():
+    _splits = tuple(split for split in _stored.files if split != "train")
+    add_benchmark(f"glue_{_name}", _name, GlueDataSource(_stored), _splits)
 
 
 def train_examples(task: seqio.Task) -> int | None:

@@ -11,7 +11,8 @@ Everything is drawn with `Draw`, whose stream is fixed by its seed on every plat
 
 import dataclasses
 import random
-from collections.abc import Sequence
+import zlib
+from collections.abc import Container, Iterator, Sequence
 
 # Texts in pairs (singular, plural).
 THINGS = (
@@ -229,6 +230,40 @@ def spoil(draw: Draw, words: Sequence[Word]) -> list[Word]:
 def text(words: Sequence[Word]) -> str:
     """The words with single blanks between them."""
     return " ".join(word.text for word in words)
+
+
+def sentences(
+    draw: Draw, parts: Container[int], judge: str, plain: float = 0
+) -> Iterator[tuple[str, int]]:
+    """Endless different sentences of some parts of the world, labels 0 and 1 in turn.
+
+    Args:
+      draw: source of randomness.
+      parts: which hundredths of all sentences are drawn from.
+      judge: "sentiment" or "acceptability", which the label is of.
+      plain: which part of them is of the simplest form. A small model that is to learn from
+        nothing needs some to start from.
+    """
+    seen, label = set(), 0
+    while True:
+        is_plain = draw.chance(plain)
+        if judge == "sentiment":
+            words = opinion(draw, bool(label), is_plain)
+        elif draw.chance(0.5):
+            words = opinion(draw, draw.chance(0.5), is_plain)
+        else:
+            words = event(draw, is_plain)
+        # By the sorted words, so that a sentence and its faulty order fall into the same part.
+        key = " ".join(sorted(word.text for word in words))
+        if zlib.crc32(key.encode()) % 100 not in parts:
+            continue
+        if judge == "acceptability" and not label:
+            words = spoil(draw, words)
+        sentence = text(words)
+        if sentence not in seen:
+            seen.add(sentence)
+            yield sentence, label
+            label = 1 - label
 
 
 def lexicon() -> list[str]:

@@ -131,7 +131,7 @@ def mini_base(write_base) -> pathlib.Path:
     from adalink_jax.models.t5 import T5Config
 
     config = T5Config(
-        vocab_size=256,
+        vocab_size=384,
         emb_dim=16,
         num_heads=2,
         num_encoder_layers=1,

@@ -57,18 +57,20 @@ def test_import_reads_nothing_and_needs_no_network(pytestconfig):
     permitted = shutil.which("unshare") and not subprocess.run([*prefix, "true"]).returncode
     if not permitted:
         prefix = ()  # the audit of connections in SCRIPT still holds
-    assert _import(pytestconfig.rootpath, *prefix) == "registered 12 3"
+    assert _import(pytestconfig.rootpath, *prefix) == "registered 28 4"
 
 
 def test_everything_is_registered():
     expected = {f"glue_{n}" for n in "cola sst2 mrpc qqp stsb mnli qnli rte".split()}
     assert set(tasks.GLUE_TASKS) == expected
-    mini = {"mini_instructions", "mini_spans", "mini_sst2", "mini_cola"}
-    assert expected | mini <= set(seqio.TaskRegistry.names())
-    assert {"glue_proportional", "glue_equal", "mini_pretrain"} <= set(
+    mini = {name.replace("glue", "mini") for name in expected}
+    assert set(tasks.MINI_GLUE_TASKS) == mini
+    generated = {*tasks.MINI_INSTRUCTIONS, "mini_spans", "text_spans"}
+    assert expected | mini | generated <= set(seqio.TaskRegistry.names())
+    assert {"glue_proportional", "glue_equal", "mini_glue_equal", "mini_instructions"} <= set(
         seqio.MixtureRegistry.names()
     )
-    assert expected | {"mini_sst2", "mini_cola"} == set(tasks.LABELS) & (expected | mini)
+    assert expected | mini == set(tasks.LABELS) & (expected | mini | generated)
     assert tasks.EVAL_SPLITS["glue_mnli"] == ("validation_matched", "validation_mismatched")
-    others = (expected | mini) - {"glue_mnli"}
+    others = (expected | mini | generated) - {"glue_mnli"}
     assert all(tasks.EVAL_SPLITS[name] == ("validation",) for name in others)

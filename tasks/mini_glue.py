@@ -1,0 +1,128 @@
+"""Mini-GLUE: GLUE's eight tasks about the embedded mini world, in GLUE's formats and labels.
+
+* `mini_cola`: is the sentence English? Order, agreement, a missing verb.
+* `mini_sst2`: is the opinion favorable? Negation, and which clause the author stands by.
+* `mini_mrpc`: do two statements say the same? Synonyms and free order, against one other concept or
+  exchanged roles.
+* `mini_qqp`: do two questions ask the same? Likewise, and what is asked for.
+* `mini_stsb`: how alike are two statements? How many of five concepts agree, "0.0" … "5.0".
+* `mini_mnli`: does a statement follow, or its denial? Likewise, vaguer words, and who denies what.
+* `mini_qnli`: does the sentence answer the question? It has to tell of the same event, and what is
+  asked for.
+* `mini_rte`: does a statement follow? Synonyms and vaguer words, against other or more exact ones.
+
+What they give away without that, in percent of the validation examples (of stsb, Pearson's
+correlation): the majority label, a linear model of lengths, and one of the words in each text, in
+both, in one alone. `PYTHONPATH=. python tests/tasks/mini_baselines.py` prints it.
+
+             cola  sst2  mrpc   qqp  stsb  mnli  qnli   rte
+    majority 50.0  50.0  50.0  50.0   0.0  33.5  50.0  50.0
+    length   49.2  50.2  50.0  50.7   0.0  39.0  60.0  46.5
+    words    55.5  64.0  47.2  62.0  56.5  53.0  61.3  68.5
+
+Every task has 2,000 training and 400 validation examples, balanced, in which no meaning is shared
+(`mini_world`). MNLI has one validation split. `write_glue_folder` writes them in GLUE's layout.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import seqio
+
+from tasks import glue, mini_language, mini_pairs
+from tasks.mini_vocabulary import VOCABULARY
+from tasks.mini_world import MiniSource
+
+SIZES = {"train": 2_000, "validation": 400}
+
+
+def judged_sentences(judge: str, plain: float = 0.0) -> Callable:
+    """A generator of sentences with a label; see `mini_language.sentences`."""
+
+    def examples(draw, parts) -> Iterator[dict]:
+        for sentence, label in mini_language.sentences(draw, parts, judge, plain):
+            yield {"sentence": sentence, "label": label}
+
+    return examples
+
+
+def judged_pairs(
+    pair: Callable, labels: int, fields: tuple[str, str], plain: float = 0.0
+) -> Callable:
+    """A generator of different pairs whose labels take turns; see `mini_pairs`."""
+
+    def examples(draw, parts) -> Iterator[dict]:
+        seen, label = set(), 0
+        while True:
+            texts = pair(draw, parts, label, plain)[:2]
+            if texts not in seen:
+                seen.add(texts)
+                yield dict(zip(fields, texts, strict=True)) | {"label": label}
+                label = (label + 1) % labels
+
+    return examples
+
+
+_SENTENCES = ("sentence1", "sentence2")
+#: GLUE's name to what generates its examples.
+GENERATORS = {
+    "cola": judged_sentences("acceptability"),
+    "sst2": judged_sentences("sentiment"),
+    "mrpc": judged_pairs(mini_pairs.paraphrase, 2, _SENTENCES),
+    "qqp": judged_pairs(mini_pairs.duplicate, 2, ("question1", "question2")),
+    "stsb": judged_pairs(mini_pairs.similarity, 6, _SENTENCES),
+    "mnli": judged_pairs(mini_pairs.inference, 3, ("premise", "hypothesis")),
+    "qnli": judged_pairs(mini_pairs.answers, 2, ("question", "sentence")),
+    "rte": judged_pairs(mini_pairs.entails, 2, _SENTENCES),
+}
+MINI_GLUE_TASKS = tuple(f"mini_{name}" for name in GENERATORS)
+SOURCES = {
+    name: MiniSource(
+        f"mini_{name}",
+        "glue",
+        generator,
+        SIZES,
+        {"label": np.float32 if name == "stsb" else np.int64},
+    )
+    for name, generator in GENERATORS.items()
+}
+
+
+def write_glue_folder(folder: str | pathlib.Path) -> None:
+    """Writes mini-GLUE as a folder in GLUE's layout, which GLUE_DIR can name.
+
+    The `glue_…` tasks then read the same texts, labels and indices as the `mini_…` ones. Columns
+    have GLUE's names; those that no reader needs are left out. MNLI's validation examples are
+    `dev_matched.tsv`; there is no mismatched part.
+
+    Args:
+      folder: is made if it is not there; files in it are replaced.
+    """
+    for name, stored in glue.FORMATS.items():
+        target = pathlib.Path(folder) / stored.folder
+        target.mkdir(parents=True, exist_ok=True)
+        header = stored.header or ("index", *stored.fields.values(), stored.label_column)
+        for split in SIZES:
+            columns = SOURCES[name].columns(split)
+            cells = {column: columns[field] for field, column in stored.fields.items()}
+            cells[stored.label_column] = [_label_text(name, label) for label in columns["label"]]
+            rows = [[str(i) for i in columns["idx"]]]
+            rows += [cells.get(column, [""] * len(columns["idx"])) for column in header[1:]]
+            lines = ["\t".join(row) for row in zip(*rows, strict=True)]
+            lines = lines if stored.header else ["\t".join(header), *lines]
+            file = stored.files.get(split, "dev_matched.tsv")
+            text = "".join(f"{line}\n" for line in lines)
+            (target / file).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _label_text(name: str, label) -> str:
+    """A label as GLUE's files have it: a name in the inference tasks, else a number."""
+    if name == "stsb":
+        return f"{label:.3f}"
+    return glue.LABELS[name][label] if name in ("mnli", "qnli", "rte") else str(label)
+
+
+for _name, _source in SOURCES.items():
+    glue.add_benchmark(f"mini_{_name}", _name, _source, ("validation",), VOCABULARY)
+seqio.MixtureRegistry.add("mini_glue_equal", MINI_GLUE_TASKS, default_rate=1.0)

@@ -1,0 +1,92 @@
+"""What the mini world's bases are trained on: its texts with hidden spans, and instructions.
+
+`mini_spans` is span corruption of short texts. `mini_instruct_…` are instructions about one skill
+each, mixed as `mini_instructions`. None of their formats, sentences and meanings occur in
+mini-GLUE.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import seqio
+
+from tasks import mini_glue, mini_language, mini_pairs
+from tasks.mini_templates import OPEN_TEMPLATES, TEMPLATES
+from tasks.mini_vocabulary import VOCABULARY
+from tasks.mini_world import MiniSource
+from tasks.pretraining import add_instructions, add_span_corruption
+
+# Half of the sentences and pairs are of the simplest form: a model that is to learn from nothing
+# needs some to start from.
+_PLAIN = 0.5
+_FIELDS = ("first", "second")
+
+
+def _opened(pair: Callable) -> Callable:
+    """A generator of pairs of texts whose answer is a word; see `mini_pairs`."""
+
+    def examples(draw, parts) -> Iterator[dict]:
+        while True:
+            first, second, answer = pair(draw, parts, int(draw.chance(0.3)), _PLAIN)
+            yield {"first": first, "second": second, "answer": answer}
+
+    return examples
+
+
+def _texts(draw, parts) -> Iterator[dict]:
+    """Faultless sentences, events told twice, and questions with their answers."""
+    sentences = mini_language.sentences(draw, parts, "acceptability")
+    while True:
+        kind = draw.below(3)
+        if kind == 0:
+            text = next(sentence for sentence, label in sentences if label)
+        else:
+            pair = (mini_pairs.paraphrase, mini_pairs.answers)[kind - 1]
+            text = " ".join(pair(draw, parts, int(kind == 1))[:2])
+        yield {"text": text}
+
+
+def _pairs(pair: Callable, labels: int) -> tuple[Callable, tuple[str, str]]:
+    return mini_glue.judged_pairs(pair, labels, _FIELDS, _PLAIN), _FIELDS
+
+
+#: Skill to what generates its examples, and the places of its texts in a template.
+SKILLS = {
+    "sentiment": (mini_glue.judged_sentences("sentiment", _PLAIN), ("sentence",)),
+    "acceptability": (mini_glue.judged_sentences("acceptability", _PLAIN), ("sentence",)),
+    "paraphrase": _pairs(mini_pairs.paraphrase, 2),
+    "duplicates": _pairs(mini_pairs.duplicate, 2),
+    "similarity": _pairs(mini_pairs.similarity, 6),
+    "inference": _pairs(mini_pairs.inference, 3),
+    "entails": _pairs(mini_pairs.entails, 2),
+    "answers": _pairs(mini_pairs.answers, 2),
+    "lookup": (_opened(mini_pairs.answers), _FIELDS),
+    "difference": (_opened(mini_pairs.difference), _FIELDS),
+}
+# Faults of grammar are many and rare each; alike is the one answer of six. Both take longer.
+RATES = {"acceptability": 3.0, "similarity": 1.5}
+SIZES = {"train": 16_000, "validation": 200}
+
+
+def _register(skill: str) -> str:
+    name = f"mini_instruct_{skill}"
+    generator, fields = SKILLS[skill]
+    templates = TEMPLATES.get(skill) or [(text, None) for text in OPEN_TEMPLATES[skill]]
+    dtypes = {"label": np.int64}
+    sizes = SIZES | {"train": int(SIZES["train"] * RATES.get(skill, 1.0))}
+    source = MiniSource(name, "pretraining", generator, sizes, dtypes)
+    add_instructions(name, source, templates, fields, VOCABULARY)
+    return name
+
+
+INSTRUCTIONS = tuple(map(_register, SKILLS))
+_MIXED = [(name, RATES.get(skill, 1.0)) for skill, name in zip(SKILLS, INSTRUCTIONS, strict=True)]
+add_span_corruption(
+    "mini_spans",
+    MiniSource("mini_spans", "pretraining", _texts, {"train": 60_000, "validation": 200}),
+    VOCABULARY,
+    max_tokens=40,
+    density=0.25,
+    mean_span=1.5,
+)
+seqio.MixtureRegistry.add("mini_instructions", _MIXED)
