@@ -124,12 +124,12 @@ def test_adapters_give_way_and_come_back(base, adapters, service, tmp_path):
     for name in (*ask, "seventh", "adalink_2"):
         (last,) = service.answers([Request(1, TEXTS[0], name, LABELS)])
         assert "error" not in last
-    assert last["scores"] == first["scores"]
+    assert last["scores"] == pytest.approx(first["scores"], rel=1e-5)
     # Written anew, it is read anew.
     doubled = jax.tree.map(lambda x: 2 * x, trees["adalink_2"])
     write(folder / "seventh", base, method, doubled, changed=True)
     (changed,) = service.answers([Request(1, TEXTS[0], "seventh", LABELS)])
-    assert changed["scores"] != first["scores"]
+    assert changed["scores"] != pytest.approx(first["scores"], rel=1e-3)
 
 
 def test_without_labels_it_generates(base, service):
