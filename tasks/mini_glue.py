@@ -21,7 +21,9 @@ both, in one alone. `PYTHONPATH=. python tests/tasks/mini_baselines.py` prints i
     words    55.5  64.0  47.2  62.0  56.5  53.0  61.3  68.5
 
 Every task has 2,000 training and 400 validation examples, balanced, in which no meaning is shared
-(`mini_world`). MNLI has one validation split. `write_glue_folder` writes them in GLUE's layout.
+(`mini_world`); but six of mini_cola's faulty sentences, one of them in validation, are also what a
+fault made of another sentence in pre-training. MNLI has one validation split. `write_glue_folder`
+writes them in GLUE's layout.
 """
 
 import pathlib
