@@ -89,7 +89,7 @@ def test_a_vocabulary_larger_than_the_table(command, shared_data):
             VOCABULARY=shared_data / "vocab" / "spiece.model",
         )
     )
-    assert "32100 ids" in message and "256 rows" in message
+    assert "32100 ids" in message and "384 rows" in message
 
 
 def test_vocabularies_that_are_none(command, shared_data, tmp_path):
