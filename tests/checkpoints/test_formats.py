@@ -363,6 +363,7 @@ def cloud(tmp_path_factory):
     with bucket.serve(folder, "shelf") as (url, asked):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+            patch.setenv("no_proxy", "*")
             patch.setenv("GCE_METADATA_ROOT", "127.0.0.1:1")  # No other credentials are sought.
             yield folder, asked
 
