@@ -111,8 +111,9 @@ def test_a_copy_of_other_bits_is_not_kept(mini_base, tmp_path, answers, monkeypa
             def read(self, name, index=...):
                 array = base.read(name, index).copy()
                 if name == "token_embedder/embedding":
-                    unused = set(range(256)) - set(
-                        np.concatenate([a.ravel() for a in verification.fixed_inputs(256)])
+                    size = base.config.vocab_size
+                    unused = set(range(size)) - set(
+                        np.concatenate([a.ravel() for a in verification.fixed_inputs(size)])
                     )
                     array[min(unused)] += 1e-3
                 return array
