@@ -37,7 +37,7 @@ class Match:
 
     Attributes:
       name: of the method, as in ``METHODS``.
-      method: the method whose size is nearest; None where even its smallest is too large.
+      method: the method whose size is nearest; None for full fine-tuning, which has one size.
       parameters: what it stores.
       budget: what was wanted.
     """

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from adalink_jax.checkpoints.architecture import config_from
-from adalink_jax.cost.formulas import Shape, flops, stored_parameters
+from adalink_jax.cost.formulas import Shape, flops
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
@@ -143,7 +144,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
         few_shot=configured.get("few_shot"),
         seed=configured["seed"],
         steps=results["step"],
-        stored=stored_parameters(config, method) or 0,
+        stored=sum(math.prod(entry["shape"]) for entry in adapter["tensors"].values()),
         step_flops=counted and counted.train,
         scores={
             task: result["score"]

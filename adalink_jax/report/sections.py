@@ -125,7 +125,7 @@ def equal_parameters(runs: Sequence[Run]) -> list[Block]:
         key=lambda one: one[:3],
     )
     rows, used = [], set()
-    for base, mixture, stored, key, some in sized:
+    for base, mixture, stored, key, _ in sized:
         peers = [
             (other_key, others)
             for b, m, other, other_key, others in sized
@@ -134,7 +134,6 @@ def equal_parameters(runs: Sequence[Run]) -> list[Block]:
         methods = {others[0].method_name for _, others in peers}
         if len(methods) < 2 or key in used:
             continue
-        del some
         for other_key, others in peers:
             used.add(other_key)
             scores = [statistics.fmean(run.scores.values()) for run in others if run.scores]

@@ -58,6 +58,7 @@ def write_run(folder, method, settings, tasks, seed, base="bases/tuned"):
         },
         "adapter/adapter.json": {
             "method": method, "settings": settings, "architecture": ARCHITECTURE,
+            "tensors": {"all": {"shape": [stored_parameters(CONFIG, METHODS[method](**settings))]}},
         },
     }  # fmt: skip
     for file, content in files.items():
