@@ -304,72 +304,13 @@ def test_bad_arguments_are_refused():
 
 
 @pytest.mark.reference
-def test_greedy_is_that_of_transformers(golden):
+def test_greedy_is_that_of_transformers(golden, torch_t5):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config, params, expected = golden("t5_1_1_tiny")
-    reference = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=config.vocab_size,
-            d_model=config.emb_dim,
-            d_kv=config.head_dim,
-            d_ff=config.mlp_dim,
-            num_layers=config.num_encoder_layers,
-            num_decoder_layers=config.num_decoder_layers,
-            num_heads=config.num_heads,
-            feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    ).eval()
-    # transformers 5 ties the output layer to the table whatever the configuration says.
-    reference.lm_head = torch.nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-    reference.load_state_dict(
-        {name: torch.tensor(array) for name, array in _as_transformers(params, config).items()}
-    )
+    reference = torch_t5(config, params)
     inputs = torch.tensor(expected["encoder_input_tokens"], dtype=torch.long)
     generated = reference.generate(
         inputs, attention_mask=inputs > 0, max_new_tokens=8, do_sample=False, num_beams=1
     )[:, 1:].numpy()
     tokens = decoding.greedy(Transformer(config), params, jnp.asarray(inputs.numpy()), 8)
     np.testing.assert_array_equal(np.asarray(tokens)[:, : generated.shape[1]], generated)
-
-
-def _as_transformers(params, config):
-    """T5X's parameters under the names of transformers, in its [out, in] layout."""
-    names = {"query": "q", "key": "k", "value": "v", "out": "o"}
-    # Whether the three tables are one depends on the version of transformers.
-    tables = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
-    state = {
-        **{f"{table}.weight": params["token_embedder"]["embedding"] for table in tables},
-        "lm_head.weight": np.asarray(params["decoder"]["logits_dense"]["kernel"]).T,
-    }
-    for stack, blocks in (
-        ("encoder", (("attention", "SelfAttention", "attention"),)),
-        (
-            "decoder",
-            (
-                ("self_attention", "SelfAttention", "self_attention"),
-                ("encoder_decoder_attention", "EncDecAttention", "cross_attention"),
-            ),
-        ),
-    ):
-        tree = params[stack]
-        state[f"{stack}.final_layer_norm.weight"] = tree[f"{stack}_norm"]["scale"]
-        bias = np.asarray(tree["relpos_bias"]["rel_embedding"]).T
-        state[f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = bias
-        for i in range(config.num_encoder_layers):
-            layer, at = tree[f"layers_{i}"], f"{stack}.block.{i}.layer"
-            for j, (block, theirs, norm) in enumerate(blocks):
-                state[f"{at}.{j}.layer_norm.weight"] = layer[f"pre_{norm}_layer_norm"]["scale"]
-                for ours, name in names.items():
-                    kernel = np.asarray(layer[block][ours]["kernel"]).T
-                    state[f"{at}.{j}.{theirs}.{name}.weight"] = kernel
-            j = len(blocks)
-            state[f"{at}.{j}.layer_norm.weight"] = layer["pre_mlp_layer_norm"]["scale"]
-            for name in ("wi_0", "wi_1", "wo"):
-                kernel = np.asarray(layer["mlp"][name]["kernel"]).T
-                state[f"{at}.{j}.DenseReluDense.{name}.weight"] = kernel
-    return state
