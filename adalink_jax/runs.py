@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from json import dumps
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,6 @@ def train(
         Transformer(base.config, method, batches.max_routes_per_row),
         transformation,
         learning_rate,
-        seed=seed,
         z_loss=z_loss,
         label_smoothing=label_smoothing,
         accumulation_steps=gradient_accumulation_steps,
@@ -152,7 +152,10 @@ def train(
         with contextlib.closing(folder), contextlib.closing(placed):
             state = train_loop(
                 state,
-                jax.jit(train_step, donate_argnums=0),
+                functools.partial(
+                    jax.jit(train_step, donate_argnums=0),
+                    key=jax.device_put(jax.random.key(seed), sharding.replicated(mesh)),
+                ),
                 placed,
                 train_steps=train_steps,
                 periods=periods,

@@ -86,11 +86,11 @@ def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: M
     optimizer = optimizers.per_module(optimizer, method)
     adapter = states.init_adapter(config, method, base, jax.random.key(1))
     state = [states.create(config, method, base, adapter, optimizer, mesh)]
-    step = make_train_step(Transformer(config, method), optimizer, schedule, seed=0)
-    compiled = jax.jit(step, donate_argnums=0)
+    step = make_train_step(Transformer(config, method), optimizer, schedule)
+    compiled, key = jax.jit(step, donate_argnums=0), jax.random.key(0)
 
     def run() -> None:
-        state[0], metrics = compiled(state[0], batch)
+        state[0], metrics = compiled(state[0], batch, key)
         jax.block_until_ready(metrics)
 
     return run

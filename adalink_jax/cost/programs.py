@@ -150,7 +150,7 @@ def state_bytes(config: T5Config, method: Method) -> int:
 
 def _train_step(config: T5Config, method: Method, slots: int):
     step = make_train_step(
-        Transformer(config, method, slots), default_optimizer(method), lambda step: 1e-3, seed=0
+        Transformer(config, method, slots), default_optimizer(method), lambda step: 1e-3
     )
     return jax.jit(step, donate_argnums=0)
 
@@ -172,7 +172,8 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
         frozen=frozen,
     )
     batch = batch_of(config, shape, jax.ShapeDtypeStruct)
-    compiled = _train_step(config, method, slots).lower(state, batch).compile()
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    compiled = _train_step(config, method, slots).lower(state, batch, key).compile()
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes
     if jax.default_backend() == "cpu":
@@ -194,7 +195,7 @@ def time_step(config: T5Config, method: Method, shape: Shape, repetitions: int =
 
         def call():
             nonlocal state
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, jax.random.key(0))
             jax.block_until_ready((state, metrics))
 
         return _timed(call, repetitions)

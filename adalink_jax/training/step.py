@@ -71,22 +71,21 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: Schedule,
     *,
-    seed: int,
     z_loss: float = 1e-4,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Builds the step; jit it inside `adalink_jax.sharding.on_mesh`.
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """Builds the step (state, batch, key); jit it inside `adalink_jax.sharding.on_mesh`.
 
     Loss and gradients are summed over the accumulated parts of a batch and divided once, by the
     batch's number of target tokens, so that accumulation changes nothing but memory. Dropout
-    depends on (seed, step) alone, so that a resumed run repeats it.
+    depends on (key, step) alone, so that a resumed run repeats it. The key is the same at every
+    step; it is an argument so that runs of different seeds are one compiled program.
 
     Args:
       model: the network with its method.
       optimizer: already `per_module`.
       learning_rate: for the metric of the same name; the optimizer has its own.
-      seed: of the dropout.
       z_loss: coefficient.
       label_smoothing: mass.
       accumulation_steps: into how many parts a batch is divided.
@@ -100,8 +99,10 @@ def make_train_step(
         (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(trainable)
         return grads, sums
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if has_dropout else None
+    def train_step(
+        state: TrainState, batch: Batch, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(key, state.step) if has_dropout else None
         if accumulation_steps == 1:
             grads, sums = gradients(state.trainable, state.frozen, batch, key)
         else:

@@ -64,12 +64,13 @@ def losses(name: str, mesh: Mesh, base) -> list[float]:
         adapter = state.init_adapter(CONFIG, method, base, jax.random.key(1))
         current = state.create(CONFIG, method, base, adapter, optimizer, mesh)
         train_step = jax.jit(
-            step.make_train_step(Transformer(CONFIG, method), optimizer, rate, seed=0),
+            step.make_train_step(Transformer(CONFIG, method), optimizer, rate),
             donate_argnums=0,
         )
         found = []
+        key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
         for batch in batches():
-            current, metrics = train_step(current, sharding.place_batch(batch, mesh))
+            current, metrics = train_step(current, sharding.place_batch(batch, mesh), key)
             found.append(float(metrics["loss"]))
     return found
 

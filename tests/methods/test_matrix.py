@@ -73,13 +73,14 @@ def trained(request, tiny) -> Trained:
     with sharding.on_mesh(mesh):
         created = state.create(config, method, base, adapter, optimizer, mesh)
         before = jax.device_get(created)
-        train_step = step.make_train_step(model, optimizer, rate, seed=0)
+        train_step = step.make_train_step(model, optimizer, rate)
         placed = sharding.place_batch(batch, mesh)
-        jaxpr = str(jax.make_jaxpr(train_step)(created, placed))
+        key = jax.random.key(0)
+        jaxpr = str(jax.make_jaxpr(train_step)(created, placed, key))
         compiled = jax.jit(train_step)
         after = created
         for _ in range(STEPS):
-            after, metrics = compiled(after, placed)
+            after, metrics = compiled(after, placed, key)
     assert np.isfinite(metrics["loss"])
 
     @jax.jit

@@ -105,11 +105,12 @@ def in_our_runner(config, method, first, steps):
     mesh, losses = sharding.make_mesh(), []
     with sharding.on_mesh(mesh):
         current = state.create(config, method, base, adapter, transformation, mesh)
-        step = make_train_step(Transformer(config, method), transformation, rate, seed=0)
+        step = make_train_step(Transformer(config, method), transformation, rate)
         step = jax.jit(step)
         for batch in steps:
             weights = batch["decoder_loss_weights"].astype(np.float32)
-            current, metrics = step(current, {**batch, "decoder_loss_weights": weights})
+            batch = {**batch, "decoder_loss_weights": weights}
+            current, metrics = step(current, batch, jax.random.key(0))
             losses.append(float(metrics["loss"]))
     return jax.device_get(current.trainable), losses
 

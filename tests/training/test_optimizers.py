@@ -32,10 +32,10 @@ def test_full_fine_tuning_repeats_the_losses_of_t5x(golden, shared_data, name):
     mesh = sharding.make_mesh()
     with sharding.on_mesh(mesh):
         current = state.create(config, method, base, base, optimizer, mesh)
-        train_step = jax.jit(step.make_train_step(model, optimizer, rate, seed=0, z_loss=0.0))
+        train_step = jax.jit(step.make_train_step(model, optimizer, rate, z_loss=0.0))
         losses = []
         for _ in expected["loss_sum"]:
-            current, metrics = train_step(current, features)
+            current, metrics = train_step(current, features, jax.random.key(0))
             losses.append(metrics["loss"] * metrics["target_tokens"])
     np.testing.assert_allclose(losses, expected["loss_sum"], rtol=1e-5)
     logits = model.apply(

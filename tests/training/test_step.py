@@ -45,11 +45,11 @@ def run(tiny, steps=2, dropout_rate=0.0, parts=1, seed=0, batch=None, method=Non
         current = state.create(config, method, base, adapter, optimizer, mesh)
         train_step = jax.jit(
             step.make_train_step(
-                Transformer(config, method), optimizer, rate, seed=seed, accumulation_steps=parts
+                Transformer(config, method), optimizer, rate, accumulation_steps=parts
             )
         )
         for _ in range(steps):
-            current, metrics = train_step(current, batch or default)
+            current, metrics = train_step(current, batch or default, jax.random.key(seed))
     return current, metrics
 
 
@@ -88,8 +88,8 @@ def test_create_leaves_the_caller_arrays_alone(tiny):
     before = jax.tree.map(np.array, base)
     with sharding.on_mesh(mesh):
         current = state.create(config, method, base, base, optimizer, mesh)
-        train_step = step.make_train_step(Transformer(config, method), optimizer, rate, seed=0)
-        jax.jit(train_step, donate_argnums=0)(current, batch)
+        train_step = step.make_train_step(Transformer(config, method), optimizer, rate)
+        jax.jit(train_step, donate_argnums=0)(current, batch, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, base))
 
 
