@@ -143,6 +143,8 @@ def evaluator(
     limit: int | None,
     cache_dir: str | None,
     route_names: tuple[str, ...] = (),
+    in_context: int = 0,
+    seed: int = 0,
 ) -> Evaluator:
     """The evaluator of these tasks, each on its route of the method."""
     return Evaluator(
@@ -155,6 +157,8 @@ def evaluator(
         mesh=mesh,
         routes=task_routes(method, tasks, route_names),
         cache_dir=cache_dir,
+        in_context=in_context,
+        seed=seed,
     )
 
 

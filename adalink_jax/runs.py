@@ -164,6 +164,7 @@ def train(
                 evaluate=evaluation,
             )
         results = evaluation.latest or evaluation.of(state)
+    folder.record_seconds()
     _write_outcome(folder, state, base, method, batches.tasks, results)
     store.close()
 
@@ -179,6 +180,8 @@ def evaluate(
     mode: str = "rank_classification",
     batch_size: int = 64,
     limit: int | None = None,
+    in_context: int = 0,
+    seed: int = 0,
     model_parallelism: int = 1,
     cache_dir: str | None = None,
     configuration: "Configuration | None" = None,
@@ -186,7 +189,8 @@ def evaluate(
     """Scores an adapter, or a base alone, on the evaluation splits of a task or mixture.
 
     Args:
-      output_dir: takes ``results.json`` and the predictions; must not hold results yet.
+      output_dir: takes ``results.json``, the predictions, and ``run.json`` that says what was
+        scored; must not hold results yet.
       mixture_or_task_name: registered with SeqIO.
       task_feature_lengths: {"inputs": T, "targets": L} in tokens.
       initial_checkpoint_path: the base; None where the adapter is a model (full fine-tuning).
@@ -195,6 +199,8 @@ def evaluate(
       mode: "rank_classification", "greedy" or "beam".
       batch_size: rows of a batch.
       limit: examples of a split that are evaluated; None for all.
+      in_context: training examples that stand solved in front of each input.
+      seed: which of them, as in few-shot training.
       model_parallelism: devices that share one copy of the base.
       cache_dir: where token arrays are cached.
       configuration: what gin resolved these arguments from.
@@ -235,11 +241,14 @@ def evaluate(
     with sharding.on_mesh(mesh):
         scored = evaluator(
             base.config, method, tasks, task_feature_lengths, mesh, mode, batch_size, limit,
-            cache_dir, adapter.route_names if adapter else (),
+            cache_dir, adapter.route_names if adapter else (), in_context, seed,
         )  # fmt: skip
         results = scored(states.place_params(base.config, method, params, mesh))
+    folder.claim("configuration", configuration.values if configuration else {})
+    folder.claim("base", base.identity)
+    folder.claim("data", {"name": mixture_or_task_name, "evaluated": scored.identity})
     if folder.writes:
-        folder.write_text("config.gin", configuration.text if configuration else "")
+        folder.write_record(configuration.text if configuration else "", 0)
         write(results, folder.path)
         print_table(results)
 

@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -91,11 +92,21 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
 
 
 def _settle(free: "multiprocessing.SimpleQueue", compiled: str) -> None:
-    """Gives a new process its cores and the common folder of compiled programs."""
+    """Gives a new process its cores and the common folder of compiled programs.
+
+    It ends with the sweep, however that ends: nobody would know of a training that went on.
+    """
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if share := free.get():
         os.sched_setaffinity(0, share)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
@@ -112,5 +123,7 @@ def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
         sys.modules["jax"].clear_caches()
     gc.collect()
     named = [word.partition("=")[2] for word in command if word.startswith("--gin.MODEL_DIR=")]
-    line = f"{(named or [shlex.join(command)])[-1]} {'FAILED' if code else ''}".rstrip()
+    line = (named or [shlex.join(command)])[-1]
+    if code or output.getvalue().rstrip().endswith("nothing to do"):
+        line += " FAILED" if code else " was finished"
     return code, time.monotonic() - started, line, output.getvalue()

@@ -54,6 +54,7 @@ ARROWS = {
     "adalink_jax.evaluation": (*MATHS, "adalink_jax.data", "tasks"),
     "adalink_jax.preparation": (*MATHS, "adalink_jax.data", "adalink_jax.evaluation", "tasks"),
     "adalink_jax.settings": (),
+    "adalink_jax.sweep": ("adalink_jax.config",),
     "adalink_jax.config": ("adalink_jax.settings",),
     "adalink_jax.runs": (
         *MATHS,

@@ -1,6 +1,8 @@
 """The sweeps' shell scripts on the shipped base: a few steps, then the report; again is at once."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -28,12 +30,14 @@ def test_few_shots_and_mixtures_end_in_a_report(pytestconfig, tmp_path):
     few = ("few_shot.sh", tmp_path / "few", "experiments/mini_adalink.gin", base, "mini_cola")
     variables = {"SHOTS": "2", "SEEDS": "0", "EVAL_FLAGS": "--gin.runs.evaluate.limit=8"}
     first = sweep(root, *few, *SHORT, **variables)
-    assert "\n1 runs: " in first
-    assert (tmp_path / "few" / "zero_shot" / "results.json").exists()
+    assert "\n3 runs: " in first  # Among them the frozen base, without and with examples.
     text = (tmp_path / "few" / "report" / "report.md").read_text()
     assert "adalink, rank 4, 2 examples" in text
+    assert "the frozen base, 4 examples in context" in text
+    shown = (tmp_path / "few" / "in_context4" / "run.json").read_text()
+    assert '"in_context": 4' in shown
     # Finished runs are left as they are.
-    assert sweep(root, *few, *SHORT, **variables).count("nothing to do") == 1
+    assert sweep(root, *few, *SHORT, **variables).count("was finished") == 1
 
     several = ("multitask_sweep.sh", tmp_path / "several", "experiments/mini_adalink.gin")
     flags = (*SHORT, f"--gin.INITIAL_CHECKPOINT_PATH={base}")
@@ -41,8 +45,47 @@ def test_few_shots_and_mixtures_end_in_a_report(pytestconfig, tmp_path):
     assert "2 runs" in sweep(root, *several, *flags, **choice)
 
 
+@pytest.mark.slow
+def test_side_by_side_each_is_trained_as_alone(pytestconfig, tmp_path):
+    """Three command lines, one of them wrong: the others are trained all the same."""
+    root, base = pytestconfig.rootpath, "adalink_jax/bases/mini"
+
+    def line(name, *more):
+        flags = ["--gin_file=experiments/mini_adalink.gin", f"--gin.MODEL_DIR={tmp_path / name}"]
+        return [*flags, f"--gin.INITIAL_CHECKPOINT_PATH={base}", *SHORT, *more]
+
+    lines = [line("a"), line("b", "--gin.SEED=1"), line("c", "--gin.RANK=0"), line("a")]
+    done = subprocess.run(
+        [sys.executable, "scripts/sweep.py", "--jobs", "2"],
+        input="\n".join(map(shlex.join, lines)), cwd=root, capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "AdaLink.rank is 0" in done.stderr and "1 of 3 trainings failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir() if (p / "results.json").exists()) == ["a", "b"]
+    record = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert record["starts"][0]["command"].startswith("scripts/train.py --gin_file=experiments/mini")
+    assert record["starts"][0]["seconds"] > 0
+    alone = subprocess.run(
+        [sys.executable, "scripts/train.py", *line("alone")], cwd=root, capture_output=True
+    )
+    assert alone.returncode == 0
+    for file in ("adapter/adapter.safetensors", "results.json", "metrics.jsonl"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+
+
+@pytest.mark.parametrize("jobs", ["0", "1000"])
+def test_a_wrong_number_of_processes_is_one_line(pytestconfig, jobs):
+    command = [sys.executable, "scripts/sweep.py", "--jobs", jobs]
+    done = subprocess.run(
+        command, cwd=pytestconfig.rootpath, input="", capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"error: --jobs={jobs}; this machine")
+
+
 @pytest.mark.parametrize(
-    "script", ["few_shot.sh", "multitask_sweep.sh", "rank_sweep.sh", "glue.sh"]
+    "script", ["few_shot.sh", "multitask_sweep.sh", "rank_sweep.sh", "glue.sh", "experiment.sh"]
 )
 def test_without_arguments_they_say_how_they_are_called(pytestconfig, script):
     command = ["bash", f"scripts/{script}"]

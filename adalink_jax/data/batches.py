@@ -184,6 +184,8 @@ class EvalExamples:
         lengths: Mapping[str, int],
         limit: int | None = None,
         cache_dir: str | os.PathLike | None = None,
+        in_context: int = 0,
+        seed: int = 0,
     ):
         """Tokenizes the split, or reads its cache.
 
@@ -194,9 +196,13 @@ class EvalExamples:
             end-of-sequence token. Targets are never truncated here.
           limit: how many examples to take, the first ones; all if None.
           cache_dir: as for `TrainBatches`.
+          in_context: how many training examples stand solved in front of each input: those that
+            few-shot training with this seed would learn from.
+          seed: which of them.
 
         Raises:
-          UserError: as for `TrainBatches`; also where `limit` is below 1.
+          UserError: as for `TrainBatches`; also where `limit` is below 1, or the examples in
+            context leave no room for an input.
         """
         lengths = _checked_lengths(lengths)
         if limit is not None and limit < 1:
@@ -204,6 +210,15 @@ class EvalExamples:
         self.task, self.split = task_name, split
         self.vocabulary = mixture(task_name).vocabulary
         data = tokens(task_name, split, cache_dir)
+        if in_context:
+            shown = tokens(task_name, "train", cache_dir).few(in_context, seed)
+            data = data.after(shown, self.vocabulary.eos_id)
+            if (shortest := int(data.inputs.lengths.min())) > lengths["inputs"]:
+                raise UserError(
+                    f"in_context is {in_context}: behind so many examples of {task_name} an input "
+                    f"ends after {shortest} tokens or more, but TASK_FEATURE_LENGTHS lets it have "
+                    f"{lengths['inputs']}"
+                )
         self._count = len(data) if limit is None else min(limit, len(data))
         inputs = data.inputs.head(self._count)
         self._inputs = Sequences(

@@ -62,7 +62,7 @@ class Tokens:
           UserError: `count` is below 1, or there are fewer examples.
         """
         if not 1 <= count <= len(self):
-            raise UserError(f"few_shot is {count}; the task has {len(self):,} training examples")
+            raise UserError(f"{count} of the task's {len(self):,} training examples were asked for")
         prefix = f"{seed}\n".encode()
         keys = [
             hashlib.sha256(prefix + self.inputs[i].tobytes() + self.targets[i].tobytes()).digest()
@@ -80,6 +80,27 @@ class Tokens:
         }
         texts = (self.input_texts.take(chosen), self.target_texts.take(chosen))
         return Tokens(inputs, targets, *texts, identity)
+
+    def after(self, shown: "Tokens", eos_id: int | None) -> "Tokens":
+        """Returns the examples with others in front of each input, solved: shown in context.
+
+        Args:
+          shown: the examples to show; each one's input, then its target.
+          eos_id: the end-of-sequence token, which is left out between examples.
+        """
+        pairs = zip(shown.inputs, shown.targets, strict=True)
+        prefix = np.concatenate([sequence for pair in pairs for sequence in pair])
+        prefix = prefix[prefix != eos_id]
+        text = "".join(
+            f"{given} {target} "
+            for given, target in zip(shown.input_texts, shown.target_texts, strict=True)
+        )
+        return dataclasses.replace(
+            self,
+            inputs=Ragged.of([np.concatenate([prefix, sequence]) for sequence in self.inputs]),
+            input_texts=Texts.of([f"{text}{one}".encode() for one in self.input_texts]),
+            identity={**self.identity, "in_context": shown.identity},
+        )
 
     def __len__(self) -> int:
         return len(self.inputs)

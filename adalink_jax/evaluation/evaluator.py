@@ -69,6 +69,8 @@ class Evaluator:
         routes: Mapping[str, int] | None = None,
         mesh: Mesh | None = None,
         cache_dir: str | None = None,
+        in_context: int = 0,
+        seed: int = 0,
     ):
         """Tokenizes the splits, or reads their caches.
 
@@ -82,6 +84,8 @@ class Evaluator:
           routes: the route of each task, for methods with several; 0 for all if None.
           mesh: default all devices, data-parallel.
           cache_dir: of token arrays, see `adalink_jax.data.tokens`.
+          in_context: how many training examples stand solved in front of each input.
+          seed: which of them.
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
@@ -100,7 +104,21 @@ class Evaluator:
         self._mesh = make_mesh() if mesh is None else mesh
         check_divisible(self._mesh, eval_batch_size=batch_size)
         self._tasks = {
-            name: _load(name, mode, lengths, batch_size, limit, _route(routes, name), cache_dir)
+            name: _load(
+                name,
+                mode,
+                functools.partial(
+                    EvalExamples,
+                    lengths=lengths,
+                    limit=limit,
+                    cache_dir=cache_dir,
+                    in_context=in_context,
+                    seed=seed,
+                ),
+                lengths["targets"],
+                batch_size,
+                _route(routes, name),
+            )
             for name in dict.fromkeys(tasks)
         }
         self._predict = self._compiled(model, lengths["targets"])
@@ -208,12 +226,12 @@ def _route(routes: Mapping[str, int] | None, name: str) -> int:
 def _load(
     name: str,
     mode: str,
-    lengths: Mapping[str, int],
+    examples_of: Callable[[str, str], EvalExamples],
+    longest: int,
     batch_size: int,
-    limit: int | None,
     route: int,
-    cache_dir: str | None,
 ) -> _Task:
+    """A task by its name; `examples_of` a task's split, targets of `longest` tokens generated."""
     import seqio
 
     import tasks
@@ -233,15 +251,15 @@ def _load(
             f"task '{name}' is evaluated on {', '.join(wanted)}, but its source has only "
             f"{', '.join(present) or 'no split'}"
         )
-    splits = {split: EvalExamples(name, split, lengths, limit, cache_dir) for split in found}
+    splits = {split: examples_of(name, split) for split in found}
     vocabulary = splits[found[0]].vocabulary
     if vocabulary.eos_id is None:
         raise UserError(f"the vocabulary of task '{name}' has no token that ends a text (EOS)")
     options = _options(name, labels, vocabulary)
-    if mode != "rank_classification" and options.shape[1] > lengths["targets"]:
+    if mode != "rank_classification" and options.shape[1] > longest:
         raise UserError(
             f"a label of task '{name}' has {options.shape[1]} tokens, but TASK_FEATURE_LENGTHS "
-            f"lets only {lengths['targets']} be generated for targets"
+            f"lets only {longest} be generated for targets"
         )
     return _Task(
         task=seqio.TaskRegistry.get(name),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from adalink_jax.errors import UserError
 from adalink_jax.report import page, plots, sections
-from adalink_jax.report.runs import Run, read
+from adalink_jax.report.runs import FROZEN, Run, read
 
 _COLUMNS = (
     "base", "method", "mixture", "sharing", "task", "seed", "steps", "stored", "step_flops",
@@ -35,7 +35,7 @@ def main(runs: Sequence[str], to: str, title: str) -> int:
 
 
 def find(path: pathlib.Path) -> list[Run]:
-    """The finished runs at or below a folder, in the order of their paths.
+    """The finished runs at or below a folder, and bases scored alone, in the order of their paths.
 
     Raises:
       UserError: there is none, or one is damaged.
@@ -47,7 +47,10 @@ def find(path: pathlib.Path) -> list[Run]:
         raise UserError(f"{path} holds no finished run{unfinished}")
     for folder in sorted(set(folders) - set(finished)):
         print(f"not finished, left out: {folder}", file=sys.stderr)
-    return [read(folder) for folder in finished]
+    found = {folder: read(folder) for folder in finished}
+    for folder in (folder for folder, run in found.items() if run is None):
+        print(f"the evaluation of an adapter, left out: {folder}", file=sys.stderr)
+    return [run for run in found.values() if run is not None]
 
 
 def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
@@ -77,7 +80,12 @@ def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
         functools.partial(sections.learning, draw=drawing(plots.learning)),
         sections.commands,
     )
-    blocks = [page.Heading(title, 1), *(block for part in parts for block in part(runs))]
+    trained = [run for run in runs if run.method_name != FROZEN]
+    blocks = [page.Heading(title, 1)]
+    for part in parts:
+        named = getattr(part, "func", part)
+        with_bases = named in (sections.single_task, sections.cost_and_score, sections.commands)
+        blocks += part(runs if with_bases else trained)
     (folder / "report.md").write_text(page.markdown(blocks), encoding="utf-8")
     (folder / "report.html").write_text(page.html_page(blocks, folder), encoding="utf-8")
     _write_csv(runs, folder / "runs.csv")
@@ -99,9 +107,12 @@ def _write_csv(runs: Sequence[Run], path: pathlib.Path) -> None:
 
 
 def _print_tables(runs: Sequence[Run]) -> None:
-    """The tables of single tasks and of mixtures on the terminal."""
+    """On the terminal the tables of single tasks and of mixtures; of one task, what each costs."""
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for block in (*sections.single_task(runs), *sections.multi_task(runs)):
+    tables = [*sections.single_task(runs), *sections.multi_task(runs)]
+    if len({run.mixture for run in runs}) == 1:
+        tables = [sections.cost_table(runs)]
+    for block in tables:
         if isinstance(block, page.Table):
             table = Table(*block.header)
             for row in block.rows:

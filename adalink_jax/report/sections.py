@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from adalink_jax.cost.budget import TOLERANCE
 from adalink_jax.report.page import Block, Heading, Image, Paragraph, Table
-from adalink_jax.report.runs import Run
+from adalink_jax.report.runs import FROZEN, Run
 
 _SPREAD = (
     "Scores are percent on the validation split, mean ± standard deviation over seeds; (n) seeds"
@@ -71,8 +71,8 @@ def score_table(
 
 
 def single_task(runs: Sequence[Run]) -> list[Block]:
-    """Each task by itself, a line for each base and method."""
-    chosen = [run for run in runs if len(run.tasks) == 1]
+    """Each task by itself, a line for each base and method; and each base alone."""
+    chosen = [run for run in runs if len(run.tasks) == 1 or run.method_name == FROZEN]
     if not chosen:
         return []
     table = score_table(chosen, ("base", "method"), lambda run: (run.base, run.label))
@@ -81,7 +81,7 @@ def single_task(runs: Sequence[Run]) -> list[Block]:
 
 def multi_task(runs: Sequence[Run]) -> list[Block]:
     """Mixtures, with modules shared by all tasks or one for each."""
-    chosen = [run for run in runs if len(run.tasks) > 1]
+    chosen = [run for run in runs if len(run.tasks) > 1 and run.method_name != FROZEN]
     if not chosen:
         return []
     names = ("base", "mixture", "method", "modules")
@@ -145,22 +145,47 @@ def equal_parameters(runs: Sequence[Run]) -> list[Block]:
     return [Heading("Equal parameters"), Paragraph(note), Table(header, rows, 4)]
 
 
+def cost_table(runs: Sequence[Run]) -> Table:
+    """One line for each base, mixture, method and sharing: what it costs, and its mean score."""
+    groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
+    most = max(len(some) for some in groups.values())
+    rows = []
+    for key, some in groups.items():
+        first = some[0]
+        seconds = [run.seconds for run in some if run.seconds is not None]
+        scores = [statistics.fmean(run.scores.values()) for run in some if run.scores]
+        rows.append(
+            [
+                *key,
+                f"{first.stored:,}",
+                f"{first.bytes:,}",
+                f"{first.step_flops:.3g}" if first.step_flops else "",
+                f"{statistics.fmean(seconds):.0f}" if seconds else "",
+                cell(scores, most if first.steps else 1),
+            ]
+        )
+    columns = ("parameters", "bytes", "operations a step", "seconds", "score")
+    return Table(["base", "mixture", "method", "modules", *columns], rows, 4)
+
+
 def cost_and_score(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
     """What is stored and what a step costs, against the score."""
-    groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
     points = {}
+    groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
     for key, some in groups.items():
         scores = [statistics.fmean(run.scores.values()) for run in some if run.scores]
-        if scores:
+        if scores and some[0].stored:
             points[key] = (some[0].stored, some[0].step_flops, statistics.fmean(scores))
     if len(points) < 2:
         return []
     note = (
-        "Operations are those of a training step's matrix products at the full lengths, by closed"
-        " formula (two to a multiply-add)."
+        "Parameters and bytes of the adapter. Operations are those of a training step's matrix"
+        " products at the full lengths, by closed formula (two to a multiply-add); seconds are"
+        " those of the whole training with its compiling and evaluations, on the machine that it"
+        " ran on and beside whatever else ran there."
     )
-    image = draw(points, "cost.png")
-    return [Heading("Cost and score"), Paragraph(note), Image(image, "score by cost")]
+    image = Image(draw(points, "cost.png"), "score by cost")
+    return [Heading("Cost and score"), Paragraph(note), image, cost_table(runs)]
 
 
 def interference(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:

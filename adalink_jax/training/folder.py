@@ -7,6 +7,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -46,6 +47,7 @@ class RunFolder:
         self.contents: dict[str, Any] = {}
         self._metrics = None
         self._board: Any = None
+        self._started = time.monotonic()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self.writes:
@@ -126,6 +128,16 @@ class RunFolder:
         """
         if not self.writes:
             return
+        self._started = time.monotonic()
+        self.write_record(config_text, step)
+        self._cut_metrics(step)
+        # Only a run needs it: the maths works on machines without it.
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
+    def write_record(self, config_text: str, step: int) -> None:
+        """Writes ``config.gin`` and ``run.json``: what was claimed, and this start among others."""
         before = self.record() or {}
         start = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -140,11 +152,13 @@ class RunFolder:
         run = {**self.contents, "starts": [*before.get("starts", []), start]}
         self.write_text("config.gin", config_text)
         self.write_json("run.json", run)
-        self._cut_metrics(step)
-        # Only a run needs it: the maths works on machines without it.
-        from tensorboardX import SummaryWriter
 
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+    def record_seconds(self) -> None:
+        """Writes into ``run.json`` how long this start took until now."""
+        record = self.record()
+        if self.writes and record:
+            record["starts"][-1]["seconds"] = round(time.monotonic() - self._started, 1)
+            self.write_json("run.json", record)
 
     def _cut_metrics(self, step: int) -> None:
         """Keeps the lines of steps up to this one; a line cut off by a kill goes too."""

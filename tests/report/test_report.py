@@ -14,7 +14,7 @@ import pytest
 from adalink_jax.cost.formulas import stored_parameters
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.report import command, page
+from adalink_jax.report import command, page, rates
 
 ARCHITECTURE = {
     "vocab_size": 32, "emb_dim": 8, "num_heads": 2, "num_encoder_layers": 2,
@@ -32,8 +32,8 @@ def score(method, settings, mixture_size, task, seed):
     return 50 + 3 * size + 7 * TASKS.index(task) - 2 * mixture_size + seed + len(method) / 10
 
 
-def write_run(folder, method, settings, tasks, seed, base="bases/tuned"):
-    """A finished run's four files, as train.py writes them."""
+def write_run(folder, method, settings, tasks, seed, base="bases/tuned", rate=0.01):
+    """A finished run's files, as train.py writes them."""
     tasks = list(tasks)
     scores = {task: score(method, settings, len(tasks), task, seed) for task in tasks}
     name = tasks[0] if len(tasks) == 1 else "mini_mixture"
@@ -41,13 +41,18 @@ def write_run(folder, method, settings, tasks, seed, base="bases/tuned"):
     files = {
         "run.json": {
             "base": {"fingerprint": "abcdef0123456789"},
-            "configuration": {"batch_size": 4, "initial_checkpoint_path": base, "seed": seed},
+            "configuration": {
+                "batch_size": 4, "initial_checkpoint_path": base, "seed": seed,
+                "learning_rate": {"base_learning_rate": rate},
+            },
             "data": {
                 "name": name,
                 "lengths": {"inputs": 16, "targets": 4},
                 "tasks": [{"name": task} for task in tasks],
             },
-            "starts": [{"command": f"scripts/train.py --gin.SEED={seed} | tee <log>"}],
+            "starts": [
+                {"command": f"scripts/train.py --gin.SEED={seed} | tee <log>", "seconds": 20 + seed}
+            ],
         },
         "results.json": {
             "step": 30,
@@ -63,12 +68,30 @@ def write_run(folder, method, settings, tasks, seed, base="bases/tuned"):
     }  # fmt: skip
     for file, content in files.items():
         (folder / file).write_text(json.dumps(content))
+    (folder / "adapter" / "adapter.safetensors").write_bytes(b"x" * 321)
     lines = [
         {"step": step, **{f"eval/{t}/score": s - 30 + step for t, s in scores.items()}}
         for step in (10, 20, 30)
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 5, "train/loss": 1.0}, *lines])
     (folder / "metrics.jsonl").write_text(text + "\n")
+
+
+def write_evaluation(folder, adapter_path, in_context=0):
+    """What eval.py writes of three tasks."""
+    folder.mkdir(parents=True)
+    record = {
+        "base": {"fingerprint": "abcdef0123456789"},
+        "configuration": {
+            "adapter_path": adapter_path, "initial_checkpoint_path": "bases/tuned", "seed": 0,
+            "in_context": in_context,
+        },
+        "data": {"name": "mini_mixture"},
+        "starts": [{"command": "scripts/eval.py"}],
+    }  # fmt: skip
+    tasks = {t: {"score": 40.0 + in_context, "splits": {}} for t in TASKS}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "results.json").write_text(json.dumps({"tasks": tasks}))
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +109,9 @@ def runs(tmp_path_factory):
                     continue
                 more = {"routes": 3} if method == "adalink" and len(tasks) > 1 else {}
                 write_run(root / f"run{number:02}", method, settings | more, tasks, seed)
+    write_evaluation(root / "run_alone0", None)
+    write_evaluation(root / "run_alone4", None, in_context=4)
+    write_evaluation(root / "an_adapter_again", "run01")
     (root / "unfinished").mkdir()
     (root / "unfinished" / "run.json").write_text("{}")
     return root
@@ -114,7 +140,14 @@ def test_single_tasks_have_mean_spread_and_what_is_missing(report):
         "adalink, rank 4",
         "full",
         "prompt_tuning, length 4",
+        "the frozen base, no examples in context",
+        "the frozen base, 4 examples in context",
     }
+    assert by_method["the frozen base, 4 examples in context"][2:] == [
+        "0",
+        *["44.0 (1)"] * 3,
+        "44.0",
+    ]
     line = by_method["adalink, rank 4"]
     assert line[0] == "tuned (abcdef)" and line[2] == "64"
     expected = [[score("adalink", {"rank": 4}, 1, t, s) for s in (0, 1)] for t in TASKS]
@@ -154,16 +187,27 @@ def test_ranks_and_equal_parameters(report):
     assert {line[4] for line in equal} == {"32"}
 
 
+def test_what_a_method_costs_stands_beside_its_score(report):
+    lines = table((report / "report.md").read_text(), "Cost and score")
+    assert lines[0][4:] == ["parameters", "bytes", "operations a step", "seconds", "score"]
+    by_key = {(line[1], line[2]): line for line in lines[2:]}
+    line = by_key["mini_a", "adalink, rank 4"]
+    assert line[4:6] == ["64", "321"] and line[7] == "20" and "±" in line[8]
+    alone = by_key["mini_mixture", "the frozen base, no examples in context"]
+    assert alone[4:] == ["0", "0", "", "", "40.0"]
+
+
 def test_every_number_has_its_command_and_every_image_its_file(report, runs):
     text = (report / "report.md").read_text()
-    assert len(table(text, "Runs")[2:]) == len(list(runs.glob("run*"))) == 31
+    assert len(table(text, "Runs")[2:]) == len(list(runs.glob("run*"))) == 33
     images = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert set(images) == {"ranks.png", "cost.png", "learning.png", "interference.png"}
     for image in images:
         assert (report / image).read_bytes().startswith(b"\x89PNG")
     with (report / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 31 - 8 + 8 * 3
+    assert len(rows) == 31 - 8 + 8 * 3 + 2 * 3
+    rows = [row for row in rows if row["steps"] != "0"]
     assert all(int(row["step_flops"]) > 0 and "SEED" in row["command"] for row in rows)
     for row in rows:
         found = {n: v for n, v in row.items() if n.startswith("validation/") and v}
@@ -223,5 +267,30 @@ def test_the_script(runs, tmp_path):
     done = subprocess.run(line, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "not finished, left out" in done.stderr
-    assert done.stdout.splitlines()[-1].startswith("31 runs")
+    assert "the evaluation of an adapter, left out" in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("33 runs")
     assert "adalink, rank 4" in done.stdout  # The tables, on the terminal too.
+
+
+def test_the_rate_with_the_best_mean_is_chosen(tmp_path, capsys):
+    """`score` counts a seed as a point, which here tells the rates apart."""
+    for rate, seeds in ((0.001, (5, 5)), (0.01, (9, 1)), (0.1, (0, 8))):
+        for task, seed in zip(TASKS, seeds, strict=False):
+            folder = tmp_path / "adalink" / str(rate) / task
+            write_run(folder, "adalink", {"rank": 2}, [task], seed, rate=rate)
+    assert rates.main(str(tmp_path), None) == 0
+    assert capsys.readouterr().out == "0.001\n"  # 10, 10 and 8 points; the smaller of two equal.
+    write_run(tmp_path / "full" / "0.1", "full", {}, TASKS[:1], 0, rate=0.1)
+    assert rates.main(str(tmp_path), None) == 2
+    assert (
+        "several bases or methods: tuned (abcdef), adalink, rank 2; tuned"
+        in capsys.readouterr().err
+    )
+    assert rates.main(str(tmp_path), str(tmp_path / "rates.md")) == 0
+    lines = (tmp_path / "rates.md").read_text().splitlines()
+    assert [line for line in lines if "chosen" in line and "adalink" in line][0].split(" | ")[
+        2
+    ] == "0.001"
+    write_run(tmp_path / "adalink" / "1", "adalink", {"rank": 2}, TASKS[:1], 0, rate=1.0)
+    assert rates.main(str(tmp_path / "adalink"), None) == 2
+    assert "no run of mini_b at rate 1.0" in capsys.readouterr().err
