@@ -24,7 +24,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/trainings.sh"
 out=$1
 shift
 world=${WORLD:-mini}
-shipped=$(cd "$here/.." && pwd)/adalink_jax/bases
+shipped=$here/../adalink_jax/bases
 declare -A base_of=([tuned]=${TUNED:-$shipped/mini} [raw]=${RAW:-$shipped/mini_raw})
 tasks=${TASKS:-cola sst2 mrpc qqp stsb mnli qnli rte}
 tuning_tasks=${TUNING_TASKS:-cola mnli}
