@@ -6,6 +6,7 @@ whatever else is read or written by name. In memory they may be stacked on a lea
 stacked layers, so that a program's size and compile time do not grow with the depth.
 """
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -60,32 +61,29 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
         fewer: the layers that a method leaves out become zeros.
       join: one leaf of each layer, in order → the stacked leaf.
     """
-    stacked: dict[tuple, Any] = {}
     apart: dict[tuple, dict[int, Any]] = {}
-    counts: dict[str, int] = {}
+    stacked: dict[tuple, Any] = {}
     for name, leaf in traverse_util.flatten_dict(dict(params)).items():
-        layer = _LAYER.fullmatch(name[1]) if name[0] in STACKS else None
+        layer = _LAYER.fullmatch(name[1]) if name[0] in STACKS and name[1:] else None
         if layer:
             apart.setdefault((name[0], STACKED, *name[2:]), {})[int(layer[1])] = leaf
-            continue
-        stacked[name] = leaf
-        if _is_stacked_name(name):
-            counts[name[0]] = leaf.shape[0]
+        else:
+            stacked[name] = leaf
+    counts = _counts(stacked)
     for name, layers in apart.items():
         count = counts.get(name[0], len(layers))
         if len(layers) < count:
-            zeros = jnp.zeros_like(next(iter(layers.values())))
+            zeros = jax.tree.map(jnp.zeros_like, next(iter(layers.values())))
             layers = {i: layers.get(i, zeros) for i in range(count)}
-        stacked[name] = join([layers[i] for i in range(count)])
+        # A leaf of an optimizer's state may be an empty node.
+        stacked[name] = jax.tree.map(
+            lambda *leaves: join(list(leaves)), *map(layers.get, range(count))
+        )
     return traverse_util.unflatten_dict(stacked)
 
 
-def _layer_of(leaf: Any, number: int) -> Any:
-    return leaf[number]
-
-
 def unstack_layers(
-    params: Params, layer_of: Callable[[Any, int], Any] = _layer_of
+    params: Params, layer_of: Callable[[Any, int], Any] = operator.getitem
 ) -> dict[str, Any]:
     """The tree under public names alone; the inverse of `stack_layers`.
 
@@ -93,18 +91,29 @@ def unstack_layers(
       params: a tree whose layers may be stacked.
       layer_of: a stacked leaf and a layer's number → that layer's leaf.
     """
-    apart = {}
-    for name, leaf in traverse_util.flatten_dict(dict(params)).items():
-        if _is_stacked_name(name):
-            for i in range(leaf.shape[0]):
-                apart[name[0], f"{STACKED}_{i}", *name[2:]] = layer_of(leaf, i)
-        else:
+    flat, apart = traverse_util.flatten_dict(dict(params)), {}
+    counts = _counts(flat)
+    for name, leaf in flat.items():
+        if not _is_stacked_name(name):
             apart[name] = leaf
+            continue
+        for i in range(counts[name[0]]):
+            public = (name[0], f"{STACKED}_{i}", *name[2:])
+            apart[public] = jax.tree.map(lambda leaf, i=i: layer_of(leaf, i), leaf)
     return traverse_util.unflatten_dict(apart)
 
 
+def _counts(flat: Mapping[tuple, Any]) -> dict[str, int]:
+    """How many layers each stack has whose layers are stacked."""
+    return {
+        name[0]: leaf.shape[0]
+        for name, leaf in flat.items()
+        if _is_stacked_name(name) and hasattr(leaf, "shape")
+    }
+
+
 def _is_stacked_name(name: Sequence[str]) -> bool:
-    return name[0] in STACKS and name[1] == STACKED
+    return name[0] in STACKS and name[1:2] == (STACKED,)
 
 
 def map_params(function: Callable[[Params], Any], tree: Any) -> Any:
@@ -157,7 +166,7 @@ def run_layers(
 
 
 def _rematerialised(run: Callable, config: T5Config, prevent_cse: bool) -> Callable:
-    """The function, of which the backward pass computes again what `T5Config.remat` does not keep."""
+    """The function, of which the backward pass computes again what `T5Config.remat` says."""
     if config.remat == "none":
         return run
     return nn.remat(run, policy=_POLICIES[config.remat], prevent_cse=prevent_cse)
