@@ -57,8 +57,8 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
     """Stacks what is under public names; what is stacked already stays as it is.
 
     Args:
-      params: a tree of both stacks' layers. Beside stacked layers, those under public names may be
-        fewer: the layers that a method leaves out become zeros.
+      params: a tree with the base's layers, under public names or stacked. An adapter's beside
+        them may be fewer: the layers that a method leaves out become zeros.
       join: one leaf of each layer, in order → the stacked leaf.
     """
     apart: dict[tuple, dict[int, Any]] = {}
@@ -71,7 +71,9 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
             stacked[name] = leaf
     counts = _counts(stacked)
     for name, layers in apart.items():
-        count = counts.get(name[0], len(layers))
+        counts[name[0]] = max(counts.get(name[0], 0), max(layers) + 1)
+    for name, layers in apart.items():
+        count = counts[name[0]]
         if len(layers) < count:
             zeros = jax.tree.map(jnp.zeros_like, next(iter(layers.values())))
             layers = {i: layers.get(i, zeros) for i in range(count)}

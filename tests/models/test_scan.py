@@ -202,10 +202,9 @@ def test_a_run_saved_one_way_resumes_the_other(first, pair, after, small, tmp_pa
     same(flat(finished.trainable), flat(after[first][0].trainable), atol=2e-4)
 
 
+@pytest.mark.parametrize("pair", ["lora_of_one_layer"], indirect=True)
 def test_decoding_scanned_is_decoding_unscanned(pair, small):
     """Generation through the cache, whose leaves then have an axis of layers; and scores."""
-    if pair[1].method.scope in ("full", "adalink"):
-        pytest.skip("decoding knows no method; one in the layers and one that lengthens are enough")
     batch, routes = small[2], small[2]["encoder_routes"][:, 0]
     options = np.array([[5, 1, 0], [7, 8, 1], [9, 1, 0]], np.int32)
     inputs, found = batch["encoder_input_tokens"], []
@@ -220,33 +219,31 @@ def test_decoding_scanned_is_decoding_unscanned(pair, small):
     np.testing.assert_allclose(scanned_scores, scores, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("case", "scan_layers"), [("full", True), ("lora_of_one_layer", True), ("full", False)]
-)
-def test_rematerialisation_changes_neither_loss_nor_gradients(case, scan_layers, small):
-    """With dropout, whose masks must be drawn again as they were."""
-    run = run_of(small, case, scan_layers)
-    config = dataclasses.replace(run.config, dropout_rate=0.3)
+@pytest.mark.parametrize("layers", [(3, 2), (1, 1)], ids=["scanned", "unscanned"])
+def test_rematerialisation_changes_neither_loss_nor_gradients(layers, small):
+    """Of all parameters; with dropout, whose masks must be drawn again as they were."""
+    numbers = {"num_encoder_layers": layers[0], "num_decoder_layers": layers[1]}
+    config = dataclasses.replace(small[0], dropout_rate=0.3, **numbers)
+    method = METHODS["lora"](rank=2, stacks=BOTH, layers=(0,))
+    params, _ = state.abstract_params(config, method)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4") / 4, params)
+    params = stack_layers(params, np.stack) if layers != (1, 1) else params
+    dropout_key = jax.random.key(2)
 
     def of(remat):
-        model = Transformer(dataclasses.replace(config, remat=remat), run.method)
-        loss = functools.partial(step.loss_fn, model, z_loss=1e-4, label_smoothing=0.0)
+        model = Transformer(dataclasses.replace(config, remat=remat), method)
 
-        def summed(trainable):
-            return loss(
-                trainable=trainable,
-                frozen=run.before.frozen,
-                batch=small[2],
-                dropout_key=jax.random.key(2),
-            )[0]
+        def loss(params):
+            return step.loss_fn(model, params, {}, small[2], dropout_key, 1e-4, 0.0)[0]
 
-        return jax.jit(jax.value_and_grad(summed))(run.before.trainable)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     expected, grads = of("none")
     for remat in ("minimal", "full"):
         loss, found = of(remat)
         np.testing.assert_allclose(loss, expected, rtol=1e-5, err_msg=remat)
-        same(flat(found), flat(grads), atol=1e-4)
+        same(flat(found), flat(grads), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["t5_1_1_tiny", "t5_1_0_tiny"])
