@@ -26,7 +26,7 @@ class Base:
     """A base that is ready to be adapted.
 
     Attributes:
-      config: its architecture, with the run's dtype and dropout.
+      config: its architecture, with what the run says of how it runs.
       params: its tree, on the host where it was loaded.
       fingerprint: of its contents.
     """
@@ -47,10 +47,17 @@ def prepared_base(
     model: T5Config | None,
     method: Method,
     seed: int,
-    dtype: str,
-    dropout_rate: float,
+    how: Mapping[str, Any],
 ) -> Base:
-    """Loads the base, or initialises one of random weights for full fine-tuning."""
+    """Loads the base, or initialises one of random weights for full fine-tuning.
+
+    Args:
+      path: its checkpoint; None for random weights.
+      model: the architecture; None takes it from the checkpoint.
+      method: what will be trained.
+      seed: of random weights.
+      how: the fields of `T5Config` that say how the network runs.
+    """
     if path is not None:
         config, params = load_base(path, model)
     elif model is None:
@@ -62,7 +69,7 @@ def prepared_base(
         )
     else:
         config, params = model, jax.device_get(states.init_base(model, jax.random.key(seed)))
-    config = dataclasses.replace(config, dtype=dtype, dropout_rate=dropout_rate)
+    config = dataclasses.replace(config, **how)
     return Base(config, params, fingerprint(params))
 
 

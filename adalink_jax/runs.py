@@ -18,6 +18,7 @@ from adalink_jax.describe import description, print_description
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Results, print_table, scalars, write
 from adalink_jax.methods.base import Method, merge
+from adalink_jax.models.stacking import unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.preparation import (
     Base,
@@ -62,6 +63,8 @@ def train(
     model_parallelism: int = 1,
     dtype: str = "float32",
     dropout_rate: float = 0.1,
+    scan_layers: bool | None = None,
+    remat: str = "none",
     z_loss: float = 1e-4,
     label_smoothing: float = 0.0,
     evaluation_mode: str = "rank_classification",
@@ -96,6 +99,8 @@ def train(
       model_parallelism: devices that share one copy of the base.
       dtype: of the activations, "float32" or "bfloat16"; adapters are float32.
       dropout_rate: of the base's dropouts while training.
+      scan_layers: whether layers are stacked and scanned; None where a stack has more than 12.
+      remat: what the backward pass computes again: "none", "minimal" or "full".
       z_loss: coefficient of the z-loss.
       label_smoothing: mass that leaves the target token.
       evaluation_mode: "rank_classification", "greedy" or "beam".
@@ -117,7 +122,8 @@ def train(
     folder.claim("configuration", configuration.values if configuration else {})
     if folder.is_finished(train_steps):
         return say(f"{model_dir} holds this run, finished; nothing to do")
-    base = prepared_base(initial_checkpoint_path, model, method, seed, dtype, dropout_rate)
+    how = {"dtype": dtype, "dropout_rate": dropout_rate, "scan_layers": scan_layers, "remat": remat}
+    base = prepared_base(initial_checkpoint_path, model, method, seed, how)
     folder.claim("base", base.identity)
     batches = data.TrainBatches(
         mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir, few_shot
@@ -177,6 +183,7 @@ def evaluate(
     initial_checkpoint_path: str | None = None,
     adapter_path: str | None = None,
     dtype: str = "float32",
+    scan_layers: bool | None = None,
     mode: str = "rank_classification",
     batch_size: int = 64,
     limit: int | None = None,
@@ -196,6 +203,7 @@ def evaluate(
       initial_checkpoint_path: the base; None where the adapter is a model (full fine-tuning).
       adapter_path: an adapter's folder or its run's; None scores the base alone.
       dtype: of the activations.
+      scan_layers: as in `train`.
       mode: "rank_classification", "greedy" or "beam".
       batch_size: rows of a batch.
       limit: examples of a split that are evaluated; None for all.
@@ -227,7 +235,8 @@ def evaluate(
                     "leave INITIAL_CHECKPOINT_PATH out"
                 )
             base_path, method, adapter = adapter_path, Method(), None
-    base = prepared_base(base_path, None, Method(), 0, dtype, 0.0)
+    how = {"dtype": dtype, "dropout_rate": 0.0, "scan_layers": scan_layers}
+    base = prepared_base(base_path, None, Method(), 0, how)
     params = base.params
     if adapter is not None:
         adapter = load_adapter(
@@ -306,7 +315,7 @@ def _restored(state: states.TrainState, store: Store, train_steps: int) -> state
     if step > train_steps:
         raise UserError(f"TRAIN_STEPS is {train_steps}, but MODEL_DIR holds a run of {step} steps")
     if step:
-        state = state.replace(**store.restore(step, state.saved()))
+        state = state.restored(store.restore(step, state.saved_like()))
         say(f"going on from step {step:,}")
     return state
 
@@ -322,7 +331,8 @@ def _write_outcome(
     """Writes the adapter, then the results: a run with results is finished."""
     # Gathered first: with several processes, each holds parts of a sharded model.
     gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(state.step.sharding.mesh))
-    exported, tree = method.export(jax.device_get(gather(state.trainable)))
+    trained = unstack_layers(jax.device_get(gather(state.trainable)))
+    exported, tree = method.export(trained)
     if folder.writes:
         save_adapter(
             folder.path / "adapter",

@@ -16,16 +16,17 @@ import numpy as np
 import optax
 
 from adalink_jax.cost.formulas import Flops, Shape
-from adalink_jax.methods.base import Method, merge, split
+from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.sharding import make_mesh, on_mesh
 from adalink_jax.training.optimizers import adafactor, per_module
 from adalink_jax.training.state import (
     TrainState,
-    abstract_params,
+    abstract_trees,
     create,
     init_adapter,
     init_base,
+    place_params,
 )
 from adalink_jax.training.step import loss_fn, make_train_step
 
@@ -81,7 +82,7 @@ def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1)
       slots: how many routes one row may hold.
     """
     model = Transformer(config, method, slots)
-    trainable, frozen = split(abstract_params(config, method)[0], method)
+    trainable, frozen = abstract_trees(config, method)
     batch = batch_of(config, shape, jax.ShapeDtypeStruct)
     key = jax.eval_shape(lambda: jax.random.key(0)) if config.dropout_rate else None
 
@@ -142,7 +143,7 @@ def default_optimizer(method: Method) -> optax.GradientTransformation:
 
 def state_bytes(config: T5Config, method: Method) -> int:
     """Bytes of the train state: parameters, optimizer state, and gradients for what trains."""
-    trainable, frozen = split(abstract_params(config, method)[0], method)
+    trainable, frozen = abstract_trees(config, method)
     optimizer_state = jax.eval_shape(default_optimizer(method).init, trainable)
     trees = (trainable, trainable, frozen, optimizer_state)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
@@ -164,7 +165,7 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
       shape: of the batch.
       slots: how many routes one row may hold.
     """
-    trainable, frozen = split(abstract_params(config, method)[0], method)
+    trainable, frozen = abstract_trees(config, method)
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         trainable=trainable,
@@ -207,6 +208,7 @@ def time_forward(config: T5Config, method: Method, shape: Shape, repetitions: in
     base = init_base(config, jax.random.key(0))
     adapter = init_adapter(config, method, base, jax.random.key(1))
     params = adapter if method.trains_base else merge(base, adapter)
+    params = place_params(config, method, params, make_mesh())
     batch = _random_batch(config, shape)
     model = Transformer(config, method)
 

@@ -142,7 +142,11 @@ class Method:
         return y
 
     def gates(self, stack: str, num_layers: int) -> np.ndarray:
-        """Which layers of a stack the method adapts, as bools [num_layers]."""
+        """Which layers of a stack the method adapts, as bools [num_layers].
+
+        The hooks are not called in the others. Where layers are scanned they are called in all,
+        and multiply what they add by `Context.gate`; the others' parameters are zeros there.
+        """
         return np.ones(num_layers, bool)
 
     def trainable(self, name: str) -> bool:

@@ -99,7 +99,7 @@ class LoRA(Method):
             dropout_rate=self.dropout_rate,
             name=self.scope,
         )(x, ctx)
-        return y + (ctx.gate * self.alpha / self.rank) * delta
+        return y + (ctx.gate * (self.alpha / self.rank)) * delta
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """Adds alpha/R · W_down · W_up to each adapted kernel, in float32."""

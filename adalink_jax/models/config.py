@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from adalink_jax.errors import UserError, nearest
 
 ACTIVATIONS = ("relu", "gelu", "linear", "silu", "swish")
+REMATS = ("none", "minimal", "full")
+
+# More layers than this in a stack are scanned unless the configuration says otherwise.
+_UNSCANNED_LAYERS = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,14 @@ class T5Config:
       relpos_bias_per_layer: whether each layer has a table of relative position biases of its
         own, as in T5X's scalable_t5 and umT5, instead of one a stack.
       float32_attention_logits: whether attention logits are float32 whatever `dtype`.
+      scan_layers: whether the places that put parameters on devices stack layers, over which the
+        network then scans; None does where a stack has more than 12. Another program for the
+        same function, but dropout draws other masks.
+      remat: what the backward pass computes again of each layer: "none"; "minimal", all but the
+        products with weights; "full", everything between its input and its output.
+
+    How the network runs (`dtype`, `dropout_rate`, `scan_layers`, `remat`) is no architecture: it
+    is neither stored nor compared.
     """
 
     vocab_size: int
@@ -47,6 +59,8 @@ class T5Config:
     separate_encoder_embedding: bool = False
     relpos_bias_per_layer: bool = False
     float32_attention_logits: bool = False
+    scan_layers: bool | None = None
+    remat: str = "none"
 
     def __post_init__(self):
         dtype = jnp.dtype(self.dtype)
@@ -68,3 +82,17 @@ class T5Config:
                 )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(f"dropout_rate is {self.dropout_rate!r}; it must be in [0, 1)")
+        if self.scan_layers not in (None, True, False):
+            raise UserError(f"scan_layers is {self.scan_layers!r}; it takes True, False or None")
+        if self.remat not in REMATS:
+            raise UserError(
+                f"remat is {self.remat!r}; it takes one of {', '.join(REMATS)}"
+                f"{nearest(str(self.remat), REMATS)}"
+            )
+
+    @property
+    def stacks_layers(self) -> bool:
+        """Whether layers are stacked and scanned, as `scan_layers` says or by their number."""
+        if self.scan_layers is None:
+            return max(self.num_encoder_layers, self.num_decoder_layers) > _UNSCANNED_LAYERS
+        return self.scan_layers

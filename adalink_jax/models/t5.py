@@ -5,6 +5,9 @@ Signatures, parameter names, logical axes and numerics are those of T5X's minima
 runs inside T5X.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
@@ -21,6 +24,7 @@ from adalink_jax.models.layers import (
     RelativePositionBiases,
     Size,
 )
+from adalink_jax.models.stacking import is_stacked, run_layers, stack_layers
 
 
 def _dropout(config: T5Config) -> nn.Dropout:
@@ -109,11 +113,6 @@ class DecoderLayer(nn.Module):
         return x + _dropout(cfg)(y, ctx.deterministic)
 
 
-def _layer_methods(method: Method, stack: str, num_layers: int) -> list[Method]:
-    """Each layer's method; the identity where `Method.gates` leaves a layer out."""
-    return [method if on else Method() for on in method.gates(stack, num_layers)]
-
-
 class Encoder(nn.Module):
     """Embedding, the method's `inputs`, and the stack of encoder layers."""
 
@@ -133,8 +132,11 @@ class Encoder(nn.Module):
         if ctx.segment_ids is not None:
             mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
         bias = None if cfg.relpos_bias_per_layer else _biases(cfg, True, x.shape[1])
-        for i, method in enumerate(_layer_methods(self.method, "encoder", cfg.num_encoder_layers)):
-            x = EncoderLayer(cfg, method, name=f"layers_{i}")(x, mask, bias, ctx)
+
+        def run(layer: EncoderLayer, x: Array, gate: Any = 1.0) -> Array:
+            return layer(x, mask, bias, ctx.replace(gate=gate))
+
+        x = run_layers(self, EncoderLayer, cfg.num_encoder_layers, run, x)
         x = LayerNorm(cfg.dtype, name="encoder_norm")(x)
         # Unlike the others, T5's last encoder dropout is drawn per position.
         return nn.Dropout(cfg.dropout_rate)(x, ctx.deterministic)
@@ -175,9 +177,12 @@ class Decoder(nn.Module):
             cross_mask &= pair_equal(ctx.segment_ids, encoder_ctx.segment_ids)
         length = max_decode_length if decode and max_decode_length else x.shape[1]
         bias = None if cfg.relpos_bias_per_layer else _biases(cfg, False, length)
-        for i, method in enumerate(_layer_methods(self.method, "decoder", cfg.num_decoder_layers)):
-            layer = DecoderLayer(cfg, method, name=f"layers_{i}")
-            x = layer(x, encoded, mask, cross_mask, bias, length, ctx, encoder_ctx, decode)
+
+        def run(layer: DecoderLayer, x: Array, gate: Any = 1.0) -> Array:
+            own, crossed = ctx.replace(gate=gate), encoder_ctx.replace(gate=gate)
+            return layer(x, encoded, mask, cross_mask, bias, length, own, crossed, decode)
+
+        x = run_layers(self, DecoderLayer, cfg.num_decoder_layers, run, x)
         x = LayerNorm(cfg.dtype, name="decoder_norm")(x)
         x = _dropout(cfg)(x, ctx.deterministic)
         if cfg.logits_via_embedding:
@@ -208,6 +213,9 @@ def causal_mask(length: Size) -> Bool[Array, "1 1 L L"]:
 class Transformer(nn.Module):
     """T5, with one method's hooks. ``Transformer(config)`` alone is the base.
 
+    Parameters run as they lie: layers under public names one after another, stacked ones
+    (`adalink_jax.models.stacking`) under a scan, an adapter's beside a stacked base with it.
+
     Attributes:
       config: the architecture.
       method: whose hooks are called.
@@ -223,6 +231,12 @@ class Transformer(nn.Module):
         self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
         self.encoder = Encoder(cfg, self.token_embedder, self.method)
         self.decoder = Decoder(cfg, self.token_embedder, self.method)
+
+    def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
+        """As Flax's; beside a stacked base, an adapter under public names is stacked first."""
+        if is_stacked(variables["params"]):
+            variables = {**variables, "params": stack_layers(variables["params"])}
+        return super().apply(variables, *args, **kwargs)
 
     def _context(self, stack, mask, routes, segment_ids, positions, enable_dropout) -> Context:
         if routes is not None:

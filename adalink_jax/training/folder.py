@@ -17,9 +17,17 @@ import jax
 import adalink_jax
 from adalink_jax.errors import UserError
 
-# A run may go on with other values of these: they say where things are or how far to go, and
-# contents are compared by fingerprint.
-_FREE = ("train_steps", "model_dir", "initial_checkpoint_path", "cache_dir", "keep_checkpoints")
+# A run may go on with other values of these: they say where things are, how far to go, or by which
+# program the same function is computed; contents are compared by fingerprint.
+_FREE = (
+    "train_steps",
+    "model_dir",
+    "initial_checkpoint_path",
+    "cache_dir",
+    "keep_checkpoints",
+    "scan_layers",
+    "remat",
+)
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 
 

@@ -1,6 +1,8 @@
-"""Adafactor as in the paper, T5X's learning-rate factors, and updates that keep routes apart."""
+"""Adafactor as in the paper, T5X's learning-rate factors, updates that keep modules apart."""
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import optax
 
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Method
+from adalink_jax.models.stacking import STACKED, STACKS
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -91,7 +94,8 @@ def per_module(
     """The transformation applied to each of a method's stacked modules by itself.
 
     An adapter's leaf stacks K modules in front. Second moments, clipping and scaling of one task
-    must not depend on another's, so the transformation is mapped over that axis.
+    must not depend on another's, so the transformation is mapped over that axis. A base that
+    trains may hold stacked layers (`adalink_jax.models.stacking`), and is mapped over these.
     """
     for _ in method.stacked_axes:
         inner = transformation
@@ -100,4 +104,48 @@ def per_module(
             return jax.vmap(inner.update)(updates, state, params)
 
         transformation = optax.GradientTransformation(jax.vmap(inner.init), update)
+    if method.trains_base:
+        for stack in STACKS:
+            transformation = _per_layer(transformation, stack)
     return transformation
+
+
+def _per_layer(inner: optax.GradientTransformation, stack: str) -> optax.GradientTransformation:
+    """Maps over the stacked layers of one stack; its state is `inner`'s, these leaves stacked."""
+
+    def axes(tree: Any) -> Any:
+        """0 for each leaf that belongs to a stacked parameter, None for the others."""
+
+        def axis(path, _):
+            names = [getattr(key, "key", None) for key in path]
+            return 0 if (stack, STACKED) in itertools.pairwise(names) else None
+
+        return jax.tree_util.tree_map_with_path(axis, tree)
+
+    def init(params):
+        in_axes = axes(params)
+        if not jax.tree.leaves(in_axes):
+            return inner.init(params)
+        state = jax.eval_shape(inner.init, params)
+        return jax.vmap(inner.init, in_axes=(in_axes,), out_axes=axes(state))(params)
+
+    def update(updates, state, params=None):
+        of_params, of_state = axes(updates), axes(state)
+        if not jax.tree.leaves(of_params):
+            return inner.update(updates, state, params)
+        mapped = jax.vmap(
+            inner.update,
+            in_axes=(of_params, of_state, None if params is None else of_params),
+            out_axes=(of_params, of_state),
+        )
+        try:
+            return mapped(updates, state, params)
+        except ValueError as error:
+            if "out_axes" not in str(error):
+                raise
+            raise UserError(
+                "the optimizer lets parameters depend on each other (as clipping by the global "
+                "norm does), which it cannot where layers are scanned; set scan_layers to False"
+            ) from error
+
+    return optax.GradientTransformation(init, update)

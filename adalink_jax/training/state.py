@@ -1,6 +1,11 @@
-"""The train state: what trains and what is frozen are two trees, never a mask."""
+"""The train state: what trains and what is frozen are two trees, never a mask.
 
-from collections.abc import Sequence
+Where layers are scanned (`T5Config.stacks_layers`), the base lies stacked in memory, whether it is
+frozen or trains. Adapters stay under public names, and so does everything that is saved.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -8,10 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Array, Method, Params, split
+from adalink_jax.methods.base import Array, Method, Params, merge, split
+from adalink_jax.models.stacking import (
+    LayerStack,
+    is_stacked,
+    map_params,
+    stack_layers,
+    unstack_layers,
+)
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.sharding import param_shardings, replicated
 
@@ -34,9 +46,63 @@ class TrainState:
     opt_state: Any
     frozen: Any
 
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+    def _training(self) -> dict[str, Any]:
         return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds, under public names; a copy where layers are stacked."""
+        if not is_stacked(self.trainable):
+            return self._training()
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.saved_like())
+        return jax.jit(_unstacked, out_shardings=places)(self._training())
+
+    def saved_like(self) -> dict[str, Any]:
+        """Shapes, dtypes and shardings of `saved`; allocates nothing."""
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            self._training(),
+        )
+        return _unstacked(abstract, _abstract_layer)
+
+    def restored(self, saved: Mapping[str, Any]) -> "TrainState":
+        """This state with what a checkpoint held, laid out as it is here."""
+        if is_stacked(self.trainable):
+            places = jax.tree.map(lambda leaf: leaf.sharding, self._training())
+            stack = jax.jit(lambda saved: map_params(stack_layers, saved), out_shardings=places)
+            saved = stack(saved)
+        return self.replace(**saved)
+
+
+def _unstacked(tree: Any, layer_of: Callable[[Any, int], Any] = operator.getitem) -> Any:
+    return map_params(lambda params: unstack_layers(params, layer_of), tree)
+
+
+def _abstract_layer(leaf: jax.ShapeDtypeStruct, number: int) -> jax.ShapeDtypeStruct:
+    sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*tuple(leaf.sharding.spec)[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
+
+
+def _stacked_sharding(layers: Sequence[NamedSharding]) -> NamedSharding:
+    """Every device has its part of all layers."""
+    return NamedSharding(layers[0].mesh, PartitionSpec(None, *layers[0].spec))
+
+
+def _laid_out(
+    params: Params, config: T5Config, method: Method, join: Callable[[list], Any]
+) -> tuple[Params, Params]:
+    """Divides a whole tree into (trainable, frozen), the base's layers stacked if `config` says."""
+    trainable, frozen = split(params, method)
+    if not config.stacks_layers:
+        return trainable, frozen
+    if method.trains_base:
+        return stack_layers(trainable, join), frozen
+    return trainable, stack_layers(frozen, join)
+
+
+def abstract_trees(config: T5Config, method: Method) -> tuple[Params, Params]:
+    """Shapes of (trainable, frozen) as they lie in a state; allocates nothing."""
+    params, _ = abstract_params(config, method)
+    return jax.eval_shape(lambda params: _laid_out(params, config, method, jnp.stack), params)
 
 
 def _variables(config: T5Config, method: Method, key: Array) -> dict[str, Any]:
@@ -118,9 +184,11 @@ def create(
     """
     _, axes = abstract_params(config, method)
     shardings = param_shardings(axes, mesh)
-    trainable_shardings, frozen_shardings = split(shardings, method)
-    trainable = _place(adapter, trainable_shardings)
-    frozen = {} if method.trains_base else _place(base, frozen_shardings)
+    trainable_shardings, frozen_shardings = _laid_out(shardings, config, method, _stacked_sharding)
+    params = adapter if method.trains_base else merge(base, adapter)
+    trees = _laid_out(params, config, method, LayerStack)
+    trainable = _place(trees[0], trainable_shardings)
+    frozen = _place(trees[1], frozen_shardings)
     abstract_state = jax.eval_shape(optimizer.init, trainable)
     opt_shardings = _like_params(abstract_state, trainable, trainable_shardings, replicated(mesh))
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
@@ -129,9 +197,11 @@ def create(
 
 
 def place_params(config: T5Config, method: Method, params: Params, mesh: Mesh) -> Params:
-    """Puts all of a model's parameters, base and adapter, onto the mesh."""
+    """Puts all of a model's parameters, base and adapter, onto the mesh as a state holds them."""
     _, axes = abstract_params(config, method)
-    return _place(params, param_shardings(axes, mesh))
+    shardings = _laid_out(param_shardings(axes, mesh), config, method, _stacked_sharding)
+    trees = _laid_out(params, config, method, LayerStack)
+    return merge(*(_place(tree, places) for tree, places in zip(trees, shardings, strict=True)))
 
 
 def _place(tree: Params, shardings: Params) -> Params:
@@ -141,7 +211,9 @@ def _place(tree: Params, shardings: Params) -> Params:
     """
 
     def place(leaf, sharding):
-        leaf = np.asarray(leaf)
+        is_view = isinstance(leaf, LayerStack)
+        leaf = leaf if is_view else np.asarray(leaf)
+        copied = np.asarray if is_view else np.array  # What is read of a view is a copy already.
         try:
             sharding.shard_shape(leaf.shape)
         except ValueError as error:
@@ -150,7 +222,7 @@ def _place(tree: Params, shardings: Params) -> Params:
                 f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
             ) from error
         return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: np.array(leaf[index], np.float32)
+            leaf.shape, sharding, lambda index: copied(leaf[index], np.float32)
         )
 
     return jax.tree.map(place, dict(tree), dict(shardings))

@@ -62,7 +62,8 @@ def test_killed_at_any_event_and_started_again(tmp_path, mini_base, token_cache)
     for name in FILES:
         assert (killed / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
-    # A finished run is not run again; more steps are the same run, another seed is another.
+    # A finished run is not run again; more steps are the same run, in another program too, and
+    # another seed is another.
     again = run(NEVER, killed, mini_base, token_cache)
     assert again.returncode == 0 and "nothing to do" in again.stdout
     other = run(NEVER, killed, mini_base, token_cache, "--gin.SEED=1")
@@ -70,7 +71,8 @@ def test_killed_at_any_event_and_started_again(tmp_path, mini_base, token_cache)
     assert re.search(
         r"^error: MODEL_DIR .*seed was 0 and is 1.*another MODEL_DIR", other.stderr, re.M
     )
-    more = run(NEVER, killed, mini_base, token_cache, "--gin.TRAIN_STEPS=8")
+    scanned = ("--gin.runs.train.scan_layers=True", "--gin.runs.train.remat='full'")
+    more = run(NEVER, killed, mini_base, token_cache, "--gin.TRAIN_STEPS=8", *scanned)
     assert more.returncode == 0 and "going on from step 7" in more.stdout
     fewer = run(NEVER, killed, mini_base, token_cache, "--gin.TRAIN_STEPS=5")
     assert fewer.returncode == 2 and "TRAIN_STEPS is 5" in fewer.stderr
