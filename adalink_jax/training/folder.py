@@ -18,7 +18,17 @@ from adalink_jax.errors import UserError
 
 # A run may go on with other values of these: they say where things are or how far to go, and
 # contents are compared by fingerprint.
-_FREE = ("train_steps", "model_dir", "initial_checkpoint_path", "cache_dir", "keep_checkpoints")
+_FREE = (
+    "train_steps",
+    "model_dir",
+    "initial_checkpoint_path",
+    "cache_dir",
+    "keep_checkpoints",
+    "model_parallelism",
+    "fully_sharded",
+    "slices",
+    "devices",
+)
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 
 
@@ -131,9 +141,7 @@ class RunFolder:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": step,
             "command": " ".join(sys.argv),
-            "git_revision": _git_revision(),
-            "python": platform.python_version(),
-            "versions": {"adalink_jax": adalink_jax.__version__, **_versions()},
+            **code(),
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
         }
@@ -226,8 +234,17 @@ def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def code() -> dict[str, Any]:
+    """What runs here: git revision and versions."""
+    return {
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"adalink_jax": adalink_jax.__version__}
     for name in _VERSIONS:
         try:
             found[name] = metadata.version(name)

@@ -11,9 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Array, Method, Params, split
+from adalink_jax.methods.base import Array, Method, Params, merge, split
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.sharding import param_shardings, replicated
+from adalink_jax.sharding import WHOLE, Layout, param_shardings, reduced_sharding, replicated
 
 
 @flax.struct.dataclass
@@ -105,6 +105,8 @@ def create(
     adapter: Params,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    layout: Layout = WHOLE,
+    frozen_dtype: Any = jnp.float32,
 ) -> TrainState:
     """Places base and adapter on the mesh and makes the optimizer's state beside them.
 
@@ -115,12 +117,13 @@ def create(
       adapter: the method's tree, as `init_adapter` gives it.
       optimizer: already `per_module`.
       mesh: the mesh.
+      layout: that the mesh was made for.
+      frozen_dtype: float32 or bfloat16, in which the frozen tree is stored.
     """
-    _, axes = abstract_params(config, method)
-    shardings = param_shardings(axes, mesh)
+    shardings = model_shardings(config, method, mesh, layout)
     trainable_shardings, frozen_shardings = split(shardings, method)
     trainable = _place(adapter, trainable_shardings)
-    frozen = {} if method.trains_base else _place(base, frozen_shardings)
+    frozen = {} if method.trains_base else _place(base, frozen_shardings, frozen_dtype)
     abstract_state = jax.eval_shape(optimizer.init, trainable)
     opt_shardings = _like_params(abstract_state, trainable, trainable_shardings, replicated(mesh))
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
@@ -128,14 +131,36 @@ def create(
     return TrainState(step, trainable, opt_state, frozen)
 
 
-def place_params(config: T5Config, method: Method, params: Params, mesh: Mesh) -> Params:
+def model_shardings(config: T5Config, method: Method, mesh: Mesh, layout: Layout) -> dict[str, Any]:
+    """Where each parameter of base and method lies."""
+    shapes, axes = abstract_params(config, method)
+    return param_shardings(axes, mesh, layout, shapes)
+
+
+def place_params(
+    config: T5Config,
+    method: Method,
+    params: Params,
+    mesh: Mesh,
+    layout: Layout = WHOLE,
+    frozen_dtype: Any = jnp.float32,
+) -> Params:
     """Puts all of a model's parameters, base and adapter, onto the mesh."""
-    _, axes = abstract_params(config, method)
-    return _place(params, param_shardings(axes, mesh))
+    shardings = model_shardings(config, method, mesh, layout)
+    adapter, base = (
+        _place(tree, places, dtype)
+        for tree, places, dtype in zip(
+            split(params, method),
+            split(shardings, method),
+            (jnp.float32, frozen_dtype),
+            strict=True,
+        )
+    )
+    return merge(base, adapter)
 
 
-def _place(tree: Params, shardings: Params) -> Params:
-    """Puts float32 copies of the leaves where they belong.
+def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
+    """Puts copies of the leaves where they belong.
 
     Copies, because the train step donates its state: the caller's arrays must outlive it.
     """
@@ -150,14 +175,18 @@ def _place(tree: Params, shardings: Params) -> Params:
                 f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
             ) from error
         return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: np.array(leaf[index], np.float32)
+            leaf.shape, sharding, lambda index: np.array(leaf[index], dtype)
         )
 
     return jax.tree.map(place, dict(tree), dict(shardings))
 
 
 def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> Any:
-    """Each leaf of an optimizer's state lies as the parameter of the same path and shape."""
+    """Each leaf of an optimizer's state lies as the parameter of the same path.
+
+    That is, if it has its shape, or its shape without one dimension: Adafactor's second moments of
+    a matrix by row (``v_row``, which lacks the last) and by column.
+    """
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -170,6 +199,9 @@ def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> 
             shape, sharding = by_path.get(jax.tree_util.keystr(path[start:]), (None, default))
             if shape == leaf.shape:
                 return sharding
+            if shape is not None:
+                by_row = getattr(path[start - 1], "name", "") == "v_row"
+                return reduced_sharding(sharding, shape, leaf.shape, last=by_row) or default
         return default
 
     return jax.tree_util.tree_map_with_path(choose, tree)
