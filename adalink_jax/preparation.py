@@ -1,7 +1,7 @@
 """What a run needs before its first step: mesh, base, routes, state, evaluator."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -154,6 +154,20 @@ def initial_state(
         f"({trainable / (trainable + frozen):.3%})"
     )
     return state
+
+
+def placed_batches(
+    batches: "TrainBatches", mesh: Mesh, first_step: int, train_steps: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of these steps on the mesh; this process makes the rows of its devices alone."""
+    from adalink_jax.data import prefetch
+
+    size = batches.batch_size
+
+    def place(batch):
+        return sharding.place_batch(batch, mesh, size)
+
+    return prefetch(batches, first_step, train_steps, place, sharding.local_rows(mesh, size))
 
 
 def evaluator(

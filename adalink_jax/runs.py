@@ -26,6 +26,7 @@ from adalink_jax.preparation import (
     checked_mesh,
     evaluator,
     initial_state,
+    placed_batches,
     prepared_base,
     say,
 )
@@ -161,13 +162,7 @@ def train(
         state = _restored(state, store, train_steps)
         first_step = int(state.step)
         folder.start(configuration.text if configuration else "", first_step)
-        placed = data.prefetch(
-            batches,
-            first_step,
-            train_steps,
-            lambda batch: sharding.place_batch(batch, mesh, batch_size),
-            sharding.local_rows(mesh, batch_size),
-        )
+        placed = placed_batches(batches, mesh, first_step, train_steps)
         with contextlib.closing(folder), contextlib.closing(placed):
             state = train_loop(
                 state,
