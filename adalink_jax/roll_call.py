@@ -52,9 +52,10 @@ class Register:
         except (TimeoutError, ValueError, KeyError, TypeError, OSError):
             return writer.close()  # No host of a run.
         if count != self.count or not 0 <= index < count or index in self.writers:
-            twice = f"is {self.names[index]} too" if index in self.writers else "does not exist"
-            of = f"host {index} of {count}" if count != self.count else f"host {index}"
-            writer.write(line(end=f"{name} came as {of}, but that {twice} of {self.count}"))
+            reason = f"this run has {self.count} hosts"
+            if index in self.writers:
+                reason = f"so did {self.names[index]}"
+            writer.write(line(end=f"{name} came as host {index} of {count}, but {reason}"))
             return writer.close()
         self.writers[index], self.names[index] = writer, name
         if len(self.writers) == self.count:
@@ -100,20 +101,19 @@ class Register:
             asyncio.get_running_loop().call_later(grace, lambda: self.tell(end=text))
 
     async def keep(self) -> None:
-        """Ends the run if hosts are missing when the time is over; then shows signs of life."""
-        for _ in range(round(self.wait / 0.1)):
-            if len(self.writers) == self.count:
-                break
-            await asyncio.sleep(0.1)
-        else:
-            missing = ", ".join(str(i) for i in range(self.count) if i not in self.writers)
+        """Shows signs of life, and ends the run if hosts are missing when the time is over."""
+        asyncio.get_running_loop().call_later(self.wait, self._expect_all)
+        while True:
+            self.tell(beat=True)
+            await asyncio.sleep(BEAT)
+
+    def _expect_all(self) -> None:
+        if len(self.names) < self.count:
+            missing = ", ".join(str(i) for i in range(self.count) if i not in self.names)
             here = ", ".join(f"{i} ({name})" for i, name in sorted(self.names.items()))
             self.end(
                 f"of {self.count} hosts, {missing} did not come in {self.wait:g} s; here: {here}"
             )
-        while True:
-            self.tell(beat=True)
-            await asyncio.sleep(BEAT)
 
 
 class Watcher:

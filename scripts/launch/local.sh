@@ -38,7 +38,7 @@ for ((left = hosts; left > 0; left--)); do
             echo "[local.sh] host $host ended with exit code $status" >&2
             if ((code == 0)); then
                 code=$status
-                (sleep 60 && kill -KILL "${pids[@]}") 2>/dev/null &
+                (sleep 60 && kill -KILL "${pids[@]}") >/dev/null 2>&1 &
                 reaper=$!
             fi
         fi

@@ -2,11 +2,13 @@
 
 Run as a process of its own: ``mesh_losses.py MESH…``. A mesh is like 4x2 (data × model) or 2x2x2
 (slice × data × model), with an f behind it where parameters are fully sharded; 1x1 is one device.
+METHODS in the environment names those that are wanted, like "lora full"; default all.
 Several processes join by the environment that `adalink_jax.hosts.joined` reads.
 """
 
 import json
 import math
+import os
 import sys
 
 import jax
@@ -95,11 +97,12 @@ def layout_of(mesh: str) -> sharding.Layout:
 
 def main() -> None:
     """Prints {mesh: {method: losses}}."""
+    names = os.environ.get("METHODS", " ".join(METHODS)).split()
     base = jax.device_get(state.init_base(CONFIG, jax.random.key(0)))
     print(
         json.dumps(
             {
-                mesh: {name: losses(name, layout_of(mesh), base) for name in METHODS}
+                mesh: {name: losses(name, layout_of(mesh), base) for name in names}
                 for mesh in sys.argv[1:]
             }
         )
