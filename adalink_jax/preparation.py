@@ -1,7 +1,7 @@
 """What a run needs before its first step: mesh, base, routes, state, evaluator."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +19,9 @@ from adalink_jax.training import state as states
 
 if TYPE_CHECKING:
     from adalink_jax.data import TrainBatches
+
+# In which a frozen base may be stored. float16 overflows in T5 (see T5Config.dtype).
+FROZEN_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +83,13 @@ def check_counts(**counts: int) -> None:
             raise UserError(f"{name} is {count!r}; it must be a whole number ≥ 1")
 
 
-def checked_mesh(model_parallelism: int, batch_size: int, parts: int, eval_batch_size: int) -> Mesh:
+def checked_mesh(
+    layout: sharding.Layout, batch_size: int, parts: int, eval_batch_size: int
+) -> Mesh:
     """The mesh, when it divides the batches that will be put on it."""
     check_counts(
-        model_parallelism=model_parallelism,
+        model_parallelism=layout.model_parallelism,
+        slices=layout.slices,
         BATCH_SIZE=batch_size,
         gradient_accumulation_steps=parts,
     )
@@ -92,10 +98,24 @@ def checked_mesh(model_parallelism: int, batch_size: int, parts: int, eval_batch
             f"BATCH_SIZE is {batch_size}, which gradient_accumulation_steps = {parts} does not "
             "divide"
         )
-    mesh = sharding.make_mesh(model_parallelism)
+    mesh = sharding.make_mesh(layout)
     of_parts = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
     sharding.check_divisible(mesh, **of_parts, eval_batch_size=eval_batch_size)
     return mesh
+
+
+def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
+    """Raises `UserError` unless the base can be stored so while the method trains."""
+    if frozen_dtype not in FROZEN_DTYPES:
+        raise UserError(
+            f"frozen_dtype is {frozen_dtype!r}; it takes {' or '.join(FROZEN_DTYPES)}"
+            f"{nearest(str(frozen_dtype), FROZEN_DTYPES)}"
+        )
+    if frozen_dtype != "float32" and method.trains_base:
+        raise UserError(
+            f"frozen_dtype is '{frozen_dtype}', but {type(method).__name__} freezes nothing: what "
+            "trains is float32"
+        )
 
 
 def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None:
@@ -120,6 +140,8 @@ def initial_state(
     transformation: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
+    layout: sharding.Layout,
+    frozen_dtype: str,
 ) -> states.TrainState:
     """The state before the first step: the method initialised for this base, all in place."""
     from tasks import LABELS
@@ -128,7 +150,9 @@ def initial_state(
     token_ids = [batches.vocabulary.encode(text) for text in method.texts(labels)]
     key = jax.random.key(seed)
     adapter = states.init_adapter(base.config, method, base.params, key, token_ids)
-    state = states.create(base.config, method, base.params, adapter, transformation, mesh)
+    state = states.create(
+        base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
+    )
     trainable, frozen = (
         sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.trainable, state.frozen)
     )
@@ -137,6 +161,20 @@ def initial_state(
         f"({trainable / (trainable + frozen):.3%})"
     )
     return state
+
+
+def placed_batches(
+    batches: "TrainBatches", mesh: Mesh, first_step: int, train_steps: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of these steps on the mesh; this process makes the rows of its devices alone."""
+    from adalink_jax.data import prefetch
+
+    size = batches.batch_size
+
+    def place(batch):
+        return sharding.place_batch(batch, mesh, size)
+
+    return prefetch(batches, first_step, train_steps, place, sharding.local_rows(mesh, size))
 
 
 def evaluator(

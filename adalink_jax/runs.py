@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from json import dumps
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import optax
 
-from adalink_jax import sharding
+from adalink_jax import hosts, sharding
 from adalink_jax.adaptations import adapter_folder, check_adapter
 from adalink_jax.checkpoints import load_adapter, open_base, save_adapter
 from adalink_jax.checkpoints.store import Store
@@ -24,22 +23,25 @@ from adalink_jax.preparation import (
     Base,
     check_counts,
     check_fit,
+    check_frozen_dtype,
     checked_mesh,
     evaluator,
     initial_state,
+    placed_batches,
     prepared_base,
     say,
 )
 from adalink_jax.training import state as states
-from adalink_jax.training.folder import RunFolder, comparable
+from adalink_jax.training.folder import RunFolder, code, comparable
 from adalink_jax.training.loop import Periods, train_loop
 from adalink_jax.training.optimizers import Schedule, per_module
-from adalink_jax.training.step import make_train_step
+from adalink_jax.training.step import compiled, make_train_step
 
 if TYPE_CHECKING:
     from adalink_jax.settings import Configuration
 
 
+@hosts.joined()
 def train(
     *,
     model_dir: str,
@@ -61,7 +63,11 @@ def train(
     few_shot: int | None = None,
     gradient_accumulation_steps: int = 1,
     model_parallelism: int = 1,
+    fully_sharded: bool = False,
+    slices: int = 1,
+    devices: int | None = None,
     dtype: str = "float32",
+    frozen_dtype: str = "float32",
     dropout_rate: float = 0.1,
     scan_layers: bool | None = None,
     remat: str = "none",
@@ -96,8 +102,12 @@ def train(
       packing: whether rows hold several examples, or are bucketed by length.
       few_shot: how many examples of each task are trained on, chosen by `seed`; None for all.
       gradient_accumulation_steps: parts of a batch, one in memory at a time.
-      model_parallelism: devices that share one copy of the base.
+      model_parallelism: devices that share the products of one model.
+      fully_sharded: whether the base's matrices are split over all devices of a slice.
+      slices: groups of devices with a slower network between them, as `sharding.Layout`.
+      devices: how many devices the run expects; None takes what is there.
       dtype: of the activations, "float32" or "bfloat16"; adapters are float32.
+      frozen_dtype: in which the frozen base is stored on the devices, "float32" or "bfloat16".
       dropout_rate: of the base's dropouts while training.
       scan_layers: whether layers are stacked and scanned; None where a stack has more than 12.
       remat: what the backward pass computes again: "none", "minimal" or "full".
@@ -114,10 +124,12 @@ def train(
     """
     from adalink_jax import data
 
-    sharding.initialise_processes()
+    _agree_on_code(configuration)
     periods = Periods(eval_period, checkpoint_period, log_period)
     check_counts(train_steps=train_steps, eval_batch_size=eval_batch_size, **vars(periods))
-    mesh = checked_mesh(model_parallelism, batch_size, gradient_accumulation_steps, eval_batch_size)
+    check_frozen_dtype(frozen_dtype, method)
+    layout = sharding.Layout(model_parallelism, fully_sharded, slices, devices)
+    mesh = checked_mesh(layout, batch_size, gradient_accumulation_steps, eval_batch_size)
     folder = RunFolder(model_dir)
     folder.claim("configuration", configuration.values if configuration else {})
     if folder.is_finished(train_steps):
@@ -129,6 +141,7 @@ def train(
         mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir, few_shot
     )
     folder.claim("data", batches.identity)
+    hosts.agree(base=base.identity, data=batches.identity)
     check_fit(method, base.config, batches)
     say(batches.summary)
 
@@ -146,22 +159,19 @@ def train(
         evaluation = _Evaluation(
             evaluator(base.config, method, batches.tasks, task_feature_lengths, *of_eval)
         )
-        state = initial_state(base, method, batches, transformation, seed, mesh)
+        state = initial_state(
+            base, method, batches, transformation, seed, mesh, layout, frozen_dtype
+        )
         base = dataclasses.replace(base, params=None)  # The state has copies of its own.
         store = Store(folder.path / "checkpoints", keep_checkpoints)
         state = _restored(state, store, train_steps)
         first_step = int(state.step)
         folder.start(configuration.text if configuration else "", first_step)
-        placed = data.prefetch(
-            batches, first_step, train_steps, lambda batch: sharding.place_batch(batch, mesh)
-        )
+        placed = placed_batches(batches, mesh, first_step, train_steps)
         with contextlib.closing(folder), contextlib.closing(placed):
             state = train_loop(
                 state,
-                functools.partial(
-                    jax.jit(train_step, donate_argnums=0),
-                    key=jax.device_put(jax.random.key(seed), sharding.replicated(mesh)),
-                ),
+                compiled(train_step, state, seed),
                 placed,
                 train_steps=train_steps,
                 periods=periods,
@@ -175,6 +185,7 @@ def train(
     store.close()
 
 
+@hosts.joined()
 def evaluate(
     *,
     output_dir: str,
@@ -190,6 +201,10 @@ def evaluate(
     in_context: int = 0,
     seed: int = 0,
     model_parallelism: int = 1,
+    fully_sharded: bool = False,
+    slices: int = 1,
+    devices: int | None = None,
+    frozen_dtype: str = "float32",
     cache_dir: str | None = None,
     configuration: "Configuration | None" = None,
 ) -> None:
@@ -209,7 +224,11 @@ def evaluate(
       limit: examples of a split that are evaluated; None for all.
       in_context: training examples that stand solved in front of each input.
       seed: which of them, as in few-shot training.
-      model_parallelism: devices that share one copy of the base.
+      model_parallelism: devices that share the products of one model.
+      fully_sharded: whether the base's matrices are split over all devices of a slice.
+      slices: groups of devices with a slower network between them, as `sharding.Layout`.
+      devices: how many devices the run expects; None takes what is there.
+      frozen_dtype: in which the base is stored on the devices, "float32" or "bfloat16".
       cache_dir: where token arrays are cached.
       configuration: what gin resolved these arguments from.
 
@@ -218,9 +237,11 @@ def evaluate(
     """
     from adalink_jax.data.corpus import mixture
 
-    sharding.initialise_processes()
+    _agree_on_code(configuration)
     check_counts(batch_size=batch_size)
-    mesh = checked_mesh(model_parallelism, batch_size, 1, batch_size)
+    check_frozen_dtype(frozen_dtype, Method())
+    layout = sharding.Layout(model_parallelism, fully_sharded, slices, devices)
+    mesh = checked_mesh(layout, batch_size, 1, batch_size)
     folder = RunFolder(output_dir)
     if (folder.path / "results.json").exists():
         raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
@@ -252,7 +273,8 @@ def evaluate(
             base.config, method, tasks, task_feature_lengths, mesh, mode, batch_size, limit,
             cache_dir, adapter.route_names if adapter else (), in_context, seed,
         )  # fmt: skip
-        results = scored(states.place_params(base.config, method, params, mesh))
+        placed = states.place_params(base.config, method, params, mesh, layout, frozen_dtype)
+        results = scored(placed)
     folder.claim("configuration", configuration.values if configuration else {})
     folder.claim("base", base.identity)
     folder.claim("data", {"name": mixture_or_task_name, "evaluated": scored.identity})
@@ -294,6 +316,17 @@ def describe(
         print_description(described)
 
 
+def _agree_on_code(configuration: "Configuration | None") -> None:
+    """Before anything is read: whether all hosts run the same code with the same settings."""
+    if jax.process_count() == 1:
+        return
+    values = configuration.values if configuration else {}
+    # Paths may differ, if what they hold does not.
+    paths = ("model_dir", "output_dir", "initial_checkpoint_path", "adapter_path", "cache_dir")
+    settings = {name: value for name, value in values.items() if name not in paths}
+    hosts.agree(code={**code(), "source": hosts.code_digest()}, configuration=settings)
+
+
 class _Evaluation:
     """Scores a state for the loop, and keeps the latest results."""
 
@@ -329,11 +362,10 @@ def _write_outcome(
     results: Results,
 ) -> None:
     """Writes the adapter, then the results: a run with results is finished."""
-    # Gathered first: with several processes, each holds parts of a sharded model.
-    gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(state.step.sharding.mesh))
-    trained = unstack_layers(jax.device_get(gather(state.trainable)))
-    exported, tree = method.export(trained)
+    # Every host takes part: each holds parts of a sharded model.
+    trained = jax.tree.map(lambda leaf: sharding.whole(leaf, folder.writes), state.trainable)
     if folder.writes:
+        exported, tree = method.export(unstack_layers(trained))
         save_adapter(
             folder.path / "adapter",
             tree,

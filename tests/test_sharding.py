@@ -23,14 +23,7 @@ def test_a_batch_that_the_mesh_does_not_divide():
 def test_devices_that_a_model_cannot_be_spread_over():
     more = jax.device_count() + 1
     with pytest.raises(UserError, match=f"model_parallelism is {more}, which does not divide"):
-        sharding.make_mesh(more)
-
-
-def test_a_process_that_is_half_described(monkeypatch):
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(UserError, match="JAX_PROCESS_ID must be whole numbers"):
-        sharding.initialise_processes()
+        sharding.make_mesh(sharding.Layout(more))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -23,8 +23,8 @@ _LEAST_SHARE = 1e-5
 class TrainBatches:
     """The training batches of a mixture or task: ``batch(step)`` is a function of seed and step.
 
-    A batch is global. Host h of H takes its rows ``[h * B / H, (h + 1) * B / H)`` of every array,
-    so the batches do not depend on the number of hosts. Resuming is asking for a later step.
+    A batch is global, so the batches do not depend on the number of hosts; each makes the rows
+    that its devices hold. Resuming is asking for a later step.
 
     Rows are packed with as many examples as fit (`plan.Packed`), or hold one example each and
     are padded to the length bucket of their batch (`plan.Bucketed`).
@@ -120,13 +120,24 @@ class TrainBatches:
             "packing": self.packing,
         }
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns global batch `step` (from 0); features as in `arrays.assemble`."""
+    def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Returns global batch `step` (from 0), or some of its rows.
+
+        Args:
+          step: which batch.
+          rows: int64, ascending, the rows that are wanted; None for all.
+
+        Returns:
+          Features as in `arrays.assemble`, with the rows asked for.
+        """
         placed = self._plan.batch(step)
-        shape = (self.batch_size, placed.input_length, placed.target_length)
-        return assemble(
-            self._inputs, self._targets, placed.examples, placed.rows, shape, self.packing
-        )
+        count, places, examples = self.batch_size, placed.rows, placed.examples
+        if rows is not None:
+            wanted = np.isin(places, rows)
+            count, examples = len(rows), examples[wanted]
+            places = np.searchsorted(rows, places[wanted])
+        shape = (count, placed.input_length, placed.target_length)
+        return assemble(self._inputs, self._targets, examples, places, shape, self.packing)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -276,16 +287,17 @@ def prefetch(
     start_step: int,
     stop_step: int,
     place: Callable[[dict[str, np.ndarray]], Any],
+    rows: np.ndarray | None = None,
     depth: int = 2,
 ) -> Iterator[Any]:
-    """Yields ``place(batches.batch(step))`` for the steps in order, made ahead in the background.
+    """Yields ``place(batches.batch(step, rows))`` for the steps in order, made ahead of their time.
 
     One thread works, up to `depth` batches ahead. An exception there is raised here, at the step
     where it belongs. The thread has ended when the generator is exhausted, closed or raises.
     """
 
     def made(step: int) -> Any:
-        return place(batches.batch(step))
+        return place(batches.batch(step, rows))
 
     worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
     pending = collections.deque()

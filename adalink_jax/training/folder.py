@@ -27,6 +27,10 @@ _FREE = (
     "keep_checkpoints",
     "scan_layers",
     "remat",
+    "model_parallelism",
+    "fully_sharded",
+    "slices",
+    "devices",
 )
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 
@@ -151,9 +155,7 @@ class RunFolder:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "step": step,
             "command": " ".join(sys.argv),
-            "git_revision": _git_revision(),
-            "python": platform.python_version(),
-            "versions": {"adalink_jax": adalink_jax.__version__, **_versions()},
+            **code(),
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
         }
@@ -248,8 +250,17 @@ def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def code() -> dict[str, Any]:
+    """What runs here: git revision and versions."""
+    return {
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"adalink_jax": adalink_jax.__version__}
     for name in _VERSIONS:
         try:
             found[name] = metadata.version(name)

@@ -25,7 +25,7 @@ from adalink_jax.models.stacking import (
     unstack_layers,
 )
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.sharding import param_shardings, replicated
+from adalink_jax.sharding import WHOLE, Layout, param_shardings, reduced_sharding, replicated
 
 
 @flax.struct.dataclass
@@ -171,6 +171,8 @@ def create(
     adapter: Params,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    layout: Layout = WHOLE,
+    frozen_dtype: Any = jnp.float32,
 ) -> TrainState:
     """Places base and adapter on the mesh and makes the optimizer's state beside them.
 
@@ -181,14 +183,15 @@ def create(
       adapter: the method's tree, as `init_adapter` gives it.
       optimizer: already `per_module`.
       mesh: the mesh.
+      layout: that the mesh was made for.
+      frozen_dtype: float32 or bfloat16, in which the frozen tree is stored.
     """
-    _, axes = abstract_params(config, method)
-    shardings = param_shardings(axes, mesh)
+    shardings = model_shardings(config, method, mesh, layout)
     trainable_shardings, frozen_shardings = _laid_out(shardings, config, method, _stacked_sharding)
     params = adapter if method.trains_base else merge(base, adapter)
     trees = _laid_out(params, config, method, LayerStack)
     trainable = _place(trees[0], trainable_shardings)
-    frozen = _place(trees[1], frozen_shardings)
+    frozen = _place(trees[1], frozen_shardings, frozen_dtype)
     abstract_state = jax.eval_shape(optimizer.init, trainable)
     opt_shardings = _like_params(abstract_state, trainable, trainable_shardings, replicated(mesh))
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
@@ -196,16 +199,36 @@ def create(
     return TrainState(step, trainable, opt_state, frozen)
 
 
-def place_params(config: T5Config, method: Method, params: Params, mesh: Mesh) -> Params:
+def model_shardings(config: T5Config, method: Method, mesh: Mesh, layout: Layout) -> dict[str, Any]:
+    """Where each parameter of base and method lies."""
+    shapes, axes = abstract_params(config, method)
+    return param_shardings(axes, mesh, layout, shapes)
+
+
+def place_params(
+    config: T5Config,
+    method: Method,
+    params: Params,
+    mesh: Mesh,
+    layout: Layout = WHOLE,
+    frozen_dtype: Any = jnp.float32,
+) -> Params:
     """Puts all of a model's parameters, base and adapter, onto the mesh as a state holds them."""
-    _, axes = abstract_params(config, method)
-    shardings = _laid_out(param_shardings(axes, mesh), config, method, _stacked_sharding)
-    trees = _laid_out(params, config, method, LayerStack)
-    return merge(*(_place(tree, places) for tree, places in zip(trees, shardings, strict=True)))
+    shardings = model_shardings(config, method, mesh, layout)
+    adapter, base = (
+        _place(tree, places, dtype)
+        for tree, places, dtype in zip(
+            _laid_out(params, config, method, LayerStack),
+            _laid_out(shardings, config, method, _stacked_sharding),
+            (jnp.float32, frozen_dtype),
+            strict=True,
+        )
+    )
+    return merge(base, adapter)
 
 
-def _place(tree: Params, shardings: Params) -> Params:
-    """Puts float32 copies of the leaves where they belong.
+def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
+    """Puts copies of the leaves where they belong.
 
     Copies, because the train step donates its state: the caller's arrays must outlive it.
     """
@@ -222,14 +245,18 @@ def _place(tree: Params, shardings: Params) -> Params:
                 f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
             ) from error
         return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: copied(leaf[index], np.float32)
+            leaf.shape, sharding, lambda index: copied(leaf[index], dtype)
         )
 
     return jax.tree.map(place, dict(tree), dict(shardings))
 
 
 def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> Any:
-    """Each leaf of an optimizer's state lies as the parameter of the same path and shape."""
+    """Each leaf of an optimizer's state lies as the parameter of the same path.
+
+    That is, if it has its shape, or its shape without one dimension: Adafactor's second moments of
+    a matrix by row (``v_row``, which lacks the last) and by column.
+    """
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(
@@ -242,6 +269,9 @@ def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> 
             shape, sharding = by_path.get(jax.tree_util.keystr(path[start:]), (None, default))
             if shape == leaf.shape:
                 return sharding
+            if shape is not None:
+                by_row = getattr(path[start - 1], "name", "") == "v_row"
+                return reduced_sharding(sharding, shape, leaf.shape, last=by_row) or default
         return default
 
     return jax.tree_util.tree_map_with_path(choose, tree)

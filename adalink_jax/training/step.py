@@ -1,5 +1,6 @@
 """The training step: one compiled function of (state, batch)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import optax
 
 from adalink_jax.methods.base import Array, Params, merge
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.sharding import replicated
 from adalink_jax.training.losses import cross_entropy
 from adalink_jax.training.optimizers import Schedule
 from adalink_jax.training.state import TrainState
@@ -123,6 +125,18 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def compiled(
+    train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]],
+    state: TrainState,
+    seed: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The step of a seed, compiled to donate its state and leave every array of it in its place."""
+    places = jax.tree.map(lambda array: array.sharding, state)
+    key = jax.device_put(jax.random.key(seed), replicated(state.step.sharding.mesh))
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
+    return functools.partial(step, key=key)
 
 
 def _accumulated(gradients, state: TrainState, batch: Batch, key, parts: int) -> Any:

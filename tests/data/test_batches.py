@@ -256,7 +256,7 @@ class Counting:
     def __init__(self, bad=None):
         self.bad, self.asked = bad, []
 
-    def batch(self, step):
+    def batch(self, step, rows=None):
         self.asked.append((step, threading.current_thread()))
         if step == self.bad:
             raise ValueError(f"step {step}")

@@ -1,7 +1,7 @@
 """Evaluates on meshes of virtual CPU devices and prints what was found as JSON.
 
 Run as a process of its own: ``mesh_evaluation.py MESH…``, a mesh being like 4x2, 1x1 one device.
-Several processes join by the environment that `adalink_jax.sharding.initialise_processes` reads.
+Several processes join by the environment that `adalink_jax.hosts.joined` reads.
 """
 
 import json
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adalink_jax import sharding
+from adalink_jax import hosts
 from adalink_jax.evaluation import MODES, Evaluator
 from adalink_jax.methods import AdaLink
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -82,7 +82,6 @@ def found(mode: str, mesh: Mesh, params) -> dict:
 
 def main() -> None:
     """Prints {mesh: {mode: what was found}}."""
-    sharding.initialise_processes()
     register()
     params = parameters()
     result = {}
@@ -95,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with hosts.joined():
+        main()

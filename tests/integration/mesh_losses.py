@@ -1,22 +1,26 @@
 """Trains every method on meshes of virtual CPU devices and prints the losses as JSON.
 
-Run as a process of its own: ``mesh_losses.py MESH…``, a mesh being like 4x2, 1x1 one device.
-Several processes join by the environment that `adalink_jax.sharding.initialise_processes` reads.
+Run as a process of its own: ``mesh_losses.py MESH…``. A mesh is like 4x2 (data × model) or 2x2x2
+(slice × data × model), with an f behind it where parameters are fully sharded; 1x1 is one device.
+METHODS in the environment names those that are wanted, like "lora full"; default all.
+Several processes join by the environment that `adalink_jax.hosts.joined` reads.
 """
 
 import json
+import math
+import os
 import sys
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from adalink_jax import sharding
+from adalink_jax import hosts, sharding
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training import optimizers, state, step
 
 STEPS = 20
+BATCH_SIZE = 16
 KWARGS = {"adalink": {"rank": 2}, "lora": {"rank": 2}, "prompt_tuning": {"length": 2}}
 CONFIG = T5Config(
     vocab_size=48,
@@ -36,10 +40,10 @@ def batches() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     result = []
     for _ in range(STEPS):
-        inputs = rng.integers(3, 48, (16, 7)).astype(np.int32)
-        targets = rng.integers(3, 48, (16, 4)).astype(np.int32)
-        inputs[np.arange(7) >= rng.integers(2, 8, (16, 1))] = 0
-        targets[np.arange(4) >= rng.integers(1, 5, (16, 1))] = 0
+        inputs = rng.integers(3, 48, (BATCH_SIZE, 7)).astype(np.int32)
+        targets = rng.integers(3, 48, (BATCH_SIZE, 4)).astype(np.int32)
+        inputs[np.arange(7) >= rng.integers(2, 8, (BATCH_SIZE, 1))] = 0
+        targets[np.arange(4) >= rng.integers(1, 5, (BATCH_SIZE, 1))] = 0
         shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
         result.append(
             {
@@ -52,41 +56,59 @@ def batches() -> list[dict[str, np.ndarray]]:
     return result
 
 
-def losses(name: str, mesh: Mesh, base) -> list[float]:
-    """The losses of one method's steps on a mesh."""
+def losses(name: str, layout: sharding.Layout, base) -> list[float]:
+    """The losses of one method's steps on the layout's mesh."""
     method = METHODS[name](**KWARGS.get(name, {}))
     rate = optimizers.factors(base_learning_rate=1e-3)
     plain = method.trains_base
     optimizer = optimizers.per_module(
-        optimizers.adafactor(rate, multiply_by_parameter_scale=plain, factored=plain), method
+        optimizers.adafactor(
+            rate,
+            multiply_by_parameter_scale=plain,
+            factored=plain,
+            min_dim_size_to_factor=8,
+        ),
+        method,
     )
+    mesh = sharding.make_mesh(layout, jax.devices()[: layout.devices])
     with sharding.on_mesh(mesh):
         adapter = state.init_adapter(CONFIG, method, base, jax.random.key(1))
-        current = state.create(CONFIG, method, base, adapter, optimizer, mesh)
-        train_step = jax.jit(
-            step.make_train_step(Transformer(CONFIG, method), optimizer, rate),
-            donate_argnums=0,
+        current = state.create(CONFIG, method, base, adapter, optimizer, mesh, layout)
+        train_step = step.compiled(
+            step.make_train_step(Transformer(CONFIG, method), optimizer, rate), current, seed=0
         )
+        rows = sharding.local_rows(mesh, BATCH_SIZE)
         found = []
-        key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
         for batch in batches():
-            current, metrics = train_step(current, sharding.place_batch(batch, mesh), key)
+            # What this process's devices do not hold, it does not have.
+            local = {feature: array[rows] for feature, array in batch.items()}
+            placed = sharding.place_batch(local, mesh, BATCH_SIZE)
+            current, metrics = train_step(current, placed)
             found.append(float(metrics["loss"]))
     return found
 
 
+def layout_of(mesh: str) -> sharding.Layout:
+    """The layout of a mesh's name."""
+    *slices, data, model = map(int, mesh.removesuffix("f").split("x"))
+    sizes = (*slices, data, model)
+    return sharding.Layout(model, mesh.endswith("f"), math.prod(slices), math.prod(sizes))
+
+
 def main() -> None:
     """Prints {mesh: {method: losses}}."""
-    sharding.initialise_processes()
+    names = os.environ.get("METHODS", " ".join(METHODS)).split()
     base = jax.device_get(state.init_base(CONFIG, jax.random.key(0)))
-    result = {}
-    for shape in sys.argv[1:]:
-        data, model = map(int, shape.split("x"))
-        devices = np.asarray(jax.devices()[: data * model]).reshape(data, model)
-        mesh = Mesh(devices, ("data", "model"))
-        result[shape] = {name: losses(name, mesh, base) for name in METHODS}
-    print(json.dumps(result))
+    print(
+        json.dumps(
+            {
+                mesh: {name: losses(name, layout_of(mesh), base) for name in names}
+                for mesh in sys.argv[1:]
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
-    main()
+    with hosts.joined():
+        main()

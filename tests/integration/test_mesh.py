@@ -36,33 +36,42 @@ def one_device() -> dict:
     return result_of(start(1, "1x1"))["1x1"]
 
 
-@pytest.mark.slow
-def test_meshes_give_the_losses_of_one_device(one_device):
-    found = result_of(start(8, "8x1", "4x2", "2x4"))
+def assert_same(found: dict, one_device: dict) -> None:
     for mesh, methods in found.items():
         for name, losses in methods.items():
             np.testing.assert_allclose(
-                losses, one_device[name], atol=1e-5, rtol=1e-5, err_msg=f"{name} on {mesh}"
+                losses, one_device[name], atol=1e-5, rtol=0, err_msg=f"{name} on {mesh}"
             )
+
+
+@pytest.mark.slow
+def test_meshes_give_the_losses_of_one_device(one_device):
+    # Data-parallel, fully sharded and tensor-parallel, and two slices.
+    assert_same(result_of(start(8, "8x1", "4x2f", "2x2x2f")), one_device)
     full = one_device["full"]
     assert full[-1] < full[0]  # It is training that is compared.
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one_device(one_device):
+@pytest.mark.parametrize(
+    ("hosts", "methods", "mesh"),
+    [(2, "adalink lora prompt_tuning full", "2x4"), (4, "adalink full", "8x1f")],
+)
+def test_hosts_give_the_losses_of_one_device(one_device, hosts, methods, mesh):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = [
         start(
-            4,
-            "4x2",
+            8 // hosts,
+            mesh,
+            METHODS=methods,
             JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
+            JAX_NUM_PROCESSES=str(hosts),
             JAX_PROCESS_ID=str(index),
         )
-        for index in range(2)
+        for index in range(hosts)
     ]
     for found in map(result_of, processes):
-        for name, losses in found["4x2"].items():
-            np.testing.assert_allclose(losses, one_device[name], atol=1e-5, rtol=1e-5, err_msg=name)
+        assert list(found[mesh]) == methods.split()
+        assert_same(found, one_device)

@@ -85,7 +85,7 @@ def run_of(small, case, scan_layers) -> Run:
         )
     with sharding.on_mesh(mesh):
         before = state.create(config, method, base, adapter, optimizer, mesh)
-        train_step = step.make_train_step(Transformer(config, method), optimizer, rate, seed=0)
+        train_step = step.make_train_step(Transformer(config, method), optimizer, rate)
     return Run(config, method, mesh, before, jax.jit(train_step))
 
 

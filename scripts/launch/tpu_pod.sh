@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs one command on all hosts of a TPU pod slice, in the checkout that each has in its home:
+#   scripts/launch/tpu_pod.sh NAME ZONE python scripts/train.py --gin_file=… --gin_file=hardware/tpu_v5e_4x8.gin
+# The hosts find each other by the pod's metadata. MODEL_DIR must be a folder that all of them see
+# (a mounted bucket or file store). The same command run again goes on with the run.
+set -euo pipefail
+
+if [[ $# -lt 3 ]]; then
+    echo "usage: $0 NAME ZONE COMMAND…" >&2
+    exit 2
+fi
+name=$1 zone=$2
+shift 2
+# Quoted once more for the hosts' shells.
+command=$(printf '%q ' "$@")
+exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
+    --command="cd adalink_jax && source .venv/bin/activate && $command"

@@ -1,0 +1,123 @@
+"""train.py on several hosts: one run, whatever hosts and meshes it goes through."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LOCAL = ROOT / "scripts" / "launch" / "local.sh"
+TRAIN = ROOT / "scripts" / "train.py"
+KILLED = ROOT / "tests" / "integration" / "killed_host.py"
+
+
+@pytest.fixture
+def train(tmp_path, mini_base, token_cache):
+    """Runs the command on hosts of so many devices; returns what came of it."""
+
+    def run(name, steps, devices=1, hosts=None, command=(TRAIN,), **more):
+        flags = {
+            "MODEL_DIR": tmp_path / name,
+            "INITIAL_CHECKPOINT_PATH": mini_base,
+            "TRAIN_STEPS": steps,
+            "BATCH_SIZE": 8,
+            "CHECKPOINT_PERIOD": 2,
+            "EVAL_PERIOD": 100,
+            "runs.train.log_period": 1,
+            "runs.train.eval_limit": 8,
+            "runs.train.eval_batch_size": 8,
+            **{f"runs.train.{key}": value for key, value in more.items()},
+        }
+        arguments = [sys.executable, *map(str, command)]
+        arguments += ["--gin_file=experiments/mini_adalink.gin"]
+        arguments += [f"--gin.{key}={value}" for key, value in flags.items()]
+        environment = {
+            **os.environ,
+            "ADALINK_CACHE_DIR": str(token_cache),
+            "PYTHONPATH": str(ROOT),
+            "DEVICES": str(devices),
+        }
+        if hosts is None:
+            environment["XLA_FLAGS"] = (
+                f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+            )
+        return subprocess.run(
+            [str(LOCAL), str(hosts), *arguments] if hosts else arguments,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    return run
+
+
+def succeeded(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def losses(folder: pathlib.Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.mark.slow
+def test_a_run_goes_through_hosts_and_meshes_and_survives_a_killed_host(tmp_path, train):
+    """Saved on one mesh or number of hosts, it goes on with another, and with the same data."""
+    succeeded(train("straight", 8))
+    succeeded(train("moved", 2, devices=8, fully_sharded=True))
+
+    # Four hosts of two devices. One dies after a checkpoint; the others end by themselves, naming
+    # it, and not by local.sh, which would kill them after a minute.
+    before = time.monotonic()
+    broken = train("moved", 8, devices=2, hosts=4, command=(KILLED, 2, 4), fully_sharded=True)
+    assert broken.returncode != 0
+    for host in (0, 1, 3):
+        pattern = rf"^\[host {host}\] error: host 2 \(.*\) ended without a word.*all hosts end$"
+        assert re.search(pattern, broken.stderr, re.M), broken.stderr[-3000:]
+        assert f"[local.sh] host {host} ended with exit code 1\n" in broken.stderr
+    assert "[local.sh] host 2 ended with exit code 137" in broken.stderr
+    assert not (tmp_path / "moved" / "results.json").exists()
+    assert time.monotonic() - before < 800
+
+    # The same command goes on; here with two hosts of four devices, which split the matrices.
+    output = succeeded(train("moved", 6, devices=4, hosts=2, model_parallelism=2))
+    assert "[host 0] going on from step 4" in output
+    assert "trainable" in output and "[host 1] trainable" not in output  # One of them speaks.
+    assert "going on from step 6" in succeeded(train("moved", 8))
+
+    straight, moved = tmp_path / "straight", tmp_path / "moved"
+    assert len(losses(straight)) == 8
+    np.testing.assert_allclose(losses(moved), losses(straight), atol=1e-5)
+    scores = [json.loads((run / "results.json").read_text())["tasks"] for run in (straight, moved)]
+    assert scores[0] == scores[1]
+    assert json.loads((moved / "adapter" / "adapter.json").read_text())["method"] == "adalink"
+
+
+@pytest.mark.slow
+def test_hosts_that_do_not_mean_the_same_do_not_begin(tmp_path, train):
+    # Each host reads its own gin file of this name.
+    for host, seed in enumerate((0, 7)):
+        (tmp_path / f"seed{host}.gin").write_text(f"SEED = {seed}\n")
+    command = ["bash", "-c", f'exec "$@" --gin_file={tmp_path}/seed$JAX_PROCESS_ID.gin', "-"]
+    done = subprocess.run(
+        [str(LOCAL), "2", *command, sys.executable, str(TRAIN)]
+        + ["--gin_file=experiments/mini_adalink.gin", f"--gin.MODEL_DIR={tmp_path / 'run'}"]
+        + ["--gin.INITIAL_CHECKPOINT_PATH=nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2
+    assert "host 1" in done.stderr and "has another configuration than host 0" in done.stderr
+    assert "seed is 7 there and 0 here" in done.stderr
+    assert not (tmp_path / "run").exists()
