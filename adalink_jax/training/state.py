@@ -121,7 +121,9 @@ def _variables(config: T5Config, method: Method, key: Array) -> dict[str, Any]:
 
 def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
     """Shapes and logical axes of all parameters of base and method; allocates nothing."""
-    variables = jax.eval_shape(lambda key: _variables(config, method, key), jax.random.key(0))
+    # The key is abstract too: the mesh in use may be of devices that are not here.
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key: _variables(config, method, key), key)
     return variables["params"], variables["params_axes"]
 
 
@@ -192,11 +194,52 @@ def create(
     trees = _laid_out(params, config, method, LayerStack)
     trainable = _place(trees[0], trainable_shardings)
     frozen = _place(trees[1], frozen_shardings, frozen_dtype)
-    abstract_state = jax.eval_shape(optimizer.init, trainable)
-    opt_shardings = _like_params(abstract_state, trainable, trainable_shardings, replicated(mesh))
+    opt_shardings = _opt_shardings(optimizer, trainable, trainable_shardings, mesh)[1]
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
     step = jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
     return TrainState(step, trainable, opt_state, frozen)
+
+
+def abstract_state(
+    config: T5Config,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    layout: Layout = WHOLE,
+    frozen_dtype: Any = jnp.float32,
+) -> TrainState:
+    """Shapes, dtypes and shardings of what `create` makes; allocates nothing.
+
+    The mesh may be of devices that are not here. Arguments as `create`'s.
+
+    Raises:
+      UserError: the mesh does not divide an array.
+    """
+    shardings = model_shardings(config, method, mesh, layout)
+    places = _laid_out(shardings, config, method, _stacked_sharding)
+    trainable, frozen = abstract_trees(config, method)
+    state, opt_places = _opt_shardings(optimizer, trainable, places[0], mesh)
+
+    def put(tree, shardings, dtype=None):
+        def place(leaf, sharding):
+            _check_split(leaf.shape, sharding)
+            return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(place, tree, shardings)
+
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return TrainState(
+        step,
+        put(trainable, places[0]),
+        put(state, opt_places),
+        put(frozen, places[1], frozen_dtype),
+    )
+
+
+def _opt_shardings(optimizer, trainable: Params, shardings: Params, mesh: Mesh) -> tuple[Any, Any]:
+    """Shapes of the optimizer's state for these parameters, and where each lies."""
+    state = jax.eval_shape(optimizer.init, trainable)
+    return state, _like_params(state, trainable, shardings, replicated(mesh))
 
 
 def model_shardings(config: T5Config, method: Method, mesh: Mesh, layout: Layout) -> dict[str, Any]:
@@ -237,18 +280,23 @@ def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
         is_view = isinstance(leaf, LayerStack)
         leaf = leaf if is_view else np.asarray(leaf)
         copied = np.asarray if is_view else np.array  # What is read of a view is a copy already.
-        try:
-            sharding.shard_shape(leaf.shape)
-        except ValueError as error:
-            raise UserError(
-                f"an array of shape {leaf.shape} cannot be split as {sharding.spec} over the mesh "
-                f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
-            ) from error
+        _check_split(leaf.shape, sharding)
         return jax.make_array_from_callback(
             leaf.shape, sharding, lambda index: copied(leaf[index], dtype)
         )
 
     return jax.tree.map(place, dict(tree), dict(shardings))
+
+
+def _check_split(shape: Sequence[int], sharding: NamedSharding) -> None:
+    """Raises `UserError` unless the mesh divides an array of this shape."""
+    try:
+        sharding.shard_shape(tuple(shape))
+    except ValueError as error:
+        raise UserError(
+            f"an array of shape {shape} cannot be split as {sharding.spec} over the mesh "
+            f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
+        ) from error
 
 
 def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> Any:

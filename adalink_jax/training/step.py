@@ -132,11 +132,20 @@ def compiled(
     state: TrainState,
     seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step of a seed, compiled to donate its state and leave every array of it in its place."""
-    places = jax.tree.map(lambda array: array.sharding, state)
+    """The step of a seed, as `in_place` compiles it."""
     key = jax.device_put(jax.random.key(seed), replicated(state.step.sharding.mesh))
-    step = jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
-    return functools.partial(step, key=key)
+    return functools.partial(in_place(train_step, state), key=key)
+
+
+def in_place(train_step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
+    """The step (state, batch, key), which donates its state and leaves its arrays in their places.
+
+    Args:
+      train_step: as `make_train_step` gives it.
+      state: arrays, or their shapes with shardings.
+    """
+    places = jax.tree.map(lambda array: array.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
 
 
 def _accumulated(gradients, state: TrainState, batch: Batch, key, parts: int) -> Any:
