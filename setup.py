@@ -47,6 +47,8 @@ TEST = [
 ]
 # Independent implementations that tests and benchmarks compare with.
 REFERENCE = ["peft>=0.17,<1", "torch==2.13.0", "transformers>=4.56,<6"]
+# Compiles for TPUs on machines without one; scripts/plan.py alone needs it.
+PLAN = ["libtpu>=0.0.42,<0.1"]
 
 setuptools.setup(
     name="adalink_jax",
@@ -66,6 +68,7 @@ setuptools.setup(
         "adalink_jax.gin",
         "adalink_jax.methods",
         "adalink_jax.models",
+        "adalink_jax.planning",
         "adalink_jax.report",
         "adalink_jax.serving",
         "adalink_jax.t5x",
@@ -75,5 +78,10 @@ setuptools.setup(
     package_dir={"adalink_jax.gin": "gin"},
     package_data={"adalink_jax": ["bases/**/*"], "adalink_jax.gin": ["**/*.gin"]},
     install_requires=MATHS + RUNS,
-    extras_require={"test": TEST, "reference": REFERENCE, "dev": TEST + REFERENCE},
+    extras_require={
+        "test": TEST,
+        "reference": REFERENCE,
+        "plan": PLAN,
+        "dev": TEST + REFERENCE,
+    },
 )
