@@ -231,21 +231,23 @@ def _compiled(lowered: Any, folder: pathlib.Path, trace_seconds: float) -> Progr
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         seconds = time.perf_counter() - start
-        needed = memory.needed_bytes(str(error))
+        report = _report(folder)
+        needed = memory.needed_bytes(str(error), report)
         if needed is None:
             raise
-        return Program(False, needed, seconds, trace_seconds, _largest_in(folder), None)
+        buffers = memory.largest_buffers(report)
+        return Program(False, needed, seconds, trace_seconds, buffers, None)
     seconds = time.perf_counter() - start
     return Program(
         True,
         compiled.memory_analysis().peak_memory_in_bytes,
         seconds,
         trace_seconds,
-        _largest_in(folder),
+        memory.largest_buffers(_report(folder)),
         collectives.traffic(compiled.as_text()),
     )
 
 
-def _largest_in(folder: pathlib.Path) -> tuple[memory.Buffer, ...]:
+def _report(folder: pathlib.Path) -> str:
     reports = sorted(folder.glob("*memory-usage-report.txt"))
-    return memory.largest_buffers(reports[-1].read_text(encoding="utf-8")) if reports else ()
+    return reports[-1].read_text(encoding="utf-8") if reports else ""

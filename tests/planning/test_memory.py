@@ -1,6 +1,6 @@
 """Reading the compiler's report of buffers, and its refusal."""
 
-from adalink_jax.planning.memory import Buffer, largest_buffers
+from adalink_jax.planning.memory import Buffer, largest_buffers, needed_bytes
 
 REPORT = """\
 Memory Space: default (color=0)
@@ -34,3 +34,16 @@ def test_the_largest_buffers_are_those_of_hbm_in_all_its_parts():
         Buffer(2**19, "f32[1024,256], u32[2,1]"),
     )
     assert largest_buffers("") == ()
+
+
+def test_a_refusal_says_what_is_needed():
+    old = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 26.50G of 15.75G hbm."
+    new = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (104.73G) exceeds available HBM (15.75G)."
+    )
+    assert needed_bytes(old, "") == 26.5 * 2**30
+    assert needed_bytes(new, "") == round(104.73 * 2**30)
+    assert needed_bytes(new, REPORT) == 14714368
+    assert needed_bytes("INTERNAL: a bug", REPORT) is None
+    assert needed_bytes("RESOURCE_EXHAUSTED: of another kind", "") is None
