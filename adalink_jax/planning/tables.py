@@ -17,8 +17,8 @@ _FILE = "plan.json"
 _NOTES = """\
 Bytes are per chip. *activations*: the peak less parameters, optimizer state and batch, so \
 gradients too. *peak*: most memory at one time, of what the compiler allows a program; of a \
-refused step, what it would need. *hardware*, *model*: operations of a step on all chips, as they \
-are done and without recomputation. *sent*: bytes that a chip sends to others in a step. \
+refused step, what it would need. *hardware FLOPs*, *model FLOPs*: operations of a step on all chips, as \
+they are done and without recomputation. *sent*: bytes that a chip sends to others in a step. \
 *estimate*: seconds of a step at the chip's published peaks, a lower bound; nothing here was run. \
 *compile*: seconds that the compiler took on the planning machine.
 """
@@ -49,7 +49,7 @@ def answered(question: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def write(rows: Sequence[Row], missing: int, folder: pathlib.Path) -> None:
-    """Writes plan.json, plan.md, plan.csv and plan.png, each at once or not at all.
+    """Writes plan.json, plan.md and plan.csv, each at once or not at all; complete, plan.png too.
 
     Args:
       rows: at least one.
@@ -61,9 +61,10 @@ def write(rows: Sequence[Row], missing: int, folder: pathlib.Path) -> None:
     _replace(folder / _FILE, record.encode())
     _replace(folder / "plan.md", markdown(rows, missing).encode())
     _replace(folder / "plan.csv", _csv(rows).encode())
-    picture = io.BytesIO()
-    plot(rows, picture)
-    _replace(folder / "plan.png", picture.getvalue())
+    if not missing:
+        picture = io.BytesIO()
+        plot(rows, picture)
+        _replace(folder / "plan.png", picture.getvalue())
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
@@ -122,18 +123,19 @@ def _cells(row: Row, shape: bool) -> dict[str, str]:
     cells = {"model": row["model"], "method": row["method"], "optimizer": row["optimizer"]}
     if shape:
         cells["shape"] = f"{row['batch']} × {row['inputs']} + {row['targets']}"
-    sent = row["collectives"] and sum(kind["sent_bytes"] for kind in row["collectives"].values())
+    kinds = row["collectives"]  # None of a refused step, empty on one chip.
+    sent = "" if kinds is None else gib(sum(kind["sent_bytes"] for kind in kinds.values()))
     return cells | {
         "slice": row["topology"],
         "layout": layout(row),
         "parameters": gib(row["parameter_bytes"]),
-        "optimizer ": gib(row["optimizer_bytes"]),
+        "optimizer state": gib(row["optimizer_bytes"]),
         "activations": gib(row["activation_bytes"]),
         "peak": gib(row["peak_bytes"]),
         "allowed": gib(row["allowed_bytes"]),
-        "hardware": f"{row['hardware_flops'] / 1e15:.3g} P",
-        "model ": f"{row['model_flops'] / 1e15:.3g} P",
-        "sent": "" if sent is None else gib(sent),
+        "hardware FLOPs": f"{row['hardware_flops'] / 1e15:.3g} P",
+        "model FLOPs": f"{row['model_flops'] / 1e15:.3g} P",
+        "sent": sent,
         "estimate": f"{row['step_seconds']:.3g} s" if row["fits"] else "",
         "compile": f"{row['compile_seconds']:.0f} s",
         "verdict": "FITS" if row["fits"] else "DOES NOT FIT",
@@ -215,8 +217,7 @@ def _refusals(rows: Sequence[Row]) -> list[str]:
     lines = ["## What to change where it does not fit", ""]
     for row in refused:
         largest = "; ".join(
-            f"{gib(buffer['bytes'])} {buffer['shapes'].split(',  ')[0][:60]}"
-            for buffer in row["buffers"]
+            f"{gib(buffer['bytes'])} {buffer['shapes'][:60]}" for buffer in row["buffers"]
         )
         lines.append(f"* {_name(row)} on {row['topology']} ({layout(row)}): {advice(row)}.")
         if largest:
@@ -226,7 +227,7 @@ def _refusals(rows: Sequence[Row]) -> list[str]:
 
 def plot(rows: Sequence[Row], file: Any) -> None:
     """Draws each step's peak against what a chip allows: a panel a model, a group a slice."""
-    from matplotlib import figure
+    from matplotlib import figure, patches
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     steps = list(dict.fromkeys((row["method"], row["optimizer"]) for row in rows))
@@ -243,7 +244,7 @@ def plot(rows: Sequence[Row], file: Any) -> None:
                 place = slices.index(row["topology"]) - 0.4 + i * width
                 bar = axes.bar(
                     place, row["peak_bytes"] / row["allowed_bytes"], width, align="edge",
-                    color=f"C{i}", label=", ".join(step), edgecolor="black", linewidth=0.4,
+                    color=f"C{i}", edgecolor="black", linewidth=0.4,
                 )  # fmt: skip
                 if not row["fits"]:
                     bar[0].set(hatch="///", alpha=0.5)
@@ -253,15 +254,13 @@ def plot(rows: Sequence[Row], file: Any) -> None:
                 )  # fmt: skip
         axes.axhline(1, color="black", linewidth=1)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xticks(range(len(slices)), slices)
         axes.set_title(f"{model}: peak of a chip / what the compiler allows (numbers: GiB)")
         axes.grid(axis="y", alpha=0.3)
-    handles = {}
-    for axes in panels:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
+    colors = [patches.Patch(color=f"C{i}", label=", ".join(step)) for i, step in enumerate(steps)]
     canvas.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8,
+        handles=colors, loc="outside lower center", ncols=4, fontsize=8,
         title="hatched: does not fit",
     )  # fmt: skip
     canvas.savefig(file, dpi=150, format="png")

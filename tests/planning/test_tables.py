@@ -55,6 +55,13 @@ def test_a_partial_table_says_so():
     assert "Partial" not in tables.markdown([row()])
 
 
+def test_a_partial_plan_is_not_drawn(tmp_path):
+    tables.write([row()], 1, tmp_path)
+    assert not (tmp_path / "plan.png").exists()
+    tables.write([row()], 0, tmp_path)
+    assert (tmp_path / "plan.png").exists()
+
+
 def test_only_the_same_question_is_answered():
     rows = [row(), REFUSED]
     assert tables.answered({"method": "full", "batch": 8}, rows) is REFUSED
@@ -76,6 +83,12 @@ def test_the_table_says_what_fits_and_on_which_slice():
     assert "| t5, full, adafactor | v5e:4x8 |" in text
     assert "| t5, adalink, adafactor | v5e:2x2 |" in text
     assert "| 2.00 GiB | 2.0 KiB | 1.00 GiB | 3.00 GiB | 16.00 GiB |" in text
+
+
+def test_one_chip_sends_nothing_and_a_refused_step_is_not_known_to():
+    alone = tables.markdown([row(collectives={}, topology="v6e:1x1")])
+    assert "| 0.0 KiB | 0.5 s | 40 s | FITS |" in alone
+    assert "|  |  | 40 s | DOES NOT FIT |" in tables.markdown([REFUSED])
 
 
 def test_advice_claims_what_was_compiled_alone():
