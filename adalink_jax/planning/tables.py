@@ -17,10 +17,10 @@ _FILE = "plan.json"
 _NOTES = """\
 Bytes are per chip. *activations*: the peak less parameters, optimizer state and batch, so \
 gradients too. *peak*: most memory at one time, of what the compiler allows a program; of a \
-refused step, what it would need. *hardware FLOPs*, *model FLOPs*: operations of a step on all chips, as \
-they are done and without recomputation. *sent*: bytes that a chip sends to others in a step. \
-*estimate*: seconds of a step at the chip's published peaks, a lower bound; nothing here was run. \
-*compile*: seconds that the compiler took on the planning machine.
+refused step, what it would need. *hardware FLOPs*, *model FLOPs*: operations of a step on all \
+chips, as they are done and without recomputation. *sent*: bytes that a chip sends to others in a \
+step. *estimate*: seconds of a step at the chip's published peaks, a lower bound; nothing here was \
+run. *compile*: seconds that the compiler took on the planning machine.
 """
 
 

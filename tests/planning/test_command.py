@@ -40,7 +40,10 @@ def compiled(monkeypatch):
     monkeypatch.setattr(
         config,
         "shipped",
-        lambda model, name, settings: (T5Config(vocab_size=32), METHODS[name]()),
+        lambda model, name, settings: (
+            T5Config(vocab_size=32),
+            METHODS[name](**({"rank": 4} if name == "adalink" else {})),
+        ),
     )
     return cases
 
