@@ -37,14 +37,10 @@ def compiled(monkeypatch):
         return rows.question(case, level) | answer | {"buffers": [], "collectives": {}, "tried": []}
 
     monkeypatch.setattr(command.rows, "row", row)
-    monkeypatch.setattr(
-        config,
-        "shipped",
-        lambda model, name, settings: (
-            T5Config(vocab_size=32),
-            METHODS[name](**({"rank": 4} if name == "adalink" else {})),
-        ),
-    )
+    def shipped(model, name, settings):
+        return T5Config(vocab_size=32), METHODS[name](**({"rank": 4} if name == "adalink" else {}))
+
+    monkeypatch.setattr(config, "shipped", shipped)
     return cases
 
 
