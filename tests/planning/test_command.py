@@ -37,6 +37,7 @@ def compiled(monkeypatch):
         return rows.question(case, level) | answer | {"buffers": [], "collectives": {}, "tried": []}
 
     monkeypatch.setattr(command.rows, "row", row)
+
     def shipped(model, name, settings):
         return T5Config(vocab_size=32), METHODS[name](**({"rank": 4} if name == "adalink" else {}))
 
