@@ -47,7 +47,7 @@ run() { # RUN BASE METHOD TASK SEED RATE FLAG …
 rates() {
     local base method rate task grid
     for method in $methods; do
-        grid="0.001 0.003 0.01 0.03 0.1"
+        grid="0.0003 0.001 0.003 0.01 0.03 0.1"
         # A trained weight moves in proportion to its size.
         [[ $method != full ]] || grid="0.0003 0.001 0.003 0.01 0.03"
         for base in tuned raw; do
