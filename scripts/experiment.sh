@@ -17,7 +17,7 @@
 # parameters (of MODEL, a file of gin/models) at which methods are made equal. What is run:
 #
 #   STAGES="rates alone single mixed ranks equal report"  TASKS="cola sst2"  METHODS="adalink full"
-#   SEEDS="0 1 2"  RANKS="1 2 8 16 32"  TUNING_TASKS="cola mnli"
+#   SEEDS="0 1 2"  RANKS="1 4 16 64"  TUNING_TASKS="cola mnli"
 set -euo pipefail
 (($# >= 1)) || { sed -n '2,23s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/trainings.sh"
@@ -33,7 +33,7 @@ seeds=${SEEDS:-0 1 2}
 flags=("$@") mixed_flags=() mixture=glue_equal lengths="{'inputs': 512, 'targets': 16}"
 if [[ $world == mini ]]; then
     flags=(--gin.TRAIN_STEPS=300 --gin.EVAL_PERIOD=100 "$@")
-    mixed_flags=(--gin.TRAIN_STEPS=1200 --gin.EVAL_PERIOD=400)
+    mixed_flags=(--gin.TRAIN_STEPS=800 --gin.EVAL_PERIOD=400)
     mixture=mini_glue_equal lengths="{'inputs': 256, 'targets': 16}"
 fi
 declare -A rate_of
@@ -119,7 +119,7 @@ mixed() {
 ranks() {
     local base rank task seed
     for seed in $seeds; do
-        for rank in ${RANKS:-1 2 4 8 16 32}; do
+        for rank in ${RANKS:-1 4 16 64}; do
             for base in tuned raw; do
                 for task in $tuning_tasks; do
                     run "ranks/$base/rank$rank/$task/seed$seed" "$base" adalink \
