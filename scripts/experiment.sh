@@ -150,13 +150,18 @@ equal() { # Every method at one number of parameters; LoRA then has room in one 
     done
 }
 
-report() {
+report() { # Of what has been run so far; a cell of fewer seeds than its neighbours says so.
+    local part parts=()
+    local -A title_of=([ranks]="AdaLink's rank" [equal]="Equal parameters")
     mkdir -p "$out/report"
     "$python" "$here/learning_rates.py" "$out/rates" --to "$out/report/learning_rates.md"
-    "$python" "$here/report.py" "$out/alone" "$out/single" "$out/mixed" --to "$out/report/methods" \
+    for part in alone single mixed; do [[ ! -d $out/$part ]] || parts+=("$out/$part"); done
+    "$python" "$here/report.py" "${parts[@]}" --to "$out/report/methods" \
         --title "Methods, one task at a time and mixed"
-    "$python" "$here/report.py" "$out/ranks" --to "$out/report/ranks" --title "AdaLink's rank"
-    "$python" "$here/report.py" "$out/equal" --to "$out/report/equal" --title "Equal parameters"
+    for part in ranks equal; do
+        [[ ! -d $out/$part ]] || "$python" "$here/report.py" "$out/$part" \
+            --to "$out/report/$part" --title "${title_of[$part]}"
+    done
 }
 
 for stage in ${STAGES:-rates alone single mixed ranks equal report}; do
