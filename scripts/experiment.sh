@@ -169,7 +169,7 @@ for stage in ${STAGES:-rates alone single mixed ranks equal report}; do
     case $stage in
         rates) rates | train_all ;;
         alone) alone ;;
-        single | mixed | ranks | equal) choose && "$stage" | train_all ;;
+        single | mixed | ranks | equal) choose; "$stage" | train_all ;;
         report) report ;;
         *) echo "error: no stage '$stage'" >&2; exit 2 ;;
     esac
