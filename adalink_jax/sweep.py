@@ -37,8 +37,9 @@ def main(usage: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
     jobs = parser.parse_args(argv).jobs
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if jobs < 1 or jobs > max(1, len(cores)):
-        print(f"error: --jobs={jobs}; this machine has {len(cores)} cores", file=sys.stderr)
+    count = len(cores) or os.cpu_count() or 1  # Where cores cannot be chosen, they are shared.
+    if not 1 <= jobs <= count:
+        print(f"error: --jobs={jobs}; this machine has {count} cores", file=sys.stderr)
         return 2
     try:
         given = [words for line in sys.stdin if (words := _words(line))]
@@ -116,7 +117,7 @@ def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             code = config.main("adalink_jax.runs.train", command)
-        except Exception:
+        except Exception:  # One training's defect must not end the others; its traceback is shown.
             traceback.print_exc()
             code = 1
     if "jax" in sys.modules:

@@ -17,7 +17,7 @@
 # parameters (of MODEL, a file of gin/models) at which methods are made equal. What is run:
 #
 #   STAGES="rates alone single mixed ranks equal report"  TASKS="cola sst2"  METHODS="adalink full"
-#   SEEDS="0 1 2"  RANKS="1 2 8 16 32"  TUNING_TASKS="cola mnli"
+#   SEEDS="0 1 2"  RANKS="1 4 16 64"  TUNING_TASKS="cola mnli"
 set -euo pipefail
 (($# >= 1)) || { sed -n '2,23s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/trainings.sh"
@@ -33,7 +33,7 @@ seeds=${SEEDS:-0 1 2}
 flags=("$@") mixed_flags=() mixture=glue_equal lengths="{'inputs': 512, 'targets': 16}"
 if [[ $world == mini ]]; then
     flags=(--gin.TRAIN_STEPS=300 --gin.EVAL_PERIOD=100 "$@")
-    mixed_flags=(--gin.TRAIN_STEPS=1200 --gin.EVAL_PERIOD=400)
+    mixed_flags=(--gin.TRAIN_STEPS=800 --gin.EVAL_PERIOD=400)
     mixture=mini_glue_equal lengths="{'inputs': 256, 'targets': 16}"
 fi
 declare -A rate_of
@@ -47,7 +47,7 @@ run() { # RUN BASE METHOD TASK SEED RATE FLAG …
 rates() {
     local base method rate task grid
     for method in $methods; do
-        grid="0.001 0.003 0.01 0.03 0.1"
+        grid="0.0003 0.001 0.003 0.01 0.03 0.1"
         # A trained weight moves in proportion to its size.
         [[ $method != full ]] || grid="0.0003 0.001 0.003 0.01 0.03"
         for base in tuned raw; do
@@ -119,7 +119,7 @@ mixed() {
 ranks() {
     local base rank task seed
     for seed in $seeds; do
-        for rank in ${RANKS:-1 2 4 8 16 32}; do
+        for rank in ${RANKS:-1 4 16 64}; do
             for base in tuned raw; do
                 for task in $tuning_tasks; do
                     run "ranks/$base/rank$rank/$task/seed$seed" "$base" adalink \
@@ -150,13 +150,18 @@ equal() { # Every method at one number of parameters; LoRA then has room in one 
     done
 }
 
-report() {
+report() { # Of what has been run so far; a cell of fewer seeds than its neighbours says so.
+    local part parts=()
+    local -A title_of=([ranks]="AdaLink's rank" [equal]="Equal parameters")
     mkdir -p "$out/report"
     "$python" "$here/learning_rates.py" "$out/rates" --to "$out/report/learning_rates.md"
-    "$python" "$here/report.py" "$out/alone" "$out/single" "$out/mixed" --to "$out/report/methods" \
+    for part in alone single mixed; do [[ ! -d $out/$part ]] || parts+=("$out/$part"); done
+    "$python" "$here/report.py" "${parts[@]}" --to "$out/report/methods" \
         --title "Methods, one task at a time and mixed"
-    "$python" "$here/report.py" "$out/ranks" --to "$out/report/ranks" --title "AdaLink's rank"
-    "$python" "$here/report.py" "$out/equal" --to "$out/report/equal" --title "Equal parameters"
+    for part in ranks equal; do
+        [[ ! -d $out/$part ]] || "$python" "$here/report.py" "$out/$part" \
+            --to "$out/report/$part" --title "${title_of[$part]}"
+    done
 }
 
 for stage in ${STAGES:-rates alone single mixed ranks equal report}; do
@@ -164,7 +169,7 @@ for stage in ${STAGES:-rates alone single mixed ranks equal report}; do
     case $stage in
         rates) rates | train_all ;;
         alone) alone ;;
-        single | mixed | ranks | equal) choose && "$stage" | train_all ;;
+        single | mixed | ranks | equal) choose; "$stage" | train_all ;;
         report) report ;;
         *) echo "error: no stage '$stage'" >&2; exit 2 ;;
     esac

@@ -5,13 +5,14 @@
 #   bash scripts/multitask_sweep.sh OUT EXPERIMENT [FLAG …]
 #
 # EXPERIMENT is a gin file that sets RANK, e.g. experiments/glue_adalink.gin; FLAGs go to every
-# train.py. A mixture stands with its number of tasks. Run it again after an interruption: a
-# finished run is not run again, a stopped one goes on. JOBS is how many are trained at a time (on
-# CPU; each takes its share of the cores).
+# training. A mixture stands with its number of tasks; glue_equal_2:2 and glue_equal_4:4 are the
+# first tasks of glue_equal:8. Run it again after an interruption: a finished run is not run again, a
+# stopped one goes on. JOBS is how many are trained at a time (on CPU; each takes its share of the
+# cores).
 #
 #   MIXTURES="glue_proportional:8"  TASKS="glue_rte glue_cola"  RANKS="4 64"  SEEDS="0 1 2"  JOBS=1
 set -euo pipefail
-(($# >= 2)) || { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+(($# >= 2)) || { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/trainings.sh"
 out=$1 experiment=$2
 shift 2

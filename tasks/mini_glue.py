@@ -30,11 +30,11 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import seqio
 
 from tasks import glue, mini_language, mini_pairs
 from tasks.mini_vocabulary import VOCABULARY
 from tasks.mini_world import MiniSource
+from tasks.mixtures import add_equal_mixtures
 
 SIZES = {"train": 2_000, "validation": 400}
 
@@ -127,4 +127,4 @@ def _label_text(name: str, label) -> str:
 
 for _name, _source in SOURCES.items():
     glue.add_benchmark(f"mini_{_name}", _name, _source, ("validation",), VOCABULARY)
-seqio.MixtureRegistry.add("mini_glue_equal", MINI_GLUE_TASKS, default_rate=1.0)
+add_equal_mixtures("mini_glue_equal", MINI_GLUE_TASKS)

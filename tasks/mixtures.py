@@ -7,11 +7,12 @@ equally often, as in T5's GLUE mixture; register a mixture with a lower cap to f
     rate = tasks.proportional_rate(10_000)
     seqio.MixtureRegistry.add("my_glue", tasks.GLUE_TASKS, default_rate=rate)
 
-`glue_equal` draws every task equally often. Rates are computed when a mixture is opened, so they
+`glue_equal` draws every task equally often; `glue_equal_2` and `glue_equal_4` do of GLUE's first
+tasks, to see what the number of tasks changes. Rates are computed when a mixture is opened, so they
 follow the examples that are really there, and importing this module reads none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import seqio
 
@@ -52,5 +53,14 @@ def proportional_rate(cap: int = DEFAULT_CAP) -> Callable[[seqio.Task], float]:
     return rate
 
 
+def add_equal_mixtures(name: str, tasks: Sequence[str]) -> None:
+    """Registers a mixture of tasks drawn equally often, and name_2, name_4, … of the first ones."""
+    count = 2
+    while count < len(tasks):
+        seqio.MixtureRegistry.add(f"{name}_{count}", tasks[:count], default_rate=1.0)
+        count *= 2
+    seqio.MixtureRegistry.add(name, tasks, default_rate=1.0)
+
+
 seqio.MixtureRegistry.add("glue_proportional", GLUE_TASKS, default_rate=proportional_rate())
-seqio.MixtureRegistry.add("glue_equal", GLUE_TASKS, default_rate=1.0)
+add_equal_mixtures("glue_equal", GLUE_TASKS)

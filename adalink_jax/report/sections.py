@@ -145,15 +145,35 @@ def equal_parameters(runs: Sequence[Run]) -> list[Block]:
     return [Heading("Equal parameters"), Paragraph(note), Table(header, rows, 4)]
 
 
+def _cost_groups(runs: Sequence[Run]) -> dict[tuple, list[Run]]:
+    """Runs by base, mixture, method and sharing; several single tasks are one mixture here."""
+    several = len({run.mixture for run in runs if len(run.tasks) == 1}) > 1
+
+    def key(run: Run) -> tuple:
+        mixture = "each task alone" if several and len(run.tasks) == 1 else run.mixture
+        return run.base, mixture, run.label, run.sharing
+
+    return grouped(runs, key)
+
+
+def _seed_means(runs: Sequence[Run]) -> list[float]:
+    """The mean score over all tasks, one for each seed."""
+    seeds = grouped((run for run in runs if run.scores), lambda run: (run.seed,))
+    return [
+        statistics.fmean(score for run in some for score in run.scores.values())
+        for some in seeds.values()
+    ]
+
+
 def cost_table(runs: Sequence[Run]) -> Table:
     """One line for each base, mixture, method and sharing: what it costs, and its mean score."""
-    groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
-    most = max(len(some) for some in groups.values())
+    groups = _cost_groups(runs)
+    means = {key: _seed_means(some) for key, some in groups.items()}
+    most = max(map(len, means.values()))
     rows = []
     for key, some in groups.items():
         first = some[0]
         seconds = [run.seconds for run in some if run.seconds is not None]
-        scores = [statistics.fmean(run.scores.values()) for run in some if run.scores]
         rows.append(
             [
                 *key,
@@ -161,7 +181,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
                 f"{first.bytes:,}",
                 f"{first.step_flops:.3g}" if first.step_flops else "",
                 f"{statistics.fmean(seconds):.0f}" if seconds else "",
-                cell(scores, most if first.steps else 1),
+                cell(means[key], most if first.steps else 1),
             ]
         )
     columns = ("parameters", "bytes", "operations a step", "seconds", "score")
@@ -171,18 +191,17 @@ def cost_table(runs: Sequence[Run]) -> Table:
 def cost_and_score(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
     """What is stored and what a step costs, against the score."""
     points = {}
-    groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
-    for key, some in groups.items():
-        scores = [statistics.fmean(run.scores.values()) for run in some if run.scores]
+    for key, some in _cost_groups(runs).items():
+        scores = _seed_means(some)
         if scores and some[0].stored:
             points[key] = (some[0].stored, some[0].step_flops, statistics.fmean(scores))
     if len(points) < 2:
         return []
     note = (
-        "Parameters and bytes of the adapter. Operations are those of a training step's matrix"
+        "Parameters and bytes of one adapter. Operations are those of a training step's matrix"
         " products at the full lengths, by closed formula (two to a multiply-add); seconds are"
-        " those of the whole training with its compiling and evaluations, on the machine that it"
-        " ran on and beside whatever else ran there."
+        " those of one training with its compiling and evaluations, on the machine that it ran on"
+        " and beside whatever else ran there."
     )
     image = Image(draw(points, "cost.png"), "score by cost")
     return [Heading("Cost and score"), Paragraph(note), image, cost_table(runs)]

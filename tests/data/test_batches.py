@@ -247,6 +247,29 @@ def test_evaluation_truncates_and_counts_inputs_only(byte_tasks, tmp_path):
         assert (rows[np.arange(len(rows)), (rows > 0).sum(axis=1) - 1] == 1).all()
 
 
+def test_examples_in_context_are_those_of_few_shot_training(train, tmp_path):
+    name, lengths = "bytes_small", {"inputs": 512, "targets": 16}
+    shown = [(i, t) for i, t, _ in seen(train(name, lengths, few_shot=3, seed=4))]
+    found = EvalExamples(name, "validation", lengths, None, tmp_path, in_context=3, seed=4)
+    rows = {}
+    for batch in found.batches(4):
+        for index, row in zip(batch["indices"], batch["encoder_input_tokens"], strict=True):
+            rows[int(index)] = np.trim_zeros(row, "b").tolist()
+    prefix = rows[0][: -len(byte_tokens(EXAMPLES[name][0][0]))]
+    for index, (text, target) in enumerate(EXAMPLES[name]):
+        # Solved examples, then the input itself; EOS once, at the end.
+        assert rows[index] == prefix + byte_tokens(text) and rows[index].count(1) == 1
+        assert found.input_texts[index].endswith(f" {text}")
+        assert found.targets[index].tolist() == byte_tokens(target)
+    pieces = [[token for part in pair for token in part if token != 1] for pair in shown]
+    orders = (sum(order, []) for order in itertools.permutations(pieces))
+    assert prefix in list(orders)
+    again = EvalExamples(name, "validation", lengths, None, tmp_path, in_context=3, seed=5)
+    assert again.identity["in_context"]["sha256"] != found.identity["in_context"]["sha256"]
+    with pytest.raises(UserError, match=r"in_context is 3: .* ends after \d+ tokens or more"):
+        EvalExamples(name, "validation", {"inputs": 9, "targets": 4}, None, tmp_path, in_context=3)
+
+
 # Prefetching
 
 

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_adalink_learns_the_format_with_a_thousandth_of_the_parameters(pytestconfig, tmp_path):
-    environment = {**os.environ, "PYTHON": sys.executable, "STEPS": "100", "JOBS": "2"}
+    environment = {**os.environ, "PYTHON": sys.executable, "STEPS": "100", "JOBS": "1"}
     done = subprocess.run(
         ["bash", "scripts/quickstart.sh", str(tmp_path)],
         cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True, timeout=1500,

@@ -191,7 +191,7 @@ def test_what_a_method_costs_stands_beside_its_score(report):
     lines = table((report / "report.md").read_text(), "Cost and score")
     assert lines[0][4:] == ["parameters", "bytes", "operations a step", "seconds", "score"]
     by_key = {(line[1], line[2]): line for line in lines[2:]}
-    line = by_key["mini_a", "adalink, rank 4"]
+    line = by_key["each task alone", "adalink, rank 4"]
     assert line[4:6] == ["64", "321"] and line[7] == "20" and "±" in line[8]
     alone = by_key["mini_mixture", "the frozen base, no examples in context"]
     assert alone[4:] == ["0", "0", "", "", "40.0"]

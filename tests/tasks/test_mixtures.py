@@ -81,3 +81,14 @@ def test_mixing_by_rates(tmp_path, monkeypatch, shared_data):
     )
     # 600 draws at 2/3: four standard deviations are 46.
     assert counts[b"rte"] + counts[b"qnli"] == 600 and abs(counts[b"rte"] - 400) < 46
+
+
+def test_mixtures_of_fewer_tasks_nest():
+    for name, members in (
+        ("glue_equal", tasks.GLUE_TASKS),
+        ("mini_glue_equal", tasks.MINI_GLUE_TASKS),
+    ):
+        for mixture, count in ((name, 8), (f"{name}_2", 2), (f"{name}_4", 4)):
+            found = seqio.MixtureRegistry.get(mixture)
+            assert sorted(task.name for task in found.tasks) == sorted(members[:count])
+            assert {found.get_rate(task) for task in found.tasks} == {1.0}

@@ -57,7 +57,7 @@ def test_import_reads_nothing_and_needs_no_network(pytestconfig):
     permitted = shutil.which("unshare") and not subprocess.run([*prefix, "true"]).returncode
     if not permitted:
         prefix = ()  # the audit of connections in SCRIPT still holds
-    assert _import(pytestconfig.rootpath, *prefix) == "registered 28 4"
+    assert _import(pytestconfig.rootpath, *prefix) == "registered 28 8"
 
 
 def test_everything_is_registered():
