@@ -4,6 +4,9 @@ Parameters have public names, ``encoder/layers_3/mlp/wo/kernel`` [F,D]: in files
 whatever else is read or written by name. In memory they may be stacked on a leading axis,
 ``encoder/layers/mlp/wo/kernel`` [layers,F,D]. The network runs a tree as it lies: it scans over
 stacked layers, so that a program's size and compile time do not grow with the depth.
+
+Training and evaluation runs stack where `T5Config.stacks_layers` says so. Verifying, folding,
+exporting, serving and T5X's launcher never do: they run the trees that they read.
 """
 
 import operator

@@ -232,6 +232,7 @@ class Transformer(nn.Module):
         self.encoder = Encoder(cfg, self.token_embedder, self.method)
         self.decoder = Decoder(cfg, self.token_embedder, self.method)
 
+    @nn.nowrap
     def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
         """As Flax's; beside a stacked base, an adapter under public names is stacked first."""
         if is_stacked(variables["params"]):

@@ -30,6 +30,8 @@ CASES = {
     "lora_of_one_layer": ("lora", {"rank": 2, "stacks": BOTH, "layers": (1,), "routes": 3}),
     "prompt_tuning": ("prompt_tuning", {"length": 4, "bottleneck": 5, "dropout_rate": 0.0}),
 }
+# A method that is added to `METHODS` runs through the tests unasked, with its defaults.
+CASES |= {name: (name, {}) for name in METHODS if name not in dict(CASES.values())}
 STEPS = 5
 
 
@@ -208,11 +210,13 @@ def test_decoding_scanned_is_decoding_unscanned(pair, small):
     batch, routes = small[2], small[2]["encoder_routes"][:, 0]
     options = np.array([[5, 1, 0], [7, 8, 1], [9, 1, 0]], np.int32)
     inputs, found = batch["encoder_input_tokens"], []
-    for run in pair:
+    for run, remat in zip(pair, ("none", "full"), strict=True):
+        # A training run evaluates with its own configuration.
+        model = Transformer(dataclasses.replace(run.config, remat=remat), run.method)
         params = merge(run.before.frozen, run.before.trainable)
-        tokens = decoding.beam_search(run.model, params, inputs, 6, beam_size=3, routes=routes)
-        greedy = decoding.greedy(run.model, params, inputs, 6, routes=routes)
-        scores = decoding.score_options(run.model, params, inputs, options, routes)
+        tokens = decoding.beam_search(model, params, inputs, 6, beam_size=3, routes=routes)
+        greedy = decoding.greedy(model, params, inputs, 6, routes=routes)
+        scores = decoding.score_options(model, params, inputs, options, routes)
         found.append((np.stack([tokens, greedy]), scores))
     (tokens, scores), (scanned_tokens, scanned_scores) = found
     np.testing.assert_array_equal(scanned_tokens, tokens)
