@@ -169,7 +169,7 @@ def test_hardware_is_that_of_the_list():
 
 @pytest.mark.parametrize("name", HARDWARE)
 def test_hardware_sets_where_things_lie_and_their_types_alone(name):
-    places = ("model_parallelism", "fully_sharded", "slices", "devices", "dtype", "frozen_dtype")
+    places = ("devices", "model_parallelism", "fully_sharded", "slices", "dtype", "frozen_dtype")
     keys = [key for key, _ in settings(name)]
     assert keys == [f"runs.{entry}.{place}" for entry in ("train", "evaluate") for place in places]
     values = {entry: read(entry, *files, name).values for entry, files in (

@@ -55,16 +55,19 @@ def test_a_hosts_rows_are_placed_as_the_whole_batch_is():
     np.testing.assert_array_equal(placed["encoder_input_tokens"], batch["encoder_input_tokens"])
 
 
-def device(number: int, slice_index: int | None = None, platform: str = "cpu"):
-    """What `make_mesh` asks a device."""
-    of_slice = {} if slice_index is None else {"slice_index": slice_index}
-    return types.SimpleNamespace(
-        id=number, platform=platform, device_kind="", process_index=number // 4, **of_slice
-    )
+class Device:
+    """What a mesh asks of a device."""
+
+    device_kind = ""
+
+    def __init__(self, number: int, slice_index: int | None = None, platform: str = "cpu"):
+        self.id, self.platform, self.process_index = number, platform, number // 4
+        if slice_index is not None:
+            self.slice_index = slice_index
 
 
 def test_devices_of_no_slice_are_divided_in_their_order():
-    devices = [device(i) for i in range(8)]
+    devices = [Device(i) for i in range(8)]
     mesh = sharding.make_mesh(sharding.Layout(2, slices=2), devices)
     assert dict(mesh.shape) == {"slice": 2, "data": 2, "model": 2}
     ids = [[[d.id for d in row] for row in part] for part in mesh.devices.tolist()]
@@ -73,7 +76,7 @@ def test_devices_of_no_slice_are_divided_in_their_order():
 
 
 def test_slices_are_those_of_the_devices():
-    devices = [device(i, i % 2, "tpu") for i in range(8)]
+    devices = [Device(i, i % 2, "tpu") for i in range(8)]
     for slices in (1, 4):
         with pytest.raises(UserError, match=f"slices is {slices}, but .* of 2 TPU slices"):
             sharding.make_mesh(sharding.Layout(slices=slices), devices)
@@ -84,7 +87,7 @@ def places(monkeypatch):
     """Where a fully sharded layout puts each parameter: (config, data, model) -> specs."""
 
     def call(config, data, model):
-        devices = [device(i) for i in range(data * model)]
+        devices = [Device(i) for i in range(data * model)]
         layout = sharding.Layout(model, fully_sharded=True)
         mesh = sharding.make_mesh(layout, devices)
         monkeypatch.setattr(sharding, "NamedSharding", lambda mesh, spec: spec)
@@ -124,7 +127,7 @@ def test_adafactors_moments_lie_as_their_matrices():
     matrix = sharding.NamedSharding(mesh, spec)
 
     def reduced(shape, lacking, last):
-        return sharding.reduced_sharding(matrix, shape, lacking, last).spec
+        return tuple(sharding.reduced_sharding(matrix, shape, lacking, last).spec)
 
     assert reduced((8, 6), (8,), True) == reduced((8, 6), (8,), False) == ("data",)
     assert reduced((8, 6), (6,), True) == ("model",)
