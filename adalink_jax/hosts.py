@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -185,6 +186,9 @@ class _Hosts:
             host = self._settings["address"].rpartition(":")[0]
             address = f"{host}:{here['here']['port']}"
             jax.distributed.initialize(address, self._settings["count"], self._settings["index"])
+            # JAX catches SIGTERM and only notes it, so that nothing but SIGKILL would end a host.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all hosts."""

@@ -101,6 +101,7 @@ def checked_mesh(
     mesh = sharding.make_mesh(layout)
     of_parts = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
     sharding.check_divisible(mesh, **of_parts, eval_batch_size=eval_batch_size)
+    sharding.rehearse(mesh)
     return mesh
 
 

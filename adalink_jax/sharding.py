@@ -6,6 +6,7 @@ says where they lie. Computation runs inside `on_mesh`.
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,25 @@ def rules_on(mesh: Mesh) -> tuple[tuple[str, str | tuple[str, ...] | None], ...]
         return places
 
     return tuple((logical, on_mesh(places)) for logical, places in RULES)
+
+
+def rehearse(mesh: Mesh) -> None:
+    """Lets every group of devices of the mesh meet once, while its hosts are close in time.
+
+    On CPUs, JAX gives the hosts 30 s to meet at a group's first collective, which would come after
+    each has compiled the step in its own time.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    for size in range(1, len(mesh.axis_names) + 1):
+        for axes in itertools.combinations(mesh.axis_names, size):
+            met = jax.shard_map(
+                lambda x, axes=axes: jax.lax.psum(x, axes),
+                mesh=mesh,
+                in_specs=PartitionSpec(),
+                out_specs=PartitionSpec(),
+            )
+            jax.block_until_ready(jax.jit(met)(np.float32(1)))
 
 
 @contextlib.contextmanager

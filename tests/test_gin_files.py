@@ -15,9 +15,10 @@ from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 
 FOLDER = config.gin_folder()
-KINDS = ("models", "methods", "runs", "experiments")
+KINDS = ("models", "methods", "runs", "experiments", "hardware")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*.gin"))
 MODELS = [name for name in FILES if name.startswith("models/")]
+HARDWARE = [name for name in FILES if name.startswith("hardware/")]
 EXPERIMENTS = [name for name in FILES if name.startswith("experiments/")]
 # Which script runs what includes a run file, and the function that it calls.
 SCRIPTS = {"runs/finetune.gin": ("train.py", "train"), "runs/eval.gin": ("eval.py", "evaluate")}
@@ -74,7 +75,7 @@ def script_and_entry(name: str) -> tuple[str, str]:
 TRAINING = [name for name in EXPERIMENTS if script_and_entry(name)[1] == "train"]
 
 
-def test_there_are_four_kinds_of_file():
+def test_there_are_five_kinds_of_file():
     assert {name.partition("/")[0] for name in FILES} <= set(KINDS)
     # T5X reads gin/t5x by itself: tests/t5x/test_t5x_gin_files.py.
     assert len(FILES) == len(set(FOLDER.rglob("*.gin")) - set(FOLDER.glob("t5x/**/*.gin")))
@@ -149,6 +150,37 @@ def test_the_resolved_text_alone_gives_the_same_run(name, tmp_path):
     path.write_text(known.text)
     again = config.read(known.entry, [str(path)], supplied=SUPPLIED)
     assert again.values == known.values
+
+
+# Devices and devices of a slice of the hardware, as its makers name it.
+SIZES = types.MappingProxyType(
+    {
+        **{"tpu_v4_8": (4, 4), "tpu_v5e_2x2": (4, 4), "tpu_v5e_2x4": (8, 8)},
+        **{"tpu_v5e_4x8": (32, 32), "tpu_v5p_1": (1, 1), "tpu_v5p_2x2x2": (8, 8)},
+        **{"tpu_v6e_1": (1, 1), "tpu_v6e_2x2": (4, 4), "tpu_v6e_4x4": (16, 16)},
+        **{"gpu_1": (1, 1), "gpu_8": (8, 8), "gpu_16": (16, 8), "gpu_64": (64, 8)},
+    }
+)
+
+
+def test_hardware_is_that_of_the_list():
+    assert {f"hardware/{name}.gin" for name in SIZES} == set(HARDWARE)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_hardware_sets_where_things_lie_and_their_types_alone(name):
+    places = ("devices", "model_parallelism", "fully_sharded", "slices", "dtype", "frozen_dtype")
+    keys = [key for key, _ in settings(name)]
+    assert keys == [f"runs.{entry}.{place}" for entry in ("train", "evaluate") for place in places]
+    values = {entry: read(entry, *files, name).values for entry, files in (
+        ("train", ("experiments/glue_adalink.gin",)),
+        ("evaluate", ("runs/eval.gin", "experiments/glue_adalink.gin")),
+    )}  # fmt: skip
+    found = [{place: given[place] for place in places} for given in values.values()]
+    assert found[0] == found[1]
+    devices, of_slice = SIZES[name.removeprefix("hardware/").removesuffix(".gin")]
+    assert (found[0]["devices"], devices // found[0]["slices"]) == (devices, of_slice)
+    assert of_slice % found[0]["model_parallelism"] == 0
 
 
 @pytest.mark.parametrize("method", METHODS)

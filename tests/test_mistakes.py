@@ -57,6 +57,10 @@ def refused(outcome) -> str:
         ({"BATCH_SIZE": 0}, "BATCH_SIZE is 0"),
         ({"BATCH_SIZE": 4, "runs__train__gradient_accumulation_steps": 3}, "does not divide"),
         ({"runs__train__model_parallelism": 3}, "does not divide the"),
+        ({"runs__train__slices": 3}, "slices × model_parallelism is 3, which does not divide"),
+        ({"runs__train__slices": 0}, "slices is 0"),
+        ({"runs__train__devices": 64}, "devices is 64, which is not the"),
+        ({"runs__train__frozen_dtype": "'bf16'"}, "did you mean 'bfloat16'"),
         ({"runs__train__evaluation_mode": "'rank'"}, "takes one of rank_classification, greedy"),
         ({"runs__train__dtype": "'float16'"}, "activations overflow"),
         ({"ROUTES": 3}, "routes is 3, but mini_sst2 has 1 task"),
@@ -70,6 +74,17 @@ def refused(outcome) -> str:
 def test_mistakes_of_a_configuration(command, tmp_path, changes, expected):
     assert expected in refused(command(**changes))
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_hardware_of_another_size(command):
+    message = refused(command(files=["hardware/tpu_v5e_4x8.gin"]))
+    assert "devices is 32, which is not the" in message
+    assert "tpu_v5e_4x8.gin:" in message  # Where it was set.
+
+
+def test_full_fine_tuning_has_no_frozen_dtype(command):
+    message = refused(command("mini_full", runs__train__frozen_dtype="'bfloat16'"))
+    assert "frozen_dtype is 'bfloat16', but Full freezes nothing" in message
 
 
 def test_a_method_that_is_not_there(command):
