@@ -24,9 +24,10 @@ _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"^[su]\d+\[\]\S* constant\((\d+)\)")
 # replica_groups={{0,1},{2,3}}; as an array of [groups, chips of a group]; or along axes of a mesh,
-# mesh['a'=2,'b'=4] {'b'}, also along a part of one, {'b':(1)2}.
+# mesh['a'=2,'b'=4] {'b'}, also along a part of one, {'b':(1)2}, or with the devices in another
+# order, mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
 _GROUPS = re.compile(
-    r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] \{([^}]*)\})"
+    r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\][^{]*\{([^}]*)\})"
 )
 _AXIS = re.compile(r"'([^']+)'(?:=(\d+)|:\(\d+\)(\d+))?")
 
