@@ -1,25 +1,30 @@
 """What a run needs before its first step: mesh, base, routes, state, evaluator."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
-from adalink_jax import sharding
-from adalink_jax.checkpoints import fingerprint, load_base
+from adalink_jax import hosts, sharding
+from adalink_jax.checkpoints import combined_fingerprint, fingerprint, leaf_digest, open_base
 from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import Evaluator
-from adalink_jax.methods.base import Method
+from adalink_jax.methods.base import Method, Params
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training import state as states
 
 if TYPE_CHECKING:
     from adalink_jax.data import TrainBatches
 
+# How much of each dimension of a parameter hosts compare.
+_CORNER = 8
 # In which a frozen base may be stored. float16 overflows in T5 (see T5Config.dtype).
 FROZEN_DTYPES = ("float32", "bfloat16")
 
@@ -30,7 +35,7 @@ class Base:
 
     Attributes:
       config: its architecture, with what the run says of how it runs.
-      params: its tree, on the host where it was loaded.
+      params: its tree; on one host of several, arrays that are read where they are indexed.
       fingerprint: of its contents.
     """
 
@@ -62,7 +67,10 @@ def prepared_base(
       how: the fields of `T5Config` that say how the network runs.
     """
     if path is not None:
-        config, params = load_base(path, model)
+        stored = open_base(path, model)
+        # Where there are several hosts, one may be too small for all of it.
+        config = stored.config
+        params = stored.load() if jax.process_count() == 1 else stored.unread()
     elif model is None:
         raise UserError("no base: give INITIAL_CHECKPOINT_PATH, or MODEL to train from scratch")
     elif not method.trains_base:
@@ -73,7 +81,26 @@ def prepared_base(
     else:
         config, params = model, jax.device_get(states.init_base(model, jax.random.key(seed)))
     config = dataclasses.replace(config, **how)
-    return Base(config, params, fingerprint(params))
+    return Base(config, params, _fingerprint(params))
+
+
+def _fingerprint(params: Params) -> str:
+    """As `fingerprint`, of leaves that each host reads a share of; all hosts must call it.
+
+    Raises:
+      UserError: hosts have different bases, as far as their shapes and a few values of each leaf
+        tell: the rest of a leaf is read by one host alone, and by those that hold it.
+    """
+    if jax.process_count() == 1:
+        return fingerprint(params)
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    corners = {name: leaf[(slice(_CORNER),) * len(leaf.shape)] for name, leaf in flat.items()}
+    shapes = {name: list(leaf.shape) for name, leaf in flat.items()}
+    hosts.agree(base={"shapes": shapes, "first values": fingerprint(corners)})
+    by_size = sorted(flat, key=lambda name: (-math.prod(flat[name].shape), name))
+    share = by_size[jax.process_index() :: jax.process_count()]
+    digests = hosts.gather([leaf_digest(name, flat[name]).hex() for name in share])
+    return combined_fingerprint(map(bytes.fromhex, itertools.chain(*digests)))
 
 
 def check_counts(**counts: int) -> None:

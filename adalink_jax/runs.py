@@ -141,7 +141,7 @@ def train(
         mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir, few_shot
     )
     folder.claim("data", batches.identity)
-    hosts.agree(base=base.identity, data=batches.identity)
+    hosts.agree(data=batches.identity)
     check_fit(method, base.config, batches)
     say(batches.summary)
 
@@ -165,9 +165,8 @@ def train(
         base = dataclasses.replace(base, params=None)  # The state has copies of its own.
         store = Store(folder.path / "checkpoints", keep_checkpoints)
         state = _restored(state, store, train_steps)
-        first_step = int(state.step)
-        folder.start(configuration.text if configuration else "", first_step)
-        placed = placed_batches(batches, mesh, first_step, train_steps)
+        folder.start(configuration.text if configuration else "", int(state.step))
+        placed = placed_batches(batches, mesh, int(state.step), train_steps)
         with contextlib.closing(folder), contextlib.closing(placed):
             state = train_loop(
                 state,

@@ -3,7 +3,7 @@
 from adalink_jax.checkpoints.adapters import Adapter, check_tensors, load_adapter, save_adapter
 from adalink_jax.checkpoints.architecture import check_architecture, shapes_of
 from adalink_jax.checkpoints.base import load_base, open_base, save_base
-from adalink_jax.checkpoints.hashing import fingerprint
+from adalink_jax.checkpoints.hashing import combined_fingerprint, fingerprint, leaf_digest
 from adalink_jax.checkpoints.stored import StoredBase
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "StoredBase",
     "check_architecture",
     "check_tensors",
+    "combined_fingerprint",
     "fingerprint",
+    "leaf_digest",
     "load_adapter",
     "load_base",
     "open_base",

@@ -79,6 +79,12 @@ class StoredBase:
             flat = {name: self._place(name, places[name]) for name in self.arrays}
         return traverse_util.unflatten_dict(flat, sep="/")
 
+    def unread(self) -> dict[str, Any]:
+        """All parameters as nested dicts of `Unread` arrays: nothing is in memory yet."""
+        return traverse_util.unflatten_dict(
+            {name: Unread(self, name) for name in self.arrays}, sep="/"
+        )
+
     def _place(self, name: str, sharding: Any) -> jax.Array:
         shape, parts = tuple(self.arrays[name].shape), {}
         try:
@@ -96,6 +102,30 @@ class StoredBase:
             return parts[repr(index)]
 
         return jax.make_array_from_callback(shape, sharding, part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """A parameter that is read where it is indexed, each time; NumPy takes it whole.
+
+    Attributes:
+      base: whose it is.
+      name: its ``"/"``-joined name there.
+    """
+
+    base: StoredBase
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape on disk."""
+        return tuple(self.base.arrays[self.name].shape)
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        return self.base.read(self.name, index)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.base.read(self.name), dtype)
 
 
 def open_arrays(

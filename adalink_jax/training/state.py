@@ -4,6 +4,7 @@ Where layers are scanned (`T5Config.stacks_layers`), the base lies stacked in me
 frozen or trains. Adapters stay under public names, and so does everything that is saved.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -273,17 +274,22 @@ def place_params(
 def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
     """Puts copies of the leaves where they belong.
 
-    Copies, because the train step donates its state: the caller's arrays must outlive it.
+    Copies, because the train step donates its state: the caller's arrays must outlive it. Of a leaf
+    that is read as it is indexed, a part that several devices hold is read once.
     """
 
     def place(leaf, sharding):
-        is_view = isinstance(leaf, LayerStack)
-        leaf = leaf if is_view else np.asarray(leaf)
-        copied = np.asarray if is_view else np.array  # What is read of a view is a copy already.
+        leaf = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
         _check_split(leaf.shape, sharding)
-        return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: copied(leaf[index], dtype)
-        )
+        read = functools.cache(lambda *index: leaf[tuple(slice(*ends) for ends in index)])
+
+        def part(index):
+            ends = [
+                each.indices(length)[:2] for each, length in zip(index, leaf.shape, strict=True)
+            ]
+            return np.array(read(*ends), dtype)
+
+        return jax.make_array_from_callback(leaf.shape, sharding, part)
 
     return jax.tree.map(place, dict(tree), dict(shardings))
 

@@ -58,7 +58,7 @@ class Run:
     def steps(self, current, batch, count):
         with sharding.on_mesh(self.mesh):
             for _ in range(count):
-                current, metrics = self.train_step(current, batch)
+                current, metrics = self.train_step(current, batch, jax.random.key(0))
         return current, metrics
 
     @property

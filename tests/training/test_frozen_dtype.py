@@ -11,13 +11,14 @@ from adalink_jax.methods.base import merge
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training import optimizers, state, step
 
+SETTINGS = {"adalink": {"rank": 2}, "lora": {"rank": 2}}
 ADAPTERS = [name for name in METHODS if not METHODS[name].trains_base]
 
 
 def started(tiny, name: str, frozen_dtype: str):
     """A state before its first step, and the compiled step."""
     config, base, _ = tiny
-    method = METHODS[name]()
+    method = METHODS[name](**SETTINGS.get(name, {}))
     rate = optimizers.factors(base_learning_rate=0.01)
     optimizer = optimizers.adafactor(rate, multiply_by_parameter_scale=False, factored=False)
     optimizer = optimizers.per_module(optimizer, method)
@@ -27,8 +28,8 @@ def started(tiny, name: str, frozen_dtype: str):
         current = state.create(
             config, method, base, adapter, optimizer, mesh, frozen_dtype=frozen_dtype
         )
-        train_step = step.make_train_step(Transformer(config, method), optimizer, rate, seed=0)
-        return current, step.compiled(train_step, current)
+        train_step = step.make_train_step(Transformer(config, method), optimizer, rate)
+        return current, step.compiled(train_step, current, seed=0)
 
 
 def logits(config, method, params, batch):
@@ -55,7 +56,7 @@ def test_only_what_is_frozen_is_bfloat16_and_the_rest_trains(tiny, name):
 def test_the_network_computes_with_what_is_stored_and_nothing_else_is_rounded(tiny):
     """Against the same weights, rounded beforehand and stored as float32."""
     config, base, batch = tiny
-    method = METHODS["adalink"]()
+    method = METHODS["adalink"](rank=2)
     current, _ = started(tiny, "adalink", "bfloat16")
     rounded = jax.tree.map(
         lambda x: np.asarray(x, jnp.bfloat16).astype(np.float32), jax.device_get(base)
