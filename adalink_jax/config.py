@@ -21,7 +21,6 @@ import os
 import pathlib
 import re
 import sys
-import textwrap
 import tokenize
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import gin
 from gin import config_parser
 
+from adalink_jax import flags
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.settings import (
     COMMAND_LINE,
@@ -82,25 +82,26 @@ def main(
     configuration = None
     _show_notices()
     try:
-        flags = _parse(argv, switches)
-        if flags["help"]:
-            print(_help(entry, run_file, switches))
+        given = flags.parse(argv, switches)
+        if given.help:
+            usage = inspect.getdoc(_entry(entry).object) or _entry(entry).name
+            print(flags.help_text(usage, gin_folder(), run_file, switches))
             return 0
-        files = [run_file] * bool(run_file) + flags["gin_file"]
+        files = [run_file] * bool(run_file) + given.gin_files
         if not files:
             raise UserError("no gin file: give --gin_file=FILE; --help says which are shipped")
         configuration = read(
             entry,
             files,
-            flags["gin"],
-            search_paths=flags["gin_search_paths"],
+            given.bindings,
+            search_paths=given.search_paths,
             supplied=("configuration", *switches),
             command=argv,
         )
-        given = {name: name in flags["switches"] for name in switches}
-        with _environment(configuration.environment):
-            arguments = build(configuration)
-            _entry(entry).object(**arguments, **given, configuration=configuration)
+        arguments = {name: name in given.switches for name in switches}
+        with _environment({**configuration.environment, **given.environment}):
+            arguments |= build(configuration)
+            _entry(entry).object(**arguments, configuration=configuration)
     except (UserError, *_data_errors()) as error:
         message = str(error).partition("\n")[0]  # gin adds lines to what a reference raises.
         print(
@@ -247,62 +248,6 @@ def _show_notices() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False  # TensorFlow's imports give the root logger a handler too.
-
-
-def _parse(argv: Sequence[str], switches: Mapping[str, str]) -> dict[str, Any]:
-    """Splits the command line into its flags, without looking at what they mean."""
-    flags: dict[str, Any] = {
-        "gin_file": [], "gin_search_paths": [], "gin": [], "switches": set(), "help": False
-    }  # fmt: skip
-    rest = list(argv)
-    while rest:
-        argument = rest.pop(0)
-        flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--")
-        if flag in ("--gin_file", "--gin_search_paths"):
-            if not equals:
-                if not rest:
-                    raise UserError(f"{flag} needs a value: {flag}=…")
-                value = rest.pop(0)
-            flags[name] += value.split(",") if name == "gin_search_paths" else [value]
-        elif flag.startswith("--gin."):
-            if not equals:
-                raise UserError(f"{flag} needs a value: {flag}=…")
-            flags["gin"].append(argument.removeprefix("--gin."))
-        elif argument in ("--help", "-h"):
-            flags["help"] = True
-        elif name in switches and argument == f"--{name}":
-            flags["switches"].add(name)
-        elif argument.startswith("-"):
-            known = ["--gin_file", "--gin_search_paths", "--help", *(f"--{s}" for s in switches)]
-            raise UserError(f"unknown flag {flag}{nearest(flag, known)} --help lists the flags")
-        else:
-            raise UserError(
-                f"unexpected '{argument}': a gin file is given as --gin_file={argument}"
-            )
-    return flags
-
-
-def _help(entry: str | Callable, run_file: str | None, switches: Mapping[str, str]) -> str:
-    program = pathlib.Path(sys.argv[0]).name
-    entry = _entry(entry)
-    folder = gin_folder()
-    shipped = sorted(p.relative_to(folder).as_posix() for p in folder.glob("experiments/*.gin"))
-    first = f" {run_file} is read before them." if run_file else ""
-    listed = "".join(f"\n  --{name:<26}{text}" for name, text in switches.items())
-    return f"""\
-usage: {program} --gin_file=FILE [--gin_file=FILE …] [--gin.NAME=VALUE …]
-
-{(inspect.getdoc(entry.object) or entry.name).splitlines()[0]}
-
-  --gin_file=FILE             read a gin file; repeatable, later files win.{first}
-  --gin.NAME=VALUE            set a macro (--gin.RANK=8) or a parameter
-                              (--gin.runs.train.seed=1); wins over all files
-  --gin_search_paths=A,B      more folders in which gin files are looked for{listed}
-  --help                      print this
-
-Files are found from the working directory, else below {folder}. Experiments there:
-{textwrap.indent(textwrap.fill("  ".join(shipped), 94), "  ")}"""
 
 
 class _Delegate(config_parser.ParserDelegate):

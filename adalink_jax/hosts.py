@@ -30,6 +30,8 @@ from adalink_jax.errors import UserError
 # Seconds that a host waits for the others before the run begins; scheduling them may take minutes.
 _WAIT = "ADALINK_HOSTS_WAIT_SECONDS"
 _DEFAULT_WAIT = 300.0
+# Where a host's place among the others is told outright.
+_PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What else of JAX's clusters are one process each: TPU pods by themselves and under GKE, SLURM.
 _CLUSTERS = ("slurm", "gcetpu", "gketpu")
 
@@ -41,9 +43,10 @@ def joined() -> Iterator[None]:
     """Within it this process is one host of a run, where the environment describes several.
 
     JAX_COORDINATOR_ADDRESS (of host 0, with a free port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say
-    it outright; SLURM jobs of several tasks and TPU pods are found as JAX finds them. Must begin
-    before the first use of a device. All hosts leave it together. If one raises, is killed or
-    falls silent, all others end within a minute, not by an exception, with a line that names it.
+    it outright (the command lines have T5X's flags for them); SLURM jobs of several tasks and TPU
+    pods are found as JAX finds them. Must begin before the first use of a device. All hosts leave
+    it together. If one raises, is killed or falls silent, all others end within a minute, not by an
+    exception, with a line that names it.
 
     Raises:
       UserError: the environment is not understood; a host is missing after as many seconds as
@@ -116,15 +119,19 @@ def _flat(record: Any, names: tuple[str, ...] = ()) -> dict[str, Any]:
 def _place() -> tuple[str, int, int] | None:
     """Address of host 0, number of hosts and this one's index; None for a single one."""
     env = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in env:
-        try:
-            address = env["JAX_COORDINATOR_ADDRESS"]
-            count, index = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
-        except (KeyError, ValueError) as error:
+    if not env.keys().isdisjoint(_PLACE):
+        if missing := [name for name in _PLACE if name not in env]:
             raise UserError(
-                "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
-                f"whole numbers; {error}"
-            ) from error
+                f"one of several hosts is told its place by {', '.join(_PLACE)} (as flags: "
+                f"--coordinator_address, --process_count, --process_index); {missing[0]} is not set"
+            )
+        address, count, index = (env[name] for name in _PLACE)
+        if not (count.isdigit() and index.isdigit()):
+            raise UserError(
+                f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}; both must be whole "
+                "numbers"
+            )
+        count, index = int(count), int(index)
         if not address.rpartition(":")[2].isdigit():
             raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be like node-0:8476")
         if not 0 <= index < count:

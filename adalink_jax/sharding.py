@@ -6,6 +6,7 @@ says where they lie. Computation runs inside `on_mesh`.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -202,6 +203,42 @@ def _fully_sharded(
             places[axis] = "data"
             break
     return PartitionSpec(*places)
+
+
+def place(name: str, array: Any, sharding: NamedSharding, dtype: Any = np.float32) -> jax.Array:
+    """A copy of an array where it belongs, of which this process reads its devices' parts alone.
+
+    Args:
+      name: what an error calls it.
+      array: of this host's memory or devices; or one that is read where it is indexed, of which a
+        part that several devices hold is read once.
+      sharding: where it belongs.
+      dtype: of the copy.
+
+    Raises:
+      UserError: the mesh does not divide it.
+    """
+    check_split(name, array.shape, sharding)
+    source = np.asarray(array) if isinstance(array, jax.Array) else array
+    read = functools.cache(lambda *ends: source[tuple(slice(*each) for each in ends)])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        ends = (each.indices(size)[:2] for each, size in zip(index, array.shape, strict=True))
+        # Copied for every device: a donated buffer must be nobody else's.
+        return np.array(read(*ends), dtype)
+
+    return jax.make_array_from_callback(tuple(array.shape), sharding, part)
+
+
+def check_split(name: str, shape: Sequence[int], sharding: NamedSharding) -> None:
+    """Raises `UserError` unless the mesh divides an array of this name and shape."""
+    try:
+        sharding.shard_shape(tuple(shape))
+    except ValueError as error:
+        raise UserError(
+            f"{name} of shape {list(shape)} cannot be split as {sharding.spec} over the mesh "
+            f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
+        ) from error
 
 
 def reduced_sharding(

@@ -35,7 +35,11 @@ ARROWS = {
     "adalink_jax.methods": (),
     "adalink_jax.models": ("adalink_jax.methods.base",),
     "adalink_jax.sharding": ("adalink_jax.methods", "adalink_jax.models"),
-    "adalink_jax.checkpoints": ("adalink_jax.methods", "adalink_jax.models"),
+    "adalink_jax.checkpoints": (
+        "adalink_jax.methods",
+        "adalink_jax.models",
+        "adalink_jax.sharding",
+    ),
     "adalink_jax.training": MATHS,
     "adalink_jax.adaptations": (*MATHS, "adalink_jax.verification"),
     "adalink_jax.cost": MATHS,
@@ -71,7 +75,8 @@ ARROWS = {
     ),
     "adalink_jax.settings": (),
     "adalink_jax.sweep": ("adalink_jax.config",),
-    "adalink_jax.config": ("adalink_jax.settings",),
+    "adalink_jax.flags": (),
+    "adalink_jax.config": ("adalink_jax.flags", "adalink_jax.settings"),
     "adalink_jax.runs": (
         *MATHS,
         "adalink_jax.adaptations",

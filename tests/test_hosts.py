@@ -21,8 +21,9 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (("node:1", "two", "0"), "JAX_PROCESS_ID must be whole numbers"),
-        (("node:1", "2", None), "JAX_PROCESS_ID must be whole numbers"),
+        (("node:1", "two", "0"), "JAX_NUM_PROCESSES is 'two' and .* must be whole numbers"),
+        (("node:1", "2", None), "--process_index.*; JAX_PROCESS_ID is not set"),
+        ((None, "2", "0"), "--coordinator_address.*; JAX_COORDINATOR_ADDRESS is not set"),
         (("node:1", "2", "2"), "JAX_PROCESS_ID is 2; with JAX_NUM_PROCESSES=2 it must be from 0"),
         (("node", "2", "0"), "JAX_COORDINATOR_ADDRESS is 'node'; it must be like"),
     ],

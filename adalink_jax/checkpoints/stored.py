@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -12,6 +11,7 @@ from adalink_jax.checkpoints import architecture
 from adalink_jax.checkpoints.hashing import as_float32
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
+from adalink_jax.sharding import place
 
 Index = Any  # What NumPy takes in brackets: an Ellipsis, or a slice for each axis.
 
@@ -76,7 +76,7 @@ class StoredBase:
         else:
             places = traverse_util.flatten_dict(dict(shardings), sep="/")
             architecture.check_names(self.arrays, places, f"shardings of {self.where}")
-            flat = {name: self._place(name, places[name]) for name in self.arrays}
+            flat = {name: place(name, Unread(self, name), places[name]) for name in self.arrays}
         return traverse_util.unflatten_dict(flat, sep="/")
 
     def unread(self) -> dict[str, Any]:
@@ -84,24 +84,6 @@ class StoredBase:
         return traverse_util.unflatten_dict(
             {name: Unread(self, name) for name in self.arrays}, sep="/"
         )
-
-    def _place(self, name: str, sharding: Any) -> jax.Array:
-        shape, parts = tuple(self.arrays[name].shape), {}
-        try:
-            sharding.shard_shape(shape)
-        except ValueError as error:
-            raise UserError(
-                f"{self.where}: {name} of shape {list(shape)} cannot be divided as {sharding.spec}"
-                f" on a mesh of {dict(sharding.mesh.shape)}"
-            ) from error
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            # Devices that hold the same part share one reading.
-            if repr(index) not in parts:
-                parts[repr(index)] = self.read(name, index)
-            return parts[repr(index)]
-
-        return jax.make_array_from_callback(shape, sharding, part)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from adalink_jax.planning.topologies import GIB
 Row = Mapping[str, Any]
 
 _FILE = "plan.json"
+_ARRAYS = 2  # Of those that lie in one buffer, so many are named.
 _NOTES = """\
 Bytes are per chip. *activations*: the peak less parameters, optimizer state and batch, so \
 gradients too. *peak*: most memory at one time, of what the compiler allows a program; of a \
@@ -154,9 +157,7 @@ def summary(row: Row) -> list[str]:
     """Lines on one row: buffers, collectives and the parts of the estimate; advice."""
     lines = []
     for buffer in row["buffers"]:
-        shapes = buffer["shapes"]
-        shapes = shapes if len(shapes) <= 100 else f"{shapes[:97]}…"
-        lines.append(f"buffer {gib(buffer['bytes'])}: {shapes}")
+        lines.append(f"buffer {_words(buffer)}")
     for kind, each in (row["collectives"] or {}).items():
         lines.append(f"{kind}: {each['count']} times, {gib(each['sent_bytes'])} sent")
     if row["fits"]:
@@ -166,6 +167,17 @@ def summary(row: Row) -> list[str]:
     else:
         lines.append(advice(row))
     return lines
+
+
+def _words(buffer: Mapping[str, Any]) -> str:
+    """A buffer's size and the largest of the arrays that share it."""
+
+    def values(array: str) -> int:
+        return math.prod(map(int, re.findall(r"\d+", array.partition("[")[2])))
+
+    arrays = sorted(buffer["shapes"].split(", "), key=values, reverse=True)
+    more = f" and {len(arrays) - _ARRAYS} more" if len(arrays) > _ARRAYS else ""
+    return f"{gib(buffer['bytes'])}: {', '.join(arrays[:_ARRAYS])}{more}"
 
 
 def advice(row: Row) -> str:
@@ -216,9 +228,7 @@ def _refusals(rows: Sequence[Row]) -> list[str]:
         return []
     lines = ["## What to change where it does not fit", ""]
     for row in refused:
-        largest = "; ".join(
-            f"{gib(buffer['bytes'])} {buffer['shapes'][:60]}" for buffer in row["buffers"]
-        )
+        largest = "; ".join(map(_words, row["buffers"]))
         lines.append(f"* {_name(row)} on {row['topology']} ({layout(row)}): {advice(row)}.")
         if largest:
             lines.append(f"  Largest buffers: {largest}.")

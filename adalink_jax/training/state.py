@@ -4,7 +4,6 @@ Where layers are scanned (`T5Config.stacks_layers`), the base lies stacked in me
 frozen or trains. Adapters stay under public names, and so does everything that is saved.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -26,7 +24,15 @@ from adalink_jax.models.stacking import (
     unstack_layers,
 )
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.sharding import WHOLE, Layout, param_shardings, reduced_sharding, replicated
+from adalink_jax.sharding import (
+    WHOLE,
+    Layout,
+    check_split,
+    param_shardings,
+    place,
+    reduced_sharding,
+    replicated,
+)
 
 
 @flax.struct.dataclass
@@ -222,11 +228,11 @@ def abstract_state(
     state, opt_places = _opt_shardings(optimizer, trainable, places[0], mesh)
 
     def put(tree, shardings, dtype=None):
-        def place(leaf, sharding):
-            _check_split(leaf.shape, sharding)
+        def abstract(path, leaf, sharding):
+            check_split(_name(path), leaf.shape, sharding)
             return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(place, tree, shardings)
+        return jax.tree_util.tree_map_with_path(abstract, tree, shardings)
 
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     return TrainState(
@@ -272,37 +278,16 @@ def place_params(
 
 
 def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
-    """Puts copies of the leaves where they belong.
-
-    Copies, because the train step donates its state: the caller's arrays must outlive it. Of a leaf
-    that is read as it is indexed, a part that several devices hold is read once.
-    """
-
-    def place(leaf, sharding):
-        leaf = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
-        _check_split(leaf.shape, sharding)
-        read = functools.cache(lambda *index: leaf[tuple(slice(*ends) for ends in index)])
-
-        def part(index):
-            ends = [
-                each.indices(length)[:2] for each, length in zip(index, leaf.shape, strict=True)
-            ]
-            return np.array(read(*ends), dtype)
-
-        return jax.make_array_from_callback(leaf.shape, sharding, part)
-
-    return jax.tree.map(place, dict(tree), dict(shardings))
+    """Puts copies where they belong: the train step donates its state, whose source outlives it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf, sharding: place(_name(path), leaf, sharding, dtype),
+        dict(tree),
+        dict(shardings),
+    )
 
 
-def _check_split(shape: Sequence[int], sharding: NamedSharding) -> None:
-    """Raises `UserError` unless the mesh divides an array of this shape."""
-    try:
-        sharding.shard_shape(tuple(shape))
-    except ValueError as error:
-        raise UserError(
-            f"an array of shape {shape} cannot be split as {sharding.spec} over the mesh "
-            f"{dict(sharding.mesh.shape)}; choose another model_parallelism"
-        ) from error
+def _name(path: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> Any:

@@ -133,13 +133,23 @@ def test_files_are_found_here_then_on_search_paths_then_among_the_shipped(toy, m
 
 def test_environment_macros_reach_the_environment_for_the_call(toy, monkeypatch):
     assert toy.run("--gin.MODEL_DIR=x", "--gin.GLUE_DIR=/glue") == 0
-    assert toy.RECEIVED["GLUE_DIR"] == "/glue"
+    assert toy.RECEIVED["environment"]["GLUE_DIR"] == "/glue"
     assert toy.RECEIVED["configuration"].environment == {"GLUE_DIR": "/glue"}
     assert "GLUE_DIR" not in os.environ
     monkeypatch.setenv("GLUE_DIR", "/of the user")
     assert toy.run("--gin.MODEL_DIR=x") == 0
-    assert toy.RECEIVED["GLUE_DIR"] == "/of the user"
+    assert toy.RECEIVED["environment"]["GLUE_DIR"] == "/of the user"
     assert toy.RECEIVED["configuration"].environment == {}
+
+
+def test_a_hosts_place_reaches_the_environment_for_the_call(toy, monkeypatch):
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    place = ["--coordinator_address=node-0:8476", "--process_count", "2", "--process_index=1"]
+    assert toy.run("--gin.MODEL_DIR=x", *place) == 0
+    assert [toy.RECEIVED["environment"][name] for name in names] == ["node-0:8476", "2", "1"]
+    assert not any(name in os.environ for name in names)
 
 
 def test_an_unread_import_is_kept_for_what_it_does(toy):

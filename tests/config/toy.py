@@ -64,7 +64,7 @@ def train(*, model_dir, method, steps, optimizer=None, seed=0, lengths=None, con
     """Trains a toy."""
     RECEIVED.clear()
     RECEIVED.update(locals())
-    RECEIVED["GLUE_DIR"] = os.environ.get("GLUE_DIR")
+    RECEIVED["environment"] = dict(os.environ)
     if seed == 13:
         raise UserError("seed 13 is unlucky")
 

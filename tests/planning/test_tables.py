@@ -20,7 +20,8 @@ def row(**changes) -> dict:
         "parameter_bytes": 2 * GIB, "optimizer_bytes": 2048, "activation_bytes": GIB,
         "hardware_flops": 3e15, "model_flops": 2e15,
         "collectives": {"all-gather": {"count": 2, "sent_bytes": GIB}},
-        "buffers": [{"bytes": GIB, "shapes": "f32[4]"}], "compile_seconds": 40.2,
+        "buffers": [{"bytes": GIB, "shapes": "f32[4], bf16[8,2], 2×f32[], f32[5]"}],
+        "compile_seconds": 40.2,
         "compute_seconds": 0.5, "hbm_seconds": 0.25, "ici_seconds": 0.125, "step_seconds": 0.5,
         "tried": [],
     }  # fmt: skip
@@ -105,7 +106,7 @@ def test_advice_claims_what_was_compiled_alone():
 
 def test_a_summary_has_buffers_collectives_and_the_estimate():
     assert tables.summary(row()) == [
-        "buffer 1.00 GiB: f32[4]",
+        "buffer 1.00 GiB: bf16[8,2], f32[5] and 2 more",
         "all-gather: 2 times, 1.00 GiB sent",
         "estimate of a step, the longest of: compute 0.5 s, hbm 0.25 s, ici 0.125 s",
     ]
