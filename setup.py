@@ -37,6 +37,8 @@ RUNS = [
     "tensorflow>=2.18,<3",
     "tensorflow-datasets>=4.9.7,<5",
 ]
+# Frozen bases in int8.
+INT8 = ["qwix>=0.1.8,<0.2"]
 TEST = [
     "beartype>=0.20,<1",
     "chex>=0.1.89,<0.2",
@@ -44,6 +46,7 @@ TEST = [
     "pytest>=8.3,<10",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
+    *INT8,
 ]
 # Independent implementations that tests and benchmarks compare with.
 REFERENCE = ["peft>=0.17,<1", "torch==2.13.0", "transformers>=4.56,<6"]
@@ -82,6 +85,7 @@ setuptools.setup(
         "test": TEST,
         "reference": REFERENCE,
         "plan": PLAN,
+        "int8": INT8,
         "dev": TEST + REFERENCE,
     },
 )

@@ -1,6 +1,7 @@
 """What a run needs before its first step: mesh, base, routes, state, evaluator."""
 
 import dataclasses
+import importlib.util
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import Evaluator
 from adalink_jax.methods.base import Method, Params
+from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training import state as states
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 # How much of each dimension of a parameter hosts compare.
 _CORNER = 8
-# In which a frozen base may be stored. float16 overflows in T5 (see T5Config.dtype).
-FROZEN_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +136,18 @@ def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
     """Raises `UserError` unless the base can be stored so while the method trains."""
     if frozen_dtype not in FROZEN_DTYPES:
         raise UserError(
-            f"frozen_dtype is {frozen_dtype!r}; it takes {' or '.join(FROZEN_DTYPES)}"
+            f"frozen_dtype is {frozen_dtype!r}; it takes {', '.join(FROZEN_DTYPES)}"
             f"{nearest(str(frozen_dtype), FROZEN_DTYPES)}"
         )
     if frozen_dtype != "float32" and method.trains_base:
         raise UserError(
             f"frozen_dtype is '{frozen_dtype}', but {type(method).__name__} freezes nothing: what "
             "trains is float32"
+        )
+    if frozen_dtype == "int8" and not importlib.util.find_spec("qwix"):
+        raise UserError(
+            "frozen_dtype is 'int8', for which qwix is not installed: pip install "
+            "'qwix>=0.1.8,<0.2', or this package with its extra, [int8]"
         )
 
 

@@ -107,7 +107,7 @@ def train(
       slices: groups of devices with a slower network between them, as `sharding.Layout`.
       devices: how many devices the run expects; None takes what is there.
       dtype: of the activations, "float32" or "bfloat16"; adapters are float32.
-      frozen_dtype: in which the frozen base is stored on the devices, "float32" or "bfloat16".
+      frozen_dtype: in which devices store the frozen base: "float32", "bfloat16" or "int8".
       dropout_rate: of the base's dropouts while training.
       scan_layers: whether layers are stacked and scanned; None where a stack has more than 12.
       remat: what the backward pass computes again: "none", "minimal" or "full".
@@ -227,7 +227,7 @@ def evaluate(
       fully_sharded: whether the base's matrices are split over all devices of a slice.
       slices: groups of devices with a slower network between them, as `sharding.Layout`.
       devices: how many devices the run expects; None takes what is there.
-      frozen_dtype: in which the base is stored on the devices, "float32" or "bfloat16".
+      frozen_dtype: in which devices store the base, as in `train`.
       cache_dir: where token arrays are cached.
       configuration: what gin resolved these arguments from.
 

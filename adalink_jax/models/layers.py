@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.methods.base import Array, Context, Method, Site
 from adalink_jax.models.config import T5Config
+from adalink_jax.models.kernels import product
 
 # A number, or an expression of sizes where `jax.export` is given symbolic shapes.
 Size = Any
@@ -55,7 +56,7 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         # Over a flat list of tokens: contracting two axes for the kernel's gradient, XLA would
         # transpose whole activations, and compute again what is fused into them.
-        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        y = product(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         y = y.reshape(*x.shape[:-1], self.features)
         return self.method.linear(x, y, self.site, ctx)
 

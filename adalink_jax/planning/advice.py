@@ -6,6 +6,7 @@ from typing import Any
 
 from adalink_jax.errors import UserError
 from adalink_jax.models.config import REMATS
+from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.planning.compiling import Case, Prepared, Program
 
 # Compilations for one refused step. A change is not compiled where what the step is given alone
@@ -70,8 +71,8 @@ def _search(case: Case, prepare: Callable[[Case], Any], level: str) -> list[Try]
 def changes(case: Case) -> Iterator[tuple[str, Case]]:
     """Changes of a case: each alone, in the order of what they cost; then together.
 
-    Recomputing costs operations, sharding costs traffic, accumulation costs both; a bfloat16 base
-    costs precision.
+    Recomputing costs operations, sharding costs traffic, accumulation costs both; a base in fewer
+    bits costs precision.
     """
     last = len(REMATS) - 1
     for stage in range(REMATS.index(case.config.remat), last):
@@ -82,11 +83,12 @@ def changes(case: Case) -> Iterator[tuple[str, Case]]:
         yield _with(case, model_parallelism=parallel)
     for parts in _doubled(case.accumulation, case.shape.batch):
         yield _with(case, accumulation=parts)
-    if case.frozen_dtype != "bfloat16" and not case.method.trains_base:
-        yield _with(case, frozen_dtype="bfloat16")
+    smaller = FROZEN_DTYPES[FROZEN_DTYPES.index(case.frozen_dtype) + 1 :]
+    for dtype in () if case.method.trains_base else smaller:
+        yield _with(case, frozen_dtype=dtype)
     together = {"remat": REMATS[last], "fully_sharded": case.topology.chips > 1}
-    if not case.method.trains_base:
-        together["frozen_dtype"] = "bfloat16"
+    if smaller and not case.method.trains_base:
+        together["frozen_dtype"] = smaller[0]
     yield _with(case, **together)
     for parts in _doubled(case.accumulation, case.shape.batch):
         yield _with(case, **together, accumulation=parts)

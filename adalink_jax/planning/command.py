@@ -12,11 +12,10 @@ from adalink_jax import config, runs
 from adalink_jax.cost.formulas import Shape
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
+from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.planning import rows, tables, topologies
 from adalink_jax.planning.compiling import LEVELS, OPTIMIZERS, Case
 from adalink_jax.sharding import Layout
-
-_DTYPES = ("float32", "bfloat16")
 
 
 def main(usage: str, argv: Sequence[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def main(usage: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fully_sharded", action="store_true", help="the base over all chips")
     parser.add_argument("--model_parallelism", type=int, help="chips that share a model's products")
     parser.add_argument("--optimizer", action="append", help=f"{' or '.join(OPTIMIZERS)}")
-    parser.add_argument("--frozen_dtype", help="of the frozen base: float32 or bfloat16 (default)")
+    parser.add_argument("--frozen_dtype", help="of the frozen base (bfloat16)")
     parser.add_argument("--optimization_level", default="O1", help=", ".join(LEVELS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--to", help="a folder; rows that it holds are not compiled again")
@@ -81,7 +80,7 @@ def _check(flags: argparse.Namespace) -> None:
     given = [("optimization_level", flags.optimization_level, LEVELS)]
     given += [("optimizer", value, OPTIMIZERS) for value in flags.optimizer]
     if flags.frozen_dtype:
-        given.append(("frozen_dtype", flags.frozen_dtype, _DTYPES))
+        given.append(("frozen_dtype", flags.frozen_dtype, FROZEN_DTYPES))
     for name, value, known in given:
         if value not in known:
             takes = f"it takes {' or '.join(known)}"

@@ -42,7 +42,7 @@ class Case:
       layout: how the model lies on it.
       shape: of the global batch.
       optimizer: of `OPTIMIZERS`.
-      frozen_dtype: in which the frozen tree is stored, "float32" or "bfloat16".
+      frozen_dtype: in which the frozen tree is stored, "float32", "bfloat16" or "int8".
       accumulation: into how many parts a batch is divided.
     """
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Method, Params, merge, split
+from adalink_jax.models.kernels import quantised, quantised_shardings
 from adalink_jax.models.stacking import (
     LayerStack,
     is_stacked,
@@ -193,7 +194,8 @@ def create(
       optimizer: already `per_module`.
       mesh: the mesh.
       layout: that the mesh was made for.
-      frozen_dtype: float32 or bfloat16, in which the frozen tree is stored.
+      frozen_dtype: of `FROZEN_DTYPES`, in which the frozen tree is stored; beside int8 kernels,
+        what is no kernel (tables, norms, biases) is bfloat16.
     """
     shardings = model_shardings(config, method, mesh, layout)
     trainable_shardings, frozen_shardings = _laid_out(shardings, config, method, _stacked_sharding)
@@ -230,7 +232,11 @@ def abstract_state(
     def put(tree, shardings, dtype=None):
         def abstract(path, leaf, sharding):
             check_split(_name(path), leaf.shape, sharding)
-            return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
+            stored = leaf.dtype if dtype is None else _stored(path, dtype)
+            if stored == jnp.int8:
+                like = jax.eval_shape(quantised, leaf)
+                return jax.tree.map(_at, like, quantised_shardings(like, sharding))
+            return _at(jax.ShapeDtypeStruct(leaf.shape, stored), sharding)
 
         return jax.tree_util.tree_map_with_path(abstract, tree, shardings)
 
@@ -279,11 +285,28 @@ def place_params(
 
 def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
     """Puts copies where they belong: the train step donates its state, whose source outlives it."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, sharding: place(_name(path), leaf, sharding, dtype),
-        dict(tree),
-        dict(shardings),
-    )
+
+    def put(path, leaf, sharding):
+        stored = _stored(path, dtype)
+        if stored != jnp.int8:
+            return place(_name(path), leaf, sharding, stored)
+        # On the devices, because a scale is of whole columns, and they may be split.
+        kernel = place(_name(path), leaf, sharding)
+        places = quantised_shardings(jax.eval_shape(quantised, kernel), sharding)
+        return jax.jit(quantised, out_shardings=places)(kernel)
+
+    return jax.tree_util.tree_map_with_path(put, dict(tree), dict(shardings))
+
+
+def _stored(path: Sequence[Any], dtype: Any) -> jnp.dtype:
+    """In which a leaf of a tree is stored, of which `dtype` is asked."""
+    dtype = jnp.dtype(dtype)
+    of_kernel = path[-1].key == "kernel"
+    return jnp.dtype(jnp.bfloat16) if dtype == jnp.int8 and not of_kernel else dtype
+
+
+def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _name(path: Sequence[Any]) -> str:

@@ -2,7 +2,8 @@
 
 Run as a process of its own: ``mesh_losses.py MESH…``. A mesh is like 4x2 (data × model) or 2x2x2
 (slice × data × model), with an f behind it where parameters are fully sharded; 1x1 is one device.
-METHODS in the environment names those that are wanted, like "lora full"; default all.
+METHODS in the environment names those that are wanted, like "lora full", default all; FROZEN_DTYPE
+in which the base is stored.
 Several processes join by the environment that `adalink_jax.hosts.joined` reads.
 """
 
@@ -73,7 +74,8 @@ def losses(name: str, layout: sharding.Layout, base) -> list[float]:
     mesh = sharding.make_mesh(layout, jax.devices()[: layout.devices])
     with sharding.on_mesh(mesh):
         adapter = state.init_adapter(CONFIG, method, base, jax.random.key(1))
-        current = state.create(CONFIG, method, base, adapter, optimizer, mesh, layout)
+        frozen_dtype = os.environ.get("FROZEN_DTYPE", "float32")
+        current = state.create(CONFIG, method, base, adapter, optimizer, mesh, layout, frozen_dtype)
         train_step = step.compiled(
             step.make_train_step(Transformer(CONFIG, method), optimizer, rate), current, seed=0
         )

@@ -53,6 +53,13 @@ def test_meshes_give_the_losses_of_one_device(one_device):
 
 
 @pytest.mark.slow
+def test_a_base_in_int8_is_the_same_on_a_mesh():
+    """Its scales are of whole columns, which fully sharded kernels are parts of."""
+    found = result_of(start(8, "1x1", "4x2f", METHODS="adalink", FROZEN_DTYPE="int8"))
+    assert_same(found, found["1x1"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hosts", "methods", "mesh"),
     [(2, "adalink lora prompt_tuning full", "2x4"), (4, "adalink full", "8x1f")],

@@ -57,6 +57,7 @@ def test_changes_come_in_the_order_of_what_they_cost():
         "remat=minimal", "remat=full", "fully_sharded=True", "model_parallelism=2",
         "model_parallelism=4", "model_parallelism=8", "gradient_accumulation_steps=2",
         "gradient_accumulation_steps=4", "gradient_accumulation_steps=8", "frozen_dtype=bfloat16",
+        "frozen_dtype=int8",
     ]  # fmt: skip
     assert words[: len(alone)] == alone
     assert words[len(alone)] == "remat=full, fully_sharded=True, frozen_dtype=bfloat16"

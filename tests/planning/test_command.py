@@ -59,7 +59,10 @@ def refused(capsys, *flags) -> str:
         ("--batch=0", "batch is 0; it must be at least 1"),
         ("--model_parallelism=0", "model_parallelism is 0"),
         ("--optimizer=adam", "optimizer is 'adam'; it takes adafactor or adamw"),
-        ("--frozen_dtype=float16", "frozen_dtype is 'float16'; it takes float32 or bfloat16"),
+        (
+            "--frozen_dtype=float16",
+            "frozen_dtype is 'float16'; it takes float32 or bfloat16 or int8",
+        ),
         ("--optimization_level=1", "optimization_level is '1'; it takes default or O0"),
         ("--topology=v5e:16x16", "gin/hardware/tpu_v5e_16x16.gin, the layout of v5e:16x16"),
     ],
