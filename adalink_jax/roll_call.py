@@ -12,6 +12,7 @@ or "end" (a text: the run must end).
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -127,11 +128,9 @@ class Watcher:
 
     def tell_run(self, message: bytes) -> None:
         """Sends the run a line; it may be gone."""
-        try:
+        with contextlib.suppress(OSError):
             sys.stdout.buffer.write(message)
             sys.stdout.buffer.flush()
-        except OSError:
-            pass
 
     async def watch(self) -> None:
         """Until the run is over, or must end."""
@@ -217,7 +216,8 @@ class Watcher:
             self.mistaken |= "mistaken" in json.loads(message)
             self.server.write(message)
         if not self.over and self.server is not None:
-            self.server.write_eof()
+            with contextlib.suppress(OSError):  # Host 0 may be gone by now.
+                self.server.write_eof()
 
     async def _beat(self) -> None:
         while True:
