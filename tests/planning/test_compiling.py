@@ -127,3 +127,22 @@ def test_a_step_is_compiled_for_chips_that_are_not_here():
     # Every kernel is gathered at least forwards, again and backwards, in bfloat16.
     gathered = program.traffic["all-gather"].sent_bytes
     assert gathered >= 2 * 2 * matrices(CONFIG) * 3 // 4
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_is_compiled_for_several_slices():
+    """Matrices are gathered within a slice; what adapters learn is summed over both."""
+    from jax.experimental import topologies as descriptions
+
+    topology = topologies.find("v5e:2x2")
+    sent = []
+    for slices in (1, 2):
+        devices = descriptions.get_topology_desc(
+            platform="tpu", topology_name=topology.name, num_slices=slices
+        ).devices
+        layout = Layout(fully_sharded=True, slices=slices)
+        case = dataclasses.replace(ADALINK, topology=topology, layout=layout)
+        sent.append(Prepared(case, devices).compile("O1").traffic)
+    assert sent[0]["all-gather"] == sent[1]["all-gather"]
+    assert 0 < sent[0]["all-reduce"].sent_bytes < sent[1]["all-reduce"].sent_bytes
