@@ -187,7 +187,9 @@ def initial_state(
         base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
     )
     trainable, frozen = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state.trainable, state.frozen)
+        # A kernel in int8 is one leaf here, its scales no parameters.
+        sum(math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(dict(tree)).values())
+        for tree in (state.trainable, state.frozen)
     )
     say(
         f"trainable {trainable:,} of {trainable + frozen:,} parameters "

@@ -139,3 +139,10 @@ def test_an_array_that_the_mesh_does_not_divide_is_named():
     abstract = jax.sharding.AbstractMesh((5,), ("model",))
     with pytest.raises(UserError, match=r"encoder/x of shape \[37\] cannot be split"):
         sharding.check_split("encoder/x", (37,), NamedSharding(abstract, PartitionSpec("model")))
+
+
+def test_a_base_in_int8_says_what_it_needs(monkeypatch):
+    preparation.check_frozen_dtype("int8", Method())
+    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"qwix is not installed: pip install 'qwix.*\[int8\]"):
+        preparation.check_frozen_dtype("int8", Method())
