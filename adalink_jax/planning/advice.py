@@ -38,7 +38,7 @@ def search(case: Case, devices: list[Any], level: str) -> list[Try]:
     Args:
       case: the step.
       devices: of its topology.
-      level: the compiler's, as `Prepared.compile` takes it.
+      level: the compiler's, as `Prepared.decided` takes it.
 
     Returns:
       What was tried; the last one fits, or none does.
@@ -60,7 +60,7 @@ def _search(case: Case, prepare: Callable[[Case], Any], level: str) -> list[Try]
             continue
         if compiled == TRIES:
             break
-        program: Program = prepared.compile(level)
+        program: Program = prepared.decided(level)
         compiled += 1
         tries.append(Try(change, program.fits, program.peak_bytes, given))
         if program.fits:

@@ -26,7 +26,11 @@ from adalink_jax.training.step import in_place, make_train_step
 
 OPTIMIZERS = ("adafactor", "adamw")
 # Of XLA's own levels; "default" is what a run has.
-LEVELS = ("default", "O0", "O1", "O2", "O3")
+RUN_LEVEL = "default"
+LEVELS = (RUN_LEVEL, "O0", "O1", "O2", "O3")
+# Peaks at other levels were up to a tenth from those of a run: as such a share of what is allowed,
+# they leave open whether a run fits.
+OPEN = (0.85, 1.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Program:
     """A compiled step, or one that the compiler refused for its memory.
 
     Attributes:
+      level: of `LEVELS`.
       fits: whether it was compiled.
       peak_bytes: the most memory that is held at one time on a chip; of a refused step, what the
         compiler says that it needs.
@@ -99,6 +104,7 @@ class Program:
       traffic: collectives by kind; None where the step was refused.
     """
 
+    level: str
     fits: bool
     peak_bytes: int
     seconds: float
@@ -169,6 +175,15 @@ class Prepared:
         self.weights_of_all = sizes[0] + sizes[1]
         self.arguments_of_all = sum(sizes[:3])
 
+    def decided(self, level: str) -> Program:
+        """Compiles at a level, and again as a run does where that leaves open whether it fits."""
+        program = self.compile(level)
+        share = program.peak_bytes / self.case.topology.chip.allowed_bytes
+        if level == RUN_LEVEL or not OPEN[0] < share < OPEN[1]:
+            return program
+        again = self.compile(RUN_LEVEL)
+        return dataclasses.replace(again, seconds=program.seconds + again.seconds)
+
     def compile(self, level: str) -> Program:
         """Compiles the step for the devices.
 
@@ -191,14 +206,14 @@ class Prepared:
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(self._mesh))
         before = jax.config.jax_optimization_level
-        jax.config.update("jax_optimization_level", "UNKNOWN" if level == "default" else level)
+        jax.config.update("jax_optimization_level", "UNKNOWN" if level == RUN_LEVEL else level)
         try:
             start = time.perf_counter()
             with sharding.on_mesh(self._mesh):
                 lowered = in_place(step, self._state).lower(self._state, self._batch, key)
             lowered_at = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                return _compiled(lowered, pathlib.Path(folder), lowered_at - start)
+                return _compiled(lowered, level, pathlib.Path(folder), lowered_at - start)
         finally:
             jax.config.update("jax_optimization_level", before)
 
@@ -222,7 +237,7 @@ def _bytes_of_a_chip(tree: Any) -> int:
     return total
 
 
-def _compiled(lowered: Any, folder: pathlib.Path, trace_seconds: float) -> Program:
+def _compiled(lowered: Any, level: str, folder: pathlib.Path, trace_seconds: float) -> Program:
     """Compiles, dumping into a folder what only the dump tells."""
     # The report is written even of a program that is refused, whose error names no buffer.
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
@@ -236,9 +251,10 @@ def _compiled(lowered: Any, folder: pathlib.Path, trace_seconds: float) -> Progr
         if needed is None:
             raise
         buffers = memory.largest_buffers(report)
-        return Program(False, needed, seconds, trace_seconds, buffers, None)
+        return Program(level, False, needed, seconds, trace_seconds, buffers, None)
     seconds = time.perf_counter() - start
     return Program(
+        level,
         True,
         compiled.memory_analysis().peak_memory_in_bytes,
         seconds,

@@ -49,7 +49,7 @@ def row(case: Case, level: str) -> dict[str, Any]:
 
     Args:
       case: the step.
-      level: the compiler's, as `Prepared.compile` takes it.
+      level: the compiler's, as `Prepared.decided` takes it.
 
     Returns:
       JSON values: the `question`, and the answer in bytes, operations and seconds.
@@ -59,10 +59,11 @@ def row(case: Case, level: str) -> dict[str, Any]:
     """
     devices = case.topology.devices()
     prepared = Prepared(case, devices)
-    program = prepared.compile(level)
+    program = prepared.decided(level)
     counted = _flops(case.config, case.method, case.shape)
     chip, given = case.topology.chip, prepared.arguments
     found = question(case, level) | {
+        "decided_at": program.level,
         "fits": program.fits,
         "peak_bytes": program.peak_bytes,
         "allowed_bytes": chip.allowed_bytes,

@@ -20,7 +20,8 @@ _ARRAYS = 2  # Of those that lie in one buffer, so many are named.
 _NOTES = """\
 Bytes are per chip. *activations*: the peak less parameters, optimizer state and batch, so \
 gradients too. *peak*: most memory at one time, of what the compiler allows a program; of a \
-refused step, what it would need. *hardware FLOPs*, *model FLOPs*: operations of a step on all \
+refused step, what it would need; with a star, compiled as a run is, because at the planning level \
+it came close to what is allowed. *hardware FLOPs*, *model FLOPs*: operations of a step on all \
 chips, as they are done and without recomputation. *sent*: bytes that a chip sends to others in a \
 step. *estimate*: seconds of a step at the chip's published peaks, a lower bound; nothing here was \
 run. *compile*: seconds that the compiler took on the planning machine.
@@ -38,7 +39,7 @@ def stored(folder: pathlib.Path) -> list[Row]:
         return []
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return [row for row in rows if row["peak_bytes"]]
+        return [row for row in rows if row["decided_at"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no plan of this script: {error!r}; move it away") from error
 
@@ -126,6 +127,7 @@ def _cells(row: Row, shape: bool) -> dict[str, str]:
     cells = {"model": row["model"], "method": row["method"], "optimizer": row["optimizer"]}
     if shape:
         cells["shape"] = f"{row['batch']} × {row['inputs']} + {row['targets']}"
+    again = "*" if row["decided_at"] != row["optimization_level"] else ""
     kinds = row["collectives"]  # None of a refused step, empty on one chip.
     sent = "" if kinds is None else gib(sum(kind["sent_bytes"] for kind in kinds.values()))
     return cells | {
@@ -134,7 +136,7 @@ def _cells(row: Row, shape: bool) -> dict[str, str]:
         "parameters": gib(row["parameter_bytes"]),
         "optimizer state": gib(row["optimizer_bytes"]),
         "activations": gib(row["activation_bytes"]),
-        "peak": gib(row["peak_bytes"]),
+        "peak": gib(row["peak_bytes"]) + again,
         "allowed": gib(row["allowed_bytes"]),
         "hardware FLOPs": f"{row['hardware_flops'] / 1e15:.3g} P",
         "model FLOPs": f"{row['model_flops'] / 1e15:.3g} P",

@@ -31,7 +31,7 @@ def search(case, peak, argument=lambda case: 1.0):
     compiled = []
 
     def prepare(changed):
-        def compile(level):
+        def decided(level):
             assert level == "O1"
             compiled.append(changed)
             return types.SimpleNamespace(
@@ -39,7 +39,7 @@ def search(case, peak, argument=lambda case: 1.0):
             )
 
         total = int(argument(changed) * GIB)
-        return types.SimpleNamespace(arguments=types.SimpleNamespace(total=total), compile=compile)
+        return types.SimpleNamespace(arguments=types.SimpleNamespace(total=total), decided=decided)
 
     return advice._search(case, prepare, "O1"), compiled
 

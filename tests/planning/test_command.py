@@ -33,7 +33,7 @@ def compiled(monkeypatch):
              "model_flops", "compile_seconds", "compute_seconds", "hbm_seconds", "ici_seconds",
              "step_seconds"), 1.0,
         )  # fmt: skip
-        answer |= {"fits": True, "peak_bytes": 2, "allowed_bytes": 4}
+        answer |= {"decided_at": level, "fits": True, "peak_bytes": 2, "allowed_bytes": 4}
         return rows.question(case, level) | answer | {"buffers": [], "collectives": {}, "tried": []}
 
     monkeypatch.setattr(command.rows, "row", row)

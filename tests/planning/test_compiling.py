@@ -12,7 +12,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.planning import topologies
-from adalink_jax.planning.compiling import Case, Prepared, optimizer_of
+from adalink_jax.planning.compiling import Case, Prepared, Program, optimizer_of
 from adalink_jax.sharding import Layout
 from adalink_jax.training.optimizers import adafactor, per_module
 from adalink_jax.training.state import abstract_state, create, init_adapter, init_base
@@ -102,6 +102,24 @@ def test_the_abstract_state_is_that_of_a_run(case, scanned):
         for tree in (abstract, state)
     )
     assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "levels"),
+    [(0.5, ["O1"]), (0.9, ["O1", "default"]), (1.05, ["O1", "default"]), (1.5, ["O1"])],
+)
+def test_what_comes_close_is_compiled_as_a_run_is(monkeypatch, share, levels):
+    asked = []
+
+    def compiled(prepared, level):
+        asked.append(level)
+        peak = int(share * prepared.case.topology.chip.allowed_bytes)
+        return Program(level, share < 1, peak, 2.0, 1.0, (), None)
+
+    monkeypatch.setattr(Prepared, "compile", compiled)
+    program = Prepared(ADALINK, jax.devices()[:1]).decided("O1")
+    assert asked == levels and program.level == levels[-1]
+    assert program.seconds == 2 * len(levels)
 
 
 @needs_libtpu

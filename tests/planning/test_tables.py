@@ -16,7 +16,8 @@ def row(**changes) -> dict:
         "model": "t5", "method": "adalink", "topology": "v5e:2x2", "chips": 4, "hosts": 1,
         "model_parallelism": 1, "fully_sharded": True, "batch": 8, "inputs": 4, "targets": 2,
         "gradient_accumulation_steps": 1, "optimizer": "adafactor", "frozen_dtype": "bfloat16",
-        "remat": "full", "fits": True, "peak_bytes": 3 * GIB, "allowed_bytes": 16 * GIB,
+        "remat": "full", "optimization_level": "O1", "decided_at": "O1", "fits": True,
+        "peak_bytes": 3 * GIB, "allowed_bytes": 16 * GIB,
         "parameter_bytes": 2 * GIB, "optimizer_bytes": 2048, "activation_bytes": GIB,
         "hardware_flops": 3e15, "model_flops": 2e15,
         "collectives": {"all-gather": {"count": 2, "sent_bytes": GIB}},
@@ -110,3 +111,8 @@ def test_a_summary_has_buffers_collectives_and_the_estimate():
         "all-gather: 2 times, 1.00 GiB sent",
         "estimate of a step, the longest of: compute 0.5 s, hbm 0.25 s, ici 0.125 s",
     ]
+
+
+def test_a_peak_that_another_level_decided_has_a_star():
+    assert "| 3.00 GiB |" in tables.markdown([row()])
+    assert "| 3.00 GiB* |" in tables.markdown([row(decided_at="default")])
