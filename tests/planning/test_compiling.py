@@ -105,10 +105,19 @@ def test_the_abstract_state_is_that_of_a_run(case, scanned):
 
 
 @pytest.mark.parametrize(
-    ("share", "levels"),
-    [(0.5, ["O1"]), (0.9, ["O1", "default"]), (1.05, ["O1", "default"]), (1.5, ["O1"])],
+    ("case", "share", "again"),
+    [
+        (ADALINK, 0.94, False),
+        (ADALINK, 0.97, True),
+        (ADALINK, 1.03, True),
+        (ADALINK, 1.06, False),
+        # Its weights are cast, which costs more at some levels than at others.
+        (FULL, 0.75, False),
+        (FULL, 0.8, True),
+        (dataclasses.replace(ADALINK, frozen_dtype="int8"), 0.8, True),
+    ],
 )
-def test_what_comes_close_is_compiled_as_a_run_is(monkeypatch, share, levels):
+def test_what_comes_close_is_compiled_as_a_run_is(monkeypatch, case, share, again):
     asked = []
 
     def compiled(prepared, level):
@@ -117,9 +126,9 @@ def test_what_comes_close_is_compiled_as_a_run_is(monkeypatch, share, levels):
         return Program(level, share < 1, peak, 2.0, 1.0, (), None)
 
     monkeypatch.setattr(Prepared, "compile", compiled)
-    program = Prepared(ADALINK, jax.devices()[:1]).decided("O1")
-    assert asked == levels and program.level == levels[-1]
-    assert program.seconds == 2 * len(levels)
+    program = Prepared(case, jax.devices()[:1]).decided("O1")
+    assert asked == ["O1", *["default"] * again] and program.level == asked[-1]
+    assert program.seconds == 2 * len(asked)
 
 
 @needs_libtpu
