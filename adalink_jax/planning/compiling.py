@@ -30,7 +30,7 @@ RUN_LEVEL = "default"
 LEVELS = (RUN_LEVEL, "O0", "O1", "O2", "O3")
 # By how much of a peak a run's level was found to need more and less than O1. Where weights are not
 # stored as they are multiplied, it may cast those of all layers before the loop over them.
-MORE, MORE_WITH_CASTS, LESS = 0.05, 0.3, 0.05
+MORE, MORE_WITH_CASTS, LESS = 0.1, 0.3, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
