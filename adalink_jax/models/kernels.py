@@ -19,7 +19,7 @@ FROZEN_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def product(x: Float[Array, "M Din"], kernel: Any, dtype: Any) -> Float[Array, "M Dout"]:
-    """X · kernel, computed in `dtype`.
+    """Multiplies x with a kernel, computed in `dtype`.
 
     The backward pass casts the kernel again. If it were kept, the casts of all scanned layers would
     be a second base in memory.
