@@ -60,23 +60,10 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    # Named one by one: `tasks` is a name that others use, and the folder gin/ must reach the
-    # package without ever being importable as gin.
+    # Only these two: the folder gin/ must reach the package without ever being importable as gin.
     packages=[
-        "adalink_jax",
-        "adalink_jax.checkpoints",
-        "adalink_jax.cost",
-        "adalink_jax.data",
-        "adalink_jax.evaluation",
+        *setuptools.find_packages(include=["adalink_jax", "adalink_jax.*", "tasks", "tasks.*"]),
         "adalink_jax.gin",
-        "adalink_jax.methods",
-        "adalink_jax.models",
-        "adalink_jax.planning",
-        "adalink_jax.report",
-        "adalink_jax.serving",
-        "adalink_jax.t5x",
-        "adalink_jax.training",
-        "tasks",
     ],
     package_dir={"adalink_jax.gin": "gin"},
     package_data={"adalink_jax": ["bases/**/*"], "adalink_jax.gin": ["**/*.gin"]},

@@ -25,10 +25,10 @@ sys.path[0] = str(ROOT)
 
 import numpy as np  # noqa: E402
 
+from adalink_jax.adapters.probe import has_transformers  # noqa: E402
 from adalink_jax.checkpoints import StoredBase, save_base  # noqa: E402
 from adalink_jax.checkpoints.architecture import expected_shapes  # noqa: E402
 from adalink_jax.models.t5 import T5Config  # noqa: E402
-from adalink_jax.verification import has_transformers  # noqa: E402
 from benchmarks import shapes, timing  # noqa: E402
 
 _LIBRARIES = "import adalink_jax.checkpoints, tensorstore"

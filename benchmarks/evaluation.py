@@ -31,9 +31,9 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from adalink_jax.methods import METHODS  # noqa: E402
 from adalink_jax.methods.base import merge  # noqa: E402
+from adalink_jax.models import parameters  # noqa: E402
 from adalink_jax.models.decoding import score_options  # noqa: E402
 from adalink_jax.models.t5 import Transformer  # noqa: E402
-from adalink_jax.training import state as states  # noqa: E402
 from benchmarks import shapes, timing  # noqa: E402
 
 
@@ -60,8 +60,8 @@ def score_pairs(model: Transformer, params: Any, tokens: jax.Array, option: jax.
 def candidates(config, sizes: Sizes) -> dict[str, Callable[[], Any]]:
     """Both ways of scoring, for every task."""
     method = METHODS["adalink"](rank=4)
-    base = states.init_base(config, jax.random.key(0))
-    adapter = states.init_adapter(config, method, base, jax.random.key(1))
+    base = parameters.init_base(config, jax.random.key(0))
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
     model, params = Transformer(config, method), merge(base, adapter)
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(3, config.vocab_size, (sizes.batch, sizes.inputs)), jnp.int32)

@@ -37,7 +37,7 @@ OURS = (
     "adalink_jax.training.state",
     "adalink_jax.training.step",
     "adalink_jax.checkpoints",
-    "adalink_jax.sharding",
+    "adalink_jax.distributed.sharding",
 )
 
 _CHILD = """

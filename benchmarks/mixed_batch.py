@@ -34,8 +34,8 @@ from adalink_jax.methods.adalink import AdaLink  # noqa: E402
 from adalink_jax.methods.base import Method, merge  # noqa: E402
 from adalink_jax.methods.low_rank import routed_low_rank  # noqa: E402
 from adalink_jax.models import decoding  # noqa: E402
+from adalink_jax.models.parameters import init_base  # noqa: E402
 from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
-from adalink_jax.training.state import init_base  # noqa: E402
 from benchmarks import shapes, timing  # noqa: E402
 
 RANK = 4

@@ -38,10 +38,11 @@ from jax.sharding import Mesh
 # This checkout, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
+from adalink_jax.distributed.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
 from adalink_jax.methods import METHODS  # noqa: E402
 from adalink_jax.methods.base import Method  # noqa: E402
+from adalink_jax.models import parameters  # noqa: E402
 from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
-from adalink_jax.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
 from adalink_jax.training import optimizers  # noqa: E402
 from adalink_jax.training import state as states  # noqa: E402
 from adalink_jax.training.step import loss_fn, make_train_step  # noqa: E402
@@ -84,7 +85,7 @@ def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: M
         schedule, multiply_by_parameter_scale=not adapters, factored=not adapters
     )
     optimizer = optimizers.per_module(optimizer, method)
-    adapter = states.init_adapter(config, method, base, jax.random.key(1))
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
     state = [states.create(config, method, base, adapter, optimizer, mesh)]
     step = make_train_step(Transformer(config, method), optimizer, schedule)
     compiled, key = jax.jit(step, donate_argnums=0), jax.random.key(0)
@@ -150,7 +151,7 @@ def candidates(
         flops[name] = matrix_products.flops(config, sizes, weight_gradients=weight_gradients)
     mesh, host_batch = make_mesh(), make_batch(config.vocab_size, shape)
     batch = place_batch(host_batch, mesh)
-    base = states.init_base(config, jax.random.key(0))
+    base = parameters.init_base(config, jax.random.key(0))
     base = states.place_params(config, Method(), base, mesh)
     steps["floor"] = floor_step(config, base, batch)
     for name, method in methods(prompt_length).items():

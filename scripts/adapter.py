@@ -7,7 +7,7 @@ import sys
 # This checkout, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from adalink_jax import adaptations  # noqa: E402
+from adalink_jax.adapters import command as adapters  # noqa: E402
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -44,4 +44,4 @@ if __name__ == "__main__":
     command.add_argument("adapter", help="an adapter's folder or its run's")
     command.add_argument("--to", required=True, help="the folder to write them into")
 
-    sys.exit(adaptations.main(**vars(parser.parse_args())))
+    sys.exit(adapters.main(**vars(parser.parse_args())))

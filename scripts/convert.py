@@ -9,7 +9,7 @@ sys.path[0] = str(
     pathlib.Path(__file__).resolve().parent.parent
 )  # This checkout, installed or not.
 
-from adalink_jax import convert  # noqa: E402
+from adalink_jax.tools import convert  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(convert.main())

@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports Te
 # This checkout, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from adalink_jax.cost import command  # noqa: E402
+from adalink_jax.tools.cost import command  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(command.main(__doc__))

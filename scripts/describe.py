@@ -10,10 +10,10 @@ sys.path[0] = str(
 )  # This checkout, installed or not.
 sys.path.append(os.getcwd())  # The user's own modules of tasks, which gin files import.
 
-from adalink_jax import config  # noqa: E402
+from adalink_jax.config import gin_files  # noqa: E402
 
 if __name__ == "__main__":
     switches = {"json": "print one JSON object instead of tables"}
     sys.exit(
-        config.main("adalink_jax.runs.describe", run_file="runs/describe.gin", switches=switches)
+        gin_files.main("adalink_jax.runs.describe", run_file="runs/describe.gin", switches=switches)
     )

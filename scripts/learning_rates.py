@@ -11,7 +11,7 @@ import sys
 # This checkout, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from adalink_jax.report import rates  # noqa: E402
+from adalink_jax.tools.report import rates  # noqa: E402
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -22,7 +22,7 @@ os.environ.update(
 # This checkout, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from adalink_jax.planning import command  # noqa: E402
+from adalink_jax.tools.planning import command  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(command.main(__doc__))

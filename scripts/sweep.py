@@ -19,7 +19,7 @@ sys.path[0] = str(
 )  # This checkout, installed or not.
 sys.path.append(os.getcwd())  # The user's own modules of tasks, which gin files import.
 
-from adalink_jax import sweep  # noqa: E402
+from adalink_jax.tools import sweep  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(sweep.main(__doc__))

@@ -69,8 +69,8 @@ def tiny():
     import jax
     import numpy as np
 
+    from adalink_jax.models.parameters import init_base
     from adalink_jax.models.t5 import T5Config
-    from adalink_jax.training.state import init_base
 
     config = T5Config(
         vocab_size=48,
@@ -105,7 +105,7 @@ def write_base(tmp_path_factory):
     import jax
 
     from adalink_jax.checkpoints import fingerprint, save_adapter
-    from adalink_jax.training.state import init_base
+    from adalink_jax.models.parameters import init_base
 
     def write(config) -> pathlib.Path:
         params = jax.device_get(init_base(config, jax.random.key(0)))
@@ -158,7 +158,7 @@ def write_adapter(tmp_path_factory):
     import numpy as np
 
     from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
-    from adalink_jax.training.state import init_adapter
+    from adalink_jax.models.parameters import init_adapter
 
     def write(method, base_folder, *, seed=0, scale=0.1, routes=None, change=lambda tree: tree):
         config, base = load_base(base_folder)
@@ -194,7 +194,7 @@ def torch_t5():
     import numpy as np
     from flax import traverse_util
 
-    from adalink_jax.checkpoints.huggingface import tensor_names
+    from adalink_jax.checkpoints.formats.huggingface import tensor_names
 
     def make(config, params):
         gated = len(config.mlp_activations) == 2

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from adalink_jax import adaptations, export
+from adalink_jax.adapters import export, load
+from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.verification import fixed_inputs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = T5Config(
@@ -53,7 +53,7 @@ def inputs_embeds():
 def test_numpy_computes_the_encoders_embedded_input(base, write_adapter, inputs_embeds, activation):
     method = METHODS["adalink"](rank=3, activation=activation, routes=4)
     folder = write_adapter(method, base, scale=0.4)
-    adaptation = adaptations.load(folder, base)
+    adaptation = load.load_adaptation(folder, base)
     seen = []
 
     class Spy(METHODS["adalink"]):
@@ -84,7 +84,7 @@ def test_transformers_runs_it_from_inputs_embeds(base, write_adapter, inputs_emb
     import torch
 
     folder = write_adapter(METHODS["adalink"](rank=3), base, scale=0.4)
-    adaptation = adaptations.load(folder, base)
+    adaptation = load.load_adaptation(folder, base)
     tokens, targets = fixed_inputs(CONFIG.vocab_size)
     names = {
         "model": torch_t5(CONFIG, adaptation.base),
@@ -112,7 +112,7 @@ def test_a_program_runs_with_jax_alone(base, write_adapter, tmp_path, monkeypatc
         "jax", "numpy", "safetensors",
     }  # fmt: skip
     exec(code, names)
-    adaptation = adaptations.load(adapter, base)
+    adaptation = load.load_adaptation(adapter, base)
     expected = decoding.score_options(
         Transformer(CONFIG, adaptation.method),
         adaptation.params,

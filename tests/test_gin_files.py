@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from adalink_jax import config
+from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 
-FOLDER = config.gin_folder()
+FOLDER = gin_files.gin_folder()
 KINDS = ("models", "methods", "runs", "experiments", "hardware")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*.gin"))
 MODELS = [name for name in FILES if name.startswith("models/")]
@@ -61,10 +61,10 @@ def given(*names: str) -> list[str]:
     return [f"{key}={values.get(key, 'given')}" for key in declared if key not in set_here]
 
 
-def read(entry: str, *files: str, more: tuple[str, ...] = ()) -> config.Configuration:
+def read(entry: str, *files: str, more: tuple[str, ...] = ()) -> gin_files.Configuration:
     whole = [*files, *(inner for name in files for inner in included(name))]
     bindings = [*given(*whole), *more]
-    return config.read(f"adalink_jax.runs.{entry}", files, bindings, supplied=SUPPLIED)
+    return gin_files.read(f"adalink_jax.runs.{entry}", files, bindings, supplied=SUPPLIED)
 
 
 def script_and_entry(name: str) -> tuple[str, str]:
@@ -129,7 +129,7 @@ def test_every_macro_of_an_experiment_is_read(name):
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_experiments_build_what_they_name(name):
-    arguments = config.build(read("train", name))
+    arguments = gin_files.build(read("train", name))
     method = re.search(r"methods/(\w+).gin", text_of(name)).group(1)
     assert type(arguments["method"]) is METHODS[method]
     model = arguments["model"]
@@ -148,7 +148,7 @@ def test_the_resolved_text_alone_gives_the_same_run(name, tmp_path):
     known = read(script_and_entry(name)[1], name)
     path = tmp_path / "config.gin"
     path.write_text(known.text)
-    again = config.read(known.entry, [str(path)], supplied=SUPPLIED)
+    again = gin_files.read(known.entry, [str(path)], supplied=SUPPLIED)
     assert again.values == known.values
 
 
@@ -186,13 +186,13 @@ def test_hardware_sets_where_things_lie_and_their_types_alone(name):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_file_that_builds_it(method):
     file = f"methods/{method}.gin"
-    arguments = config.build(read("describe", "runs/describe.gin", "models/mini.gin", file))
+    arguments = gin_files.build(read("describe", "runs/describe.gin", "models/mini.gin", file))
     assert type(arguments["method"]) is METHODS[method]
 
 
 def test_methods_have_their_papers_settings():
     arguments = {
-        name: config.build(
+        name: gin_files.build(
             read("train", "runs/finetune.gin", f"methods/{name}.gin", "models/mini.gin")
         )
         for name in METHODS
@@ -216,7 +216,7 @@ def test_scores_and_descriptions_take_an_experiments_files():
 
 def model_of(name: str) -> T5Config:
     full = "methods/full.gin"
-    return config.build(read("describe", "runs/describe.gin", full, name))["model"]
+    return gin_files.build(read("describe", "runs/describe.gin", full, name))["model"]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from adalink_jax import config
+from adalink_jax.config import gin_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -32,7 +32,7 @@ def command(tmp_path, mini_base, token_cache, monkeypatch, capsys):
         }
         argv = [f"--gin_file={name}" for name in (f"experiments/{experiment}.gin", *files)]
         argv += [f"--gin.{name}={value}" for name, value in flags.items() if value is not None]
-        code = config.main(f"adalink_jax.runs.{entry}", argv)
+        code = gin_files.main(f"adalink_jax.runs.{entry}", argv)
         errors = [line for line in capsys.readouterr().err.splitlines() if line[:6] == "error:"]
         return code, errors
 

@@ -2,9 +2,9 @@
 
 from adalink_jax.checkpoints.adapters import Adapter, check_tensors, load_adapter, save_adapter
 from adalink_jax.checkpoints.architecture import check_architecture, shapes_of
-from adalink_jax.checkpoints.base import load_base, open_base, save_base
-from adalink_jax.checkpoints.hashing import combined_fingerprint, fingerprint, leaf_digest
-from adalink_jax.checkpoints.stored import StoredBase
+from adalink_jax.checkpoints.bases import load_base, open_base, save_base
+from adalink_jax.checkpoints.fingerprint import combined_fingerprint, fingerprint, leaf_digest
+from adalink_jax.checkpoints.lazy import StoredBase
 
 __all__ = [
     "Adapter",

@@ -30,7 +30,7 @@ from adalink_jax.checkpoints.architecture import (
     describe_architecture,
     differing_fields,
 )
-from adalink_jax.checkpoints.hashing import as_float32, file_sha256
+from adalink_jax.checkpoints.fingerprint import as_float32, file_sha256
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method

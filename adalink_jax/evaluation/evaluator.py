@@ -13,12 +13,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adalink_jax.data import EvalExamples
+from adalink_jax.distributed.sharding import (
+    check_divisible,
+    make_mesh,
+    on_mesh,
+    place_batch,
+    replicated,
+)
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation.results import Prediction, Results, SplitResult, TaskResult
 from adalink_jax.methods.base import Params
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.sharding import check_divisible, make_mesh, on_mesh, place_batch, replicated
 
 MODES = ("rank_classification", "greedy", "beam")
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
-from adalink_jax.preparation import task_routes
+from adalink_jax.runs.setup import task_routes
 
 ROUTE = "route"
 

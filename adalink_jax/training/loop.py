@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from rich.console import Console
@@ -18,12 +18,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from adalink_jax.checkpoints.store import Store
+from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.errors import UserError
-from adalink_jax.training.folder import RunFolder
 from adalink_jax.training.state import TrainState
 
 Metrics = Mapping[str, Any]
+
+
+class Log(Protocol):
+    """Takes what a run measures (`adalink_jax.runs.folder.RunFolder`)."""
+
+    def log(
+        self, step: int, values: Mapping[str, float], times: Mapping[str, float] | None = None
+    ) -> None:
+        """Adds a line of values by name, and apart from them what a clock measured."""
+        ...
+
+    def sync(self) -> None:
+        """Puts all lines on disk."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +55,7 @@ def train_loop(
     *,
     train_steps: int,
     periods: Periods,
-    folder: RunFolder,
+    log: Log,
     store: Store,
     evaluate: Callable[[TrainState], Mapping[str, float]],
 ) -> TrainState:
@@ -58,7 +71,7 @@ def train_loop(
       batches: the batches from the state's step to train_steps - 1, on devices.
       train_steps: steps to be done in all.
       periods: when to evaluate, save and log.
-      folder: takes the metrics.
+      log: takes the metrics.
       store: takes the checkpoints.
       evaluate: state -> scores by name.
 
@@ -89,13 +102,13 @@ def train_loop(
             if step % log_period == 0 or last:
                 elapsed = max(time.perf_counter() - clock, 1e-9)
                 times = {"steps_per_second": log_period / elapsed, "data_wait": waited / elapsed}
-                folder.log(step, _as_floats(metrics), times)
+                log.log(step, _as_floats(metrics), times)
                 clock, waited = time.perf_counter(), 0.0
             if evaluates:
-                folder.log(step, evaluate(state))
+                log.log(step, evaluate(state))
                 clock = time.perf_counter()
             if saves:
-                folder.sync()
+                log.sync()
                 store.save(step, state.saved())
                 clock = time.perf_counter()
     return state

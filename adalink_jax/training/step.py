@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalink_jax.distributed.sharding import replicated
 from adalink_jax.methods.base import Array, Params, merge
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.sharding import replicated
 from adalink_jax.training.losses import cross_entropy
 from adalink_jax.training.optimizers import Schedule
 from adalink_jax.training.state import TrainState
@@ -77,7 +77,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
-    """Builds the step (state, batch, key); jit it inside `adalink_jax.sharding.on_mesh`.
+    """Builds the step (state, batch, key); jit it inside `distributed.sharding.on_mesh`.
 
     Loss and gradients are summed over the accumulated parts of a batch and divided once, by the
     batch's number of target tokens, so that accumulation changes nothing but memory. Dropout

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from adalink_jax.methods import METHODS
+from adalink_jax.models.parameters import init_base
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.training.state import init_base
 from benchmarks import matrix_products, shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

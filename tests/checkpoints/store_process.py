@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.checkpoints.adapters import save_adapter
-from adalink_jax.checkpoints.store import Store
+from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 

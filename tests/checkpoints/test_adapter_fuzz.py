@@ -17,9 +17,9 @@ from flax import traverse_util
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adalink_jax import adaptations
+from adalink_jax.adapters import command, load
 from adalink_jax.checkpoints import load_adapter, save_adapter
-from adalink_jax.checkpoints.peft import load_peft, save_peft
+from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
 from adalink_jax.methods.lora import LoRA
 
@@ -191,13 +191,11 @@ def attack(data, intact, tiny, method, tree, fit):
         same_arrays(found.tree, tree)
     if fit:
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert adaptations.main("info", adapter=str(folder), as_json=False) == 0
-            assert adaptations.main("info", adapter=str(folder), as_json=True) == 0
+            assert command.main("info", adapter=str(folder), as_json=False) == 0
+            assert command.main("info", adapter=str(folder), as_json=True) == 0
         out.getvalue().encode()
         if found.method != method or kind == "tensors":
-            refused_or(
-                lambda: adaptations.check_adapter(tiny, found.method, found.tree, str(folder))
-            )
+            refused_or(lambda: load.check_adapter(tiny, found.method, found.tree, str(folder)))
 
 
 FUZZ = {

@@ -12,8 +12,9 @@ from flax import traverse_util
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adalink_jax.checkpoints import StoredBase, huggingface, open_base, save_base
+from adalink_jax.checkpoints import StoredBase, open_base, save_base
 from adalink_jax.checkpoints.architecture import expected_shapes
+from adalink_jax.checkpoints.formats import huggingface
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 

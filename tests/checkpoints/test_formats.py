@@ -18,9 +18,9 @@ from flax import traverse_util
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.checkpoints import StoredBase, fingerprint, load_base, open_base, save_base
-from adalink_jax.checkpoints import t5x_writer as writer
 from adalink_jax.checkpoints.architecture import expected_shapes
-from adalink_jax.checkpoints.base import WRITERS
+from adalink_jax.checkpoints.bases import WRITERS
+from adalink_jax.checkpoints.formats import t5x_writer as writer
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config, Transformer
 from tests.checkpoints import bucket
@@ -130,8 +130,8 @@ def test_parts_are_the_parts(tmp_path, base, format_name):
 @pytest.mark.parametrize(
     ("format_name", "kind"),
     [
-        ("huggingface", "adalink_jax.checkpoints.safetensors_files:Tensor"),
-        ("t5x", "adalink_jax.checkpoints.zarr:ZarrArray"),
+        ("huggingface", "adalink_jax.checkpoints.formats.safetensors_files:Tensor"),
+        ("t5x", "adalink_jax.checkpoints.formats.zarr:ZarrArray"),
     ],
 )
 def test_each_host_reads_its_shards_once(tmp_path, params, tiny, hosts, format_name, kind):

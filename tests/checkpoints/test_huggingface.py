@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from adalink_jax.checkpoints import StoredBase, huggingface, load_base, open_base, save_base
+from adalink_jax.adapters.probe import fixed_inputs
+from adalink_jax.checkpoints import StoredBase, load_base, open_base, save_base
 from adalink_jax.checkpoints.architecture import expected_shapes
+from adalink_jax.checkpoints.formats import huggingface
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.verification import fixed_inputs
 
 SHARED = "shared.weight"
 ENCODER = "encoder.embed_tokens.weight"

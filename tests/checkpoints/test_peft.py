@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from adalink_jax import adaptations
+from adalink_jax.adapters import command, load
+from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.checkpoints import load_adapter, load_base
-from adalink_jax.checkpoints.peft import load_peft, save_peft
+from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.methods.lora import LoRA
+from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.training.state import init_adapter, init_base
-from adalink_jax.verification import fixed_inputs
 
 CONFIGS = {
     "t5_1_1": T5Config(
@@ -93,13 +93,13 @@ def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
     config, base = based(LORAS[name][0])
     method = LoRA(rank=2, **LORAS[name][1])
     tree = random_tree(config, method, base)
-    plain = adaptations.logits(config, base)
+    plain = load.logits(config, base)
     np.testing.assert_allclose(torch_logits(torch_t5(config, base), config), plain, atol=1e-4)
     for route in range(method.routes):
         save_peft(tmp_path / str(route), method, tree, route, config)
         model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
         found = torch_logits(model, config)
-        ours = adaptations.logits(config, merge(base, tree), method, route)
+        ours = load.logits(config, merge(base, tree), method, route)
         np.testing.assert_allclose(found, ours, atol=1e-4)
         assert np.abs(ours - plain).max() > 1e-2
 
@@ -156,10 +156,10 @@ def test_we_read_pefts_lora(based, torch_t5, peft, tmp_path, settings, expected)
     method, tree = load_peft(tmp_path, config)
     for name, value in expected.items():
         assert getattr(method, name) == value, name
-    adaptations.check_adapter(config, method, tree)
-    ours = adaptations.logits(config, merge(base, tree), method)
+    load.check_adapter(config, method, tree)
+    ours = load.logits(config, merge(base, tree), method)
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
-    assert np.abs(ours - adaptations.logits(config, base)).max() > 1e-2
+    assert np.abs(ours - load.logits(config, base)).max() > 1e-2
 
 
 @pytest.mark.reference
@@ -171,7 +171,7 @@ def test_peft_reads_our_prompts(based, torch_t5, peft, tmp_path):
     for route in range(2):
         save_peft(tmp_path / str(route), method, tree, route, config)
         model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
-        ours = adaptations.logits(config, merge(base, tree), method, route)
+        ours = load.logits(config, merge(base, tree), method, route)
         np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
 
 
@@ -185,8 +185,8 @@ def test_we_read_pefts_prompts(based, torch_t5, peft, tmp_path, submodules):
     model = peft.get_peft_model(torch_t5(config, base), asked).eval()
     model.save_pretrained(tmp_path)
     method, tree = load_peft(tmp_path, config)
-    adaptations.check_adapter(config, method, tree)
-    ours = adaptations.logits(config, merge(base, tree), method)
+    load.check_adapter(config, method, tree)
+    ours = load.logits(config, merge(base, tree), method)
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
 
 
@@ -306,9 +306,9 @@ def test_the_command_takes_one_over_as_an_adapter_of_its_base(write_base, tmp_pa
     method = LoRA(rank=2, linears=("attention/query",))
     save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
     arguments = {"peft": str(tmp_path / "peft"), "base": str(folder), "to": str(tmp_path / "to")}
-    assert adaptations.main("import", **arguments) == 0
+    assert command.main("import", **arguments) == 0
     found = load_adapter(tmp_path / "to")
     assert found.method == method
-    assert adaptations.main("verify", adapter=arguments["to"], base=str(folder)) == 0
-    assert adaptations.main("import", **arguments) == 2
+    assert command.main("verify", adapter=arguments["to"], base=str(folder)) == 0
+    assert command.main("import", **arguments) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err

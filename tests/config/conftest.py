@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from adalink_jax import config
+from adalink_jax.config import gin_files
 
 
 @pytest.fixture
@@ -21,4 +21,4 @@ def toy(tmp_path, monkeypatch) -> types.ModuleType:
     pathlib.Path("base.gin").write_text(module.BASE)
     module.RECEIVED.clear()
     yield module
-    config.gin.clear_config()
+    gin_files.gin.clear_config()

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from adalink_jax import config
+from adalink_jax.config import gin_files
 from adalink_jax.errors import UserError
 
 # What reaches the call.
@@ -27,7 +27,7 @@ def test_files_and_flags_reach_the_call(toy):
 def test_later_files_win_and_flags_win_over_files(toy):
     toy.write("more.gin", "STEPS = 20\nRANK = 5\n")
     more = "--gin_file=more.gin"
-    assert config.main("toy.train", [more, "--gin_file=base.gin", "--gin.MODEL_DIR=x"]) == 0
+    assert gin_files.main("toy.train", [more, "--gin_file=base.gin", "--gin.MODEL_DIR=x"]) == 0
     assert (toy.RECEIVED["steps"], toy.RECEIVED["method"].rank) == (10, 4)
     assert toy.run("--gin.RANK=6", more, "--gin.MODEL_DIR=x") == 0
     assert (toy.RECEIVED["steps"], toy.RECEIVED["method"].rank) == (20, 6)
@@ -56,10 +56,10 @@ def test_values_of_flags(toy, text, value):
 
 def test_flag_with_separate_value_and_switch(toy):
     switches = {"json": "print JSON"}
-    assert config.main("toy.describe", ["--gin_file", "base.gin"], switches=switches) == 0
+    assert gin_files.main("toy.describe", ["--gin_file", "base.gin"], switches=switches) == 0
     assert toy.RECEIVED["json"] is False
     arguments = ["--json", "--gin_file", "base.gin"]
-    assert config.main("toy.describe", arguments, switches=switches) == 0
+    assert gin_files.main("toy.describe", arguments, switches=switches) == 0
     assert toy.RECEIVED["json"] is True
     assert toy.RECEIVED["configuration"].command == tuple(arguments)
 
@@ -92,7 +92,7 @@ a/b/toy.Method.rank = 3
 HELD/toy.Method.rank = 4
 """,
     )
-    assert config.main("toy.train", ["--gin_file=scopes.gin"]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=scopes.gin"]) == 0
     steps = toy.RECEIVED["steps"]
     assert [method.rank for method in steps] == [2, 3, 1, 4]
     shown = toy.RECEIVED["configuration"].values["steps"]
@@ -102,7 +102,7 @@ HELD/toy.Method.rank = 4
 
 def test_the_order_of_a_declaration_and_its_value_does_not_matter(toy):
     toy.write("first.gin", "MODEL_DIR = 'x'\ninclude 'base.gin'\n")
-    assert config.main("toy.train", ["--gin_file=first.gin"]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=first.gin"]) == 0
     assert toy.RECEIVED["model_dir"] == "x"
 
 
@@ -110,24 +110,24 @@ def test_a_file_included_twice_is_read_once(toy):
     toy.write("one.gin", "include 'base.gin'\nSTEPS = 1\n")
     toy.write("two.gin", "include 'base.gin'\nRANK = 2\n")
     toy.write("both.gin", "include 'one.gin'\ninclude 'two.gin'\nMODEL_DIR = 'x'\n")
-    assert config.main("toy.train", ["--gin_file=both.gin"]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=both.gin"]) == 0
     assert (toy.RECEIVED["steps"], toy.RECEIVED["method"].rank) == (1, 2)
 
 
 def test_files_are_found_here_then_on_search_paths_then_among_the_shipped(toy, monkeypatch):
     shipped = pathlib.Path("library").resolve()
-    monkeypatch.setattr(config, "gin_folder", lambda: shipped)
+    monkeypatch.setattr(gin_files, "gin_folder", lambda: shipped)
     finds = "toy.train.model_dir = 'x'\ntoy.train.method = None\ntoy.train.steps = "
     toy.write("library/runs/a.gin", f"{finds}'shipped'\n")
     toy.write("run.gin", "include 'runs/a.gin'\n")
-    assert config.main("toy.train", ["--gin_file=runs/a.gin"]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=runs/a.gin"]) == 0
     assert toy.RECEIVED["steps"] == "shipped"
     toy.write("elsewhere/runs/a.gin", f"{finds}'searched'\n")
     paths = "--gin_search_paths=nowhere,elsewhere"
-    assert config.main("toy.train", ["--gin_file=run.gin", paths]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=run.gin", paths]) == 0
     assert toy.RECEIVED["steps"] == "searched"
     toy.write("runs/a.gin", f"{finds}'here'\n")
-    assert config.main("toy.train", ["--gin_file=run.gin", paths]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=run.gin", paths]) == 0
     assert toy.RECEIVED["steps"] == "here"
 
 
@@ -187,7 +187,7 @@ def test_parameters_of_any_name_where_the_function_takes_them(toy):
 def configuration(toy):
     """Returns the configuration that a call is given."""
 
-    def run(*arguments: str) -> config.Configuration:
+    def run(*arguments: str) -> gin_files.Configuration:
         assert toy.run("--gin.MODEL_DIR=x", *arguments) == 0
         return toy.RECEIVED["configuration"]
 
@@ -247,7 +247,7 @@ def test_text_alone_gives_the_same_again(toy, configuration):
     first = configuration("--gin_file=more.gin", "--gin.GLUE_DIR=/g")
     received = dict(toy.RECEIVED)
     pathlib.Path("config.gin").write_text(first.text)
-    assert config.main("toy.train", ["--gin_file=config.gin"]) == 0
+    assert gin_files.main("toy.train", ["--gin_file=config.gin"]) == 0
     again = toy.RECEIVED["configuration"]
     assert again.values == first.values
     assert again.environment == first.environment == {"GLUE_DIR": "/g"}
@@ -311,17 +311,17 @@ def test_explain_speaks_only_of_what_the_message_names(toy, configuration):
 
 
 def test_help_names_the_flags_and_the_shipped_experiments(capsys, toy):
-    assert config.main("toy.train", ["--help"], switches={"json": "print JSON"}) == 0
+    assert gin_files.main("toy.train", ["--help"], switches={"json": "print JSON"}) == 0
     printed = capsys.readouterr().out
     for part in ("Trains a toy.", "--gin_file=FILE", "--gin.NAME=VALUE", "--json", "glue_adalink"):
         assert part in printed
 
 
 def test_read_and_build_alone(toy):
-    known = config.read(toy.train, ["base.gin"], ["MODEL_DIR=x"], supplied=["configuration"])
-    assert config.build(known)["method"] == toy.Method(4)
+    known = gin_files.read(toy.train, ["base.gin"], ["MODEL_DIR=x"], supplied=["configuration"])
+    assert gin_files.build(known)["method"] == toy.Method(4)
     with pytest.raises(UserError, match="configuration is required"):
-        config.read(toy.train, ["base.gin"], ["MODEL_DIR=x"])
+        gin_files.read(toy.train, ["base.gin"], ["MODEL_DIR=x"])
 
 
 def test_gin_can_read_files_itself_and_loads_no_tensorflow():
@@ -329,9 +329,9 @@ def test_gin_can_read_files_itself_and_loads_no_tensorflow():
     code = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-from adalink_jax import config
+from adalink_jax.config import gin_files
 try:
-    config.gin.parse_config_file("no/such.gin")
+    gin_files.gin.parse_config_file("no/such.gin")
 except OSError:
     print("tensorflow" in sys.modules)
 """

@@ -6,12 +6,12 @@ import types
 
 import pytest
 
-from adalink_jax import config
+from adalink_jax.config import gin_files
 
 
 def mistake(capsys, *arguments: str, entry: str = "toy.train") -> str:
     """Runs a command that must fail in the agreed way; returns its message."""
-    assert config.main(entry, list(arguments)) == 2
+    assert gin_files.main(entry, list(arguments)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -183,4 +183,4 @@ def test_a_defect_of_the_program_keeps_its_traceback(toy, monkeypatch):
     monkeypatch.setattr(toy, "train", broken)
     toy.write("none.gin", "")
     with pytest.raises(ZeroDivisionError):
-        config.main("toy.train", ["--gin_file=none.gin"])
+        gin_files.main("toy.train", ["--gin_file=none.gin"])

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 
-from adalink_jax import config
+from adalink_jax.config import gin_files
 from adalink_jax.errors import UserError
 
 BASE = """
@@ -89,4 +89,4 @@ def write(name: str, text: str) -> None:
 
 def run(*arguments: str) -> int:
     """Runs `train` by a command line that begins with base.gin."""
-    return config.main("toy.train", ["--gin_file=base.gin", *arguments])
+    return gin_files.main("toy.train", ["--gin_file=base.gin", *arguments])

@@ -1,7 +1,7 @@
 """Evaluates on meshes of virtual CPU devices and prints what was found as JSON.
 
 Run as a process of its own: ``mesh_evaluation.py MESH…``, a mesh being like 4x2, 1x1 one device.
-Several processes join by the environment that `adalink_jax.hosts.joined` reads.
+Several processes join by the environment that `adalink_jax.distributed.hosts.joined` reads.
 """
 
 import json
@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adalink_jax import hosts
+from adalink_jax.distributed import hosts
 from adalink_jax.evaluation import MODES, Evaluator
 from adalink_jax.methods import AdaLink
+from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training import state
 
@@ -53,9 +54,9 @@ def register() -> None:
     )
 
 
-def parameters() -> dict:
+def random_params() -> dict:
     """Random parameters, far from uniform, the same in every process."""
-    shapes, _ = state.abstract_params(CONFIG, METHOD)
+    shapes, _ = parameters.abstract_params(CONFIG, METHOD)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
 
@@ -83,7 +84,7 @@ def found(mode: str, mesh: Mesh, params) -> dict:
 def main() -> None:
     """Prints {mesh: {mode: what was found}}."""
     register()
-    params = parameters()
+    params = random_params()
     result = {}
     for shape in sys.argv[1:]:
         data, model = map(int, shape.split("x"))

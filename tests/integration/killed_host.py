@@ -9,8 +9,8 @@ import sys
 
 import jax
 
-from adalink_jax import config
-from adalink_jax.checkpoints.store import Store
+from adalink_jax.checkpoints.training_state import Store
+from adalink_jax.config import gin_files
 
 victim, fatal = map(int, sys.argv[1:3])
 save = Store.save
@@ -25,4 +25,4 @@ def save_and_die(store: Store, step: int, tree) -> None:
 Store.save = save_and_die
 
 if __name__ == "__main__":
-    sys.exit(config.main("adalink_jax.runs.train", sys.argv[3:]))
+    sys.exit(gin_files.main("adalink_jax.runs.train", sys.argv[3:]))

@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 
-from adalink_jax import config
-from adalink_jax.checkpoints.store import Store
-from adalink_jax.training.folder import RunFolder
+from adalink_jax.checkpoints.training_state import Store
+from adalink_jax.config import gin_files
+from adalink_jax.runs.folder import RunFolder
 
 left = int(sys.argv[1])
 
@@ -42,6 +42,6 @@ RunFolder.write_text = watched(RunFolder.write_text)
 Store.save = watched(Store.save)
 
 if __name__ == "__main__":
-    code = config.main("adalink_jax.runs.train", sys.argv[2:])
+    code = gin_files.main("adalink_jax.runs.train", sys.argv[2:])
     print(f"events left: {left}")
     sys.exit(code)

@@ -4,7 +4,7 @@ Run as a process of its own: ``mesh_losses.py MESH…``. A mesh is like 4x2 (dat
 (slice × data × model), with an f behind it where parameters are fully sharded; 1x1 is one device.
 METHODS in the environment names those that are wanted, like "lora full", default all; FROZEN_DTYPE
 in which the base is stored.
-Several processes join by the environment that `adalink_jax.hosts.joined` reads.
+Several processes join by the environment that `adalink_jax.distributed.hosts.joined` reads.
 """
 
 import json
@@ -15,8 +15,9 @@ import sys
 import jax
 import numpy as np
 
-from adalink_jax import hosts, sharding
+from adalink_jax.distributed import hosts, sharding
 from adalink_jax.methods import METHODS
+from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training import optimizers, state, step
 
@@ -73,7 +74,7 @@ def losses(name: str, layout: sharding.Layout, base) -> list[float]:
     )
     mesh = sharding.make_mesh(layout, jax.devices()[: layout.devices])
     with sharding.on_mesh(mesh):
-        adapter = state.init_adapter(CONFIG, method, base, jax.random.key(1))
+        adapter = parameters.init_adapter(CONFIG, method, base, jax.random.key(1))
         frozen_dtype = os.environ.get("FROZEN_DTYPE", "float32")
         current = state.create(CONFIG, method, base, adapter, optimizer, mesh, layout, frozen_dtype)
         train_step = step.compiled(
@@ -100,7 +101,7 @@ def layout_of(mesh: str) -> sharding.Layout:
 def main() -> None:
     """Prints {mesh: {method: losses}}."""
     names = os.environ.get("METHODS", " ".join(METHODS)).split()
-    base = jax.device_get(state.init_base(CONFIG, jax.random.key(0)))
+    base = jax.device_get(parameters.init_base(CONFIG, jax.random.key(0)))
     print(
         json.dumps(
             {

@@ -12,8 +12,8 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, merge, split
 from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank
 from adalink_jax.models.config import T5Config
+from adalink_jax.models.parameters import abstract_params, init_adapter
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.training.state import abstract_params, init_adapter
 
 
 @settings(max_examples=25, deadline=None)

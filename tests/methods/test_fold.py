@@ -13,8 +13,8 @@ from adalink_jax.checkpoints.architecture import infer_config, shapes_of
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
+from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.training.state import init_adapter, init_base
 
 TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 NUMPY_ACTIVATIONS = {

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from adalink_jax import sharding
 from adalink_jax.checkpoints import fingerprint, load_adapter, save_adapter
+from adalink_jax.distributed import sharding
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, merge, split
+from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training import optimizers, state, step
 
@@ -69,7 +70,7 @@ def trained(request, tiny) -> Trained:
     optimizer = optimizers.per_module(
         optimizers.adafactor(rate, multiply_by_parameter_scale=plain, factored=plain), method
     )
-    adapter = state.init_adapter(config, method, base, jax.random.key(3))
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(3))
     with sharding.on_mesh(mesh):
         created = state.create(config, method, base, adapter, optimizer, mesh)
         before = jax.device_get(created)
@@ -116,7 +117,7 @@ def alone(tiny):
 
 
 def _initialised(config, method) -> dict[str, np.ndarray]:
-    init = jax.jit(functools.partial(state._variables, config, method))
+    init = jax.jit(functools.partial(parameters._variables, config, method))
     return flat(init(jax.random.key(11))["params"])
 
 

@@ -9,8 +9,8 @@ import pytest
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
+from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.training.state import init_adapter
 
 TASKS = 4
 SINGLE = {

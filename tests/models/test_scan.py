@@ -11,16 +11,16 @@ import optax
 import pytest
 from flax import traverse_util
 
-from adalink_jax import sharding
-from adalink_jax.checkpoints.store import Store
-from adalink_jax.cost import formulas, programs
+from adalink_jax.checkpoints.training_state import Store
+from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, merge
-from adalink_jax.models import decoding
+from adalink_jax.models import decoding, parameters
 from adalink_jax.models.config import REMATS
 from adalink_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.tools.cost import formulas, programs
 from adalink_jax.training import optimizers, state, step
 
 BOTH = ("encoder", "decoder")
@@ -42,7 +42,7 @@ def small(tiny):
     config = dataclasses.replace(
         config, num_encoder_layers=3, num_decoder_layers=2, relpos_bias_per_layer=True
     )
-    return config, jax.device_get(state.init_base(config, jax.random.key(5))), batch
+    return config, jax.device_get(parameters.init_base(config, jax.random.key(5))), batch
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ def run_of(small, case, scan_layers) -> Run:
         rate, multiply_by_parameter_scale=whole, factored=whole, min_dim_size_to_factor=8
     )
     optimizer = optimizers.per_module(rule, method)
-    adapter = state.init_adapter(config, method, base, jax.random.key(3))
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(3))
     if not whole:
         # Nothing zero, so that every gradient is there from the start.
         leaves = iter(jax.random.split(jax.random.key(4), len(jax.tree.leaves(adapter))))
@@ -229,7 +229,7 @@ def test_rematerialisation_changes_neither_loss_nor_gradients(layers, small):
     numbers = {"num_encoder_layers": layers[0], "num_decoder_layers": layers[1]}
     config = dataclasses.replace(small[0], dropout_rate=0.3, **numbers)
     method = METHODS["lora"](rank=2, stacks=BOTH, layers=(0,))
-    params, _ = state.abstract_params(config, method)
+    params, _ = parameters.abstract_params(config, method)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4") / 4, params)
     params = stack_layers(params, np.stack) if layers != (1, 1) else params

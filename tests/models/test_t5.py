@@ -11,8 +11,8 @@ from flax import traverse_util
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import LINEAR_SITES, Method
 from adalink_jax.models.layers import RelativePositionBiases
+from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.training.state import abstract_params
 
 INPUTS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 

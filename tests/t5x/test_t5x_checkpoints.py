@@ -12,7 +12,7 @@ def tree(tiny):
     import jax
 
     from adalink_jax.methods.base import merge
-    from adalink_jax.training.state import init_adapter
+    from adalink_jax.models.parameters import init_adapter
 
     config, base, _ = tiny
     base = jax.device_get(base)

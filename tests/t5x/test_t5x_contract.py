@@ -13,7 +13,7 @@ import re
 
 import pytest
 
-from adalink_jax.config import gin_folder
+from adalink_jax.config.gin_files import gin_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "adalink_jax/t5x").glob("*.py"))

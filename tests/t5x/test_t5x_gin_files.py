@@ -11,7 +11,7 @@ import gin  # noqa: F401  (its parser is below)
 import pytest
 from gin import config_parser
 
-from adalink_jax.config import gin_folder
+from adalink_jax.config.gin_files import gin_folder
 from adalink_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

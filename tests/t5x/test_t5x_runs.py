@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adalink_jax.checkpoints import fingerprint, load_adapter, load_base
-from adalink_jax.config import gin_folder
+from adalink_jax.config.gin_files import gin_folder
 from adalink_jax.methods import METHODS
 
 pytestmark = [pytest.mark.usefixtures("t5x"), pytest.mark.slow]

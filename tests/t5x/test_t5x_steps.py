@@ -92,7 +92,7 @@ def in_our_runner(config, method, first, steps):
     """The same steps by this project's training step: last adapter, losses."""
     import jax
 
-    from adalink_jax import sharding
+    from adalink_jax.distributed import sharding
     from adalink_jax.methods.base import split
     from adalink_jax.models.t5 import Transformer
     from adalink_jax.training import optimizers, state
@@ -176,7 +176,7 @@ def test_the_gin_file_has_these_rules():
     import ast
     import re
 
-    from adalink_jax.config import gin_folder
+    from adalink_jax.config.gin_files import gin_folder
 
     text = (gin_folder() / "t5x/optimizers/adapter.gin").read_text(encoding="utf-8")
     found = re.search(r"logical_factor_rules = (\{.*?\})", text, re.DOTALL).group(1)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from adalink_jax import sharding
-from adalink_jax.cost import programs
+from adalink_jax.distributed import sharding
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
+from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.tools.cost import programs
 from adalink_jax.training import optimizers, state, step
 
 SETTINGS = {"adalink": {"rank": 2}, "lora": {"rank": 2}}
@@ -29,7 +30,7 @@ def started(tiny, name: str, frozen_dtype: str):
     optimizer = optimizers.per_module(OPTIMIZER, method)
     mesh = sharding.make_mesh()
     with sharding.on_mesh(mesh):
-        adapter = state.init_adapter(config, method, base, jax.random.key(3))
+        adapter = parameters.init_adapter(config, method, base, jax.random.key(3))
         current = state.create(
             config, method, base, adapter, optimizer, mesh, frozen_dtype=frozen_dtype
         )
@@ -129,7 +130,7 @@ def test_shapes_are_told_without_arrays(tiny, frozen_dtype, scan_layers):
     mesh, layout = sharding.make_mesh(), sharding.Layout(fully_sharded=True)
     given = (mesh, layout, frozen_dtype)
     with sharding.on_mesh(mesh):
-        adapter = state.init_adapter(config, method, tiny[1], jax.random.key(0))
+        adapter = parameters.init_adapter(config, method, tiny[1], jax.random.key(0))
         made = state.create(config, method, tiny[1], adapter, OPTIMIZER, *given)
         told = state.abstract_state(config, method, OPTIMIZER, *given)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adalink_jax import sharding
+from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import Transformer

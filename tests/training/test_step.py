@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from adalink_jax import sharding
+from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
+from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training import optimizers, state, step
 from adalink_jax.training.losses import cross_entropy
@@ -41,7 +42,7 @@ def run(tiny, steps=2, dropout_rate=0.0, parts=1, seed=0, batch=None, method=Non
     optimizer = optimizers.per_module(optimizer, method)
     mesh = sharding.make_mesh()
     with sharding.on_mesh(mesh):
-        adapter = state.init_adapter(config, method, base, jax.random.key(3))
+        adapter = parameters.init_adapter(config, method, base, jax.random.key(3))
         current = state.create(config, method, base, adapter, optimizer, mesh)
         train_step = jax.jit(
             step.make_train_step(
@@ -97,4 +98,4 @@ def test_a_method_that_matches_nothing_is_refused(tiny):
     config, base, _ = tiny
     relu_layer = METHODS["lora"](rank=2, linears="mlp/wi")
     with pytest.raises(UserError, match="nothing would train"):
-        state.init_adapter(config, relu_layer, base, jax.random.key(0))
+        parameters.init_adapter(config, relu_layer, base, jax.random.key(0))

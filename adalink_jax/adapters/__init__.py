@@ -1,0 +1,1 @@
+"""Adapters in use: loaded with their base, inspected, joined, folded and exported."""

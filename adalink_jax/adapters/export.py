@@ -1,0 +1,124 @@
+"""Adaptations for other frameworks: folded models, PEFT's adapters, portable programs."""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export
+
+from adalink_jax.adapters.load import Adaptation, largest, load_adaptation, logits
+from adalink_jax.adapters.probe import fixed_inputs
+from adalink_jax.adapters.programs import save_programs
+from adalink_jax.checkpoints import StoredBase, load_base, save_base
+from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import merge
+from adalink_jax.models import decoding
+from adalink_jax.models.t5 import Transformer
+
+# How far the logits of what was written may be from the adaptation's, as a share of the largest
+# logit, which is taken to be at least 1.
+TOLERANCE = 1e-4
+
+_OWN_TABLE = {
+    "huggingface": (
+        "the encoder has a token table of its own, encoder.embed_tokens.weight: transformers 5 "
+        "keeps it apart from shared.weight; transformers 4 makes them one, see docs/adaptations.md"
+    ),
+    "t5x": (
+        "the encoder has a token table of its own, encoder/token_embedder/embedding, which this "
+        "project's Transformer runs, inside T5X too, and T5X's own minimal network does not know"
+    ),
+}
+
+
+def main(adapter: str, base: str, to: str, format: str, route: str | None = None) -> int:
+    """Writes an adaptation in another format and checks what was written.
+
+    Args:
+      adapter: the adapter's folder or its run's.
+      base: the base it was trained on.
+      to: the folder to write, at which nothing is yet.
+      format: a name in `FORMATS`.
+      route: a route's name, for an adapter with several; programs hold all of them.
+
+    Returns:
+      The exit code, 2 for a user's mistake.
+    """
+    try:
+        adaptation = load_adaptation(adapter, base)
+        FORMATS[format](adaptation, to, route)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None) -> None:
+    number = adaptation.route(route)
+    config, tree = adaptation.folded(number)
+    expected = adaptation.logits(number)
+
+    def check(folder: pathlib.Path) -> None:
+        written, params = load_base(folder, config)
+        _check_same(logits(written, params), expected, to)
+
+    arrays = traverse_util.flatten_dict(dict(tree), sep="/")
+    save_base(to, StoredBase(config, "folded", arrays), format_name, check=check)
+    cast = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), tree)
+    moved = largest(logits(config, cast) - expected)
+    print(f"its parameters are float32; cast to bfloat16, a logit changes by up to {moved:.2g}")
+    if config.separate_encoder_embedding:
+        print(_OWN_TABLE[format_name])
+
+
+def _peft(adaptation: Adaptation, to: str, route: str | None) -> None:
+    number, config = adaptation.route(route), adaptation.config
+    expected = adaptation.logits(number)
+
+    def check(folder: pathlib.Path) -> None:
+        method, tree = load_peft(folder, config)
+        _check_same(logits(config, merge(adaptation.base, tree), method), expected, to)
+
+    save_peft(to, adaptation.method, adaptation.adapter.tree, number, config, check)
+
+
+def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
+    if route is not None:
+        raise UserError("programs take the route of each row as an argument; leave --route out")
+    model = Transformer(adaptation.config, adaptation.method)
+    inputs, options = fixed_inputs(model.config.vocab_size)
+    routes = np.arange(len(inputs), dtype=np.int32) % len(adaptation.routes)
+    expected = decoding.score_options(model, adaptation.params, inputs, options, routes)
+    trees = ({} if adaptation.method.trains_base else adaptation.base, adaptation.adapter.tree)
+    flat = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in trees)
+
+    def check(folder: pathlib.Path) -> None:
+        score = export.deserialize((folder / "score.stablehlo").read_bytes())
+        _check_same(score.call(*flat, inputs, routes, options), expected, to)
+
+    save_programs(to, adaptation.config, adaptation.method, check)
+
+
+def _check_same(found: np.ndarray, expected: np.ndarray, to: str) -> None:
+    """Raises `UserError` unless what was written computes the same on the fixed inputs."""
+    change, bound = largest(np.subtract(found, expected)), TOLERANCE * max(1, largest(expected))
+    if not change <= bound:
+        raise UserError(
+            f"{to} is not written: what it computes is off by {change:.2g} on fixed inputs, more "
+            f"than {bound:.2g}"
+        )
+    print(f"{to}: written, and read again: off by at most {change:.2g} on fixed inputs")
+
+
+FORMATS: Mapping[str, Callable[[Adaptation, str, str | None], None]] = {
+    "huggingface": functools.partial(_folded, "huggingface"),
+    "t5x": functools.partial(_folded, "t5x"),
+    "peft": _peft,
+    "stablehlo": _programs,
+}

@@ -1,0 +1,170 @@
+"""An adapter and its base, loaded and checked against each other."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adalink_jax.adapters.probe import fixed_inputs
+from adalink_jax.checkpoints import (
+    Adapter,
+    check_tensors,
+    fingerprint,
+    load_adapter,
+    open_base,
+    shapes_of,
+)
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods.base import Array, Method, Params, merge, split
+from adalink_jax.models.parameters import abstract_params
+from adalink_jax.models.t5 import T5Config, Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """An adapter and the base it belongs to, checked against each other.
+
+    Attributes:
+      adapter: as it was loaded.
+      method: of the adapter's settings.
+      config: the base's architecture.
+      base: the base's tree.
+    """
+
+    adapter: Adapter
+    method: Method
+    config: T5Config
+    base: Params
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The name of each of the K routes."""
+        return self.adapter.route_names
+
+    @property
+    def params(self) -> Params:
+        """Base and adapter in one tree."""
+        tree = self.adapter.tree
+        return tree if self.method.trains_base else merge(self.base, tree)
+
+    def route(self, name: str | None) -> int:
+        """The number of a route; without a name, that of the only one.
+
+        Raises:
+          UserError: there is no such route, or none is named and there are several.
+        """
+        if name is None and len(self.routes) == 1:
+            return 0
+        if name not in self.routes:
+            what = "needs one of its routes" if name is None else f"has no route '{name}'"
+            raise UserError(
+                f"the adapter {what}{nearest(name or '', self.routes)}; its routes are "
+                f"{', '.join(self.routes)}"
+            )
+        return self.routes.index(name)
+
+    def logits(self, route: int) -> np.ndarray:
+        """The adapted network's logits on the fixed inputs, [B,L,V], on one route."""
+        return logits(self.config, self.params, self.method, route)
+
+    def folded(self, route: int) -> tuple[T5Config, Params]:
+        """Base and adapter as a plain base, with its architecture.
+
+        Raises:
+          UserError: the method cannot be folded.
+        """
+        tree = self.method.fold(self.base, self.adapter.tree, route)
+        own_table = "token_embedder" in tree["encoder"]
+        return dataclasses.replace(self.config, separate_encoder_embedding=own_table), tree
+
+
+def adapter_folder(path: str) -> pathlib.Path:
+    """The adapter's folder, given itself or its run's."""
+    inner = pathlib.Path(path) / "adapter"
+    return inner if inner.is_dir() else pathlib.Path(path)
+
+
+def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
+    """Loads an adapter and its base, strictly.
+
+    Args:
+      adapter_path: the adapter's folder or its run's.
+      base_path: the base it was trained on, in any format that `open_base` reads.
+
+    Raises:
+      UserError: one of them is damaged; or the base's architecture or fingerprint is not what
+        the adapter says; or the adapter's arrays are not those of its method on this base.
+    """
+    folder = adapter_folder(adapter_path)
+    functions = load_adapter(folder).architecture.mlp_activations
+    stored = open_base(base_path)
+    if len(functions) == len(stored.config.mlp_activations):
+        # Arrays do not tell which functions an MLP uses; the adapter does.
+        configured = dataclasses.replace(stored.config, mlp_activations=functions)
+        stored = open_base(base_path, configured)
+    config = stored.config
+    load_adapter(folder, architecture=config)  # Before the base's arrays are read.
+    base = stored.load()
+    adapter = load_adapter(folder, architecture=config, base_fingerprint=fingerprint(base))
+    method = adapter.method
+    check_adapter(config, method, adapter.tree, str(folder))
+    if len(adapter.route_names) != getattr(method, "routes", 1):
+        raise UserError(
+            f"adapter {folder}: {len(adapter.route_names)} names of routes, but its settings say "
+            f"{getattr(method, 'routes', 1)} routes"
+        )
+    return Adaptation(adapter, method, config, base)
+
+
+def check_adapter(
+    config: T5Config, method: Method, tree: Mapping[str, Any], where: str = "the adapter"
+) -> None:
+    """Raises `UserError` unless the tree is just what the method has in this architecture."""
+    params, _ = abstract_params(config, method)
+    expected, _ = split(params, method)
+    check_tensors(shapes_of(tree), shapes_of(expected), where)
+
+
+@functools.cache
+def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
+    model = Transformer(config, method)
+
+    @jax.jit
+    def forward(params: Params, inputs: Array, targets: Array, route: int) -> Array:
+        return model.apply(
+            {"params": params},
+            inputs,
+            targets,
+            targets,
+            enable_dropout=False,
+            encoder_routes=jnp.full_like(inputs, route),
+            decoder_routes=jnp.full_like(targets, route),
+        )
+
+    return forward
+
+
+def logits(
+    config: T5Config, params: Params, method: Method | None = None, route: int = 0
+) -> np.ndarray:
+    """Float32 logits [B,L,V] on `verification.fixed_inputs`.
+
+    Args:
+      config: the architecture.
+      params: base and adapter.
+      method: of the adapter; None for a base alone.
+      route: which of the method's modules adapts every token.
+    """
+    forward = _forward(config, method or Method())
+    with jax.default_matmul_precision("float32"):
+        return np.asarray(forward(params, *fixed_inputs(config.vocab_size), route))
+
+
+def largest(array: np.ndarray) -> float:
+    """The largest magnitude in an array; NaN where one is, 0 where there is none."""
+    return float(np.abs(array).max(initial=0.0))

@@ -1,0 +1,138 @@
+"""The network with a method as portable programs, which jax alone runs, without this project.
+
+Base and adapter are arguments, as flat dicts of arrays under their ``"/"``-joined names, which is
+what the safetensors files hold. So one artefact serves every adapter of its method's settings,
+and holds no weights. Batch and lengths are symbolic.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax import export
+
+from adalink_jax.checkpoints.architecture import describe_architecture, shapes_of
+from adalink_jax.files import new_folder
+from adalink_jax.methods.base import Array, Method, merge, split
+from adalink_jax.models import decoding
+from adalink_jax.models.parameters import abstract_params
+from adalink_jax.models.t5 import T5Config, Transformer
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SIGNATURE = "signature.json"
+
+Flat = Mapping[str, Array]
+
+_ARGUMENTS = {
+    "inputs": ("b, t", "token ids, 0 on padding"),
+    "routes": ("b", "which of the adapter's modules adapts a row; 0 where it has one"),
+    "options": ("c, l", "the options' token ids with EOS, 0 on padding"),
+    "blank": ("l", "zeros; its length is how many tokens are generated at most"),
+}
+
+
+def programs(config: T5Config, method: Method) -> dict[str, tuple[Callable[..., Array], list[str]]]:
+    """The exported functions by name, each with the names of its arguments after the trees.
+
+    Args:
+      config: the base's architecture.
+      method: the adapter's method.
+
+    Returns:
+      * encode(base, adapter, inputs, routes) → the encoded sequence [b, P+t, D];
+      * score(base, adapter, inputs, routes, options) → log-likelihoods [b, c];
+      * greedy(base, adapter, inputs, routes, blank) → token ids [b, l], 0 behind EOS.
+    """
+    model = Transformer(config, method)
+
+    def params(base: Flat, adapter: Flat) -> dict[str, Any]:
+        trees = (traverse_util.unflatten_dict(dict(flat), sep="/") for flat in (base, adapter))
+        return merge(*trees)
+
+    def encode(base: Flat, adapter: Flat, inputs: Array, routes: Array) -> Array:
+        return model.apply(
+            {"params": params(base, adapter)},
+            inputs,
+            enable_dropout=False,
+            encoder_routes=jnp.broadcast_to(routes[:, None], inputs.shape),
+            method="encode",
+        )
+
+    def score(base: Flat, adapter: Flat, inputs: Array, routes: Array, options: Array) -> Array:
+        return decoding.score_options(model, params(base, adapter), inputs, options, routes)
+
+    def greedy(base: Flat, adapter: Flat, inputs: Array, routes: Array, blank: Array) -> Array:
+        length = blank.shape[0]
+        return decoding.greedy(model, params(base, adapter), inputs, length, routes=routes)
+
+    return {
+        "encode": (encode, ["inputs", "routes"]),
+        "score": (score, ["inputs", "routes", "options"]),
+        "greedy": (greedy, ["inputs", "routes", "blank"]),
+    }
+
+
+def save_programs(
+    folder: str | os.PathLike[str],
+    config: T5Config,
+    method: Method,
+    check: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> None:
+    """Writes ``NAME.stablehlo`` for each of `programs`, and ``signature.json``.
+
+    Args:
+      folder: at which nothing is yet.
+      config: the base's architecture.
+      method: the adapter's method; an artefact fits adapters of just these settings.
+      check: called with the folder that was written, before it takes its place; an error that it
+        raises leaves nothing behind.
+
+    Raises:
+      UserError: the folder exists or cannot be written.
+    """
+    whole, _ = abstract_params(config, method)
+    adapter, base = (traverse_util.flatten_dict(t, sep="/") for t in split(whole, method))
+    signature = {
+        "architecture": describe_architecture(config),
+        "method": {"name": method.scope, **dataclasses.asdict(method)},
+        "jax_version": jax.__version__,
+        "platforms": PLATFORMS,
+        "base": shapes_of(base),
+        "adapter": shapes_of(adapter),
+        "programs": {},
+    }
+    sizes = dict(zip("btcl", export.symbolic_shape("b, t, c, l"), strict=True))
+    with new_folder(folder) as partial:
+        for name, (function, names) in programs(config, method).items():
+            shapes = [
+                tuple(sizes[letter] for letter in _ARGUMENTS[argument][0].split(", "))
+                for argument in names
+            ]
+            tokens = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
+            exported = export.export(jax.jit(function), platforms=PLATFORMS)(base, adapter, *tokens)
+            file = f"{name}.stablehlo"
+            (partial / file).write_bytes(exported.serialize())
+            (result,) = exported.out_avals
+            signature["programs"][name] = {
+                "file": file,
+                "arguments": [
+                    {"name": "base", "what": "the arrays of 'base', float32"},
+                    {"name": "adapter", "what": "the arrays of 'adapter', float32"},
+                    *(_argument(argument) for argument in names),
+                ],
+                "result": {"dtype": str(result.dtype), "shape": [str(n) for n in result.shape]},
+            }
+        text = json.dumps(signature, indent=1, sort_keys=True)
+        (partial / SIGNATURE).write_text(text + "\n", encoding="utf-8")
+        check(partial)
+
+
+def _argument(name: str) -> dict[str, Any]:
+    shape, what = _ARGUMENTS[name]
+    return {"name": name, "dtype": "int32", "shape": shape.split(", "), "what": what}

@@ -1,0 +1,130 @@
+"""Opens, loads and writes bases in every format that this version knows."""
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adalink_jax.checkpoints.formats import huggingface, native, orbax, t5x, t5x_writer
+from adalink_jax.checkpoints.lazy import StoredBase
+from adalink_jax.checkpoints.storage import Folder
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.files import new_folder
+from adalink_jax.models.t5 import T5Config
+
+# Readers of one format each: find_checkpoint(folder, children) → its folder or None,
+# open_base(folder, configured). Orbax first: its older folders hold a file named as T5X's index.
+_READERS = (orbax, t5x, huggingface, native)
+
+# Writers: write(empty folder, base).
+WRITERS: Mapping[str, Callable[..., None]] = {
+    "t5x": t5x_writer.write,
+    "huggingface": huggingface.write,
+    "native": native.write,
+}
+
+
+def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) -> StoredBase:
+    """Opens a base, recognising its format and inferring its architecture from its arrays.
+
+    Read are T5X's native checkpoints and those it wrote with Orbax (a ``checkpoint_N`` folder, or
+    the folder above: its latest one counts), with one array per layer or scanned; Hugging Face
+    folders of T5, FLAN-T5 and mT5; and this project's own (the ``adapter`` folder of a full
+    fine-tuning run, or the run's folder).
+
+    Args:
+      path: a local folder or ``gs://BUCKET/PATH``.
+      configured: the architecture that the configuration asks for. Another one is an error;
+        where nothing stored tells which functions an MLP uses, its are taken. None: as published.
+
+    Returns:
+      The base: its architecture, with T5Config's defaults for dropout and dtypes, and its arrays
+      under T5X's names, every one used once, every parameter filled, none read yet.
+
+    Raises:
+      UserError: one line: the path does not exist, is empty, truncated, damaged, still being
+        written, in no format that is known or one that this version does not read, or of another
+        architecture.
+    """
+    folder = Folder.at(path)
+    if folder.local:
+        _check_local(pathlib.Path(folder.path))
+    children = folder.children()
+    if not children:
+        empty = "is an empty folder" if folder.local else "does not exist: nothing is in it"
+        raise UserError(f"base checkpoint {folder} {empty}")
+    for reader in _READERS:
+        found = reader.find_checkpoint(folder, children)
+        if found is not None:
+            return reader.open_base(found, configured)
+    shown = ", ".join(children[:5]) + (" …" if len(children) > 5 else "")
+    raise UserError(
+        f"base checkpoint {folder} is in no known format: looked for T5X's index file"
+        f" '{t5x.INDEX}', Orbax' {orbax.METADATA} or folders checkpoint_N, for"
+        f" {huggingface.CONFIG} with {huggingface.WEIGHTS}, and for adapter.safetensors with"
+        f" adapter.json of a full fine-tuning run; found {shown}"
+    )
+
+
+def _check_local(path: pathlib.Path) -> None:
+    try:
+        if not os.path.lexists(path):
+            raise UserError(f"base checkpoint {path} does not exist")
+        path.stat()
+    except OSError as error:  # A loop of symbolic links, or one that points to nothing.
+        raise UserError(f"base checkpoint {path} cannot be read: {error}") from error
+    if not path.is_dir():
+        hint = "" if path.suffix in (".bin", ".pt") else f"; give its folder {path.parent}"
+        raise UserError(f"base checkpoint {path} is a file, expected a folder{hint}")
+
+
+def load_base(
+    path: str | os.PathLike[str],
+    configured: T5Config | None = None,
+    shardings: Mapping[str, Any] | None = None,
+) -> tuple[T5Config, dict]:
+    """Loads a base: `open_base`, then every array, one after the other.
+
+    Args:
+      path: a local folder or ``gs://BUCKET/PATH``.
+      configured: the architecture that the configuration asks for, or None.
+      shardings: nested dicts of ``jax.sharding.NamedSharding``, one for each parameter; then each
+        process reads only the parts that its devices hold. None: all stays with NumPy.
+
+    Returns:
+      The architecture and the parameters: nested dicts of float32 arrays under T5X's names.
+
+    Raises:
+      UserError: as `open_base`; or an array's contents are damaged.
+    """
+    base = open_base(path, configured)
+    return base.config, base.load(shardings)
+
+
+def save_base(
+    path: str | os.PathLike[str],
+    base: StoredBase,
+    format_name: str,
+    check: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> None:
+    """Writes a base into a new folder, one array at a time: all of it, or nothing.
+
+    Args:
+      path: a local path at which nothing is yet.
+      base: an open base, or arrays: ``StoredBase(config, "folded", {name: array})``.
+      format_name: a name in `WRITERS`.
+      check: called with the folder that was written, before it takes its place; an error that it
+        raises leaves nothing behind.
+
+    Raises:
+      UserError: an unknown format, or one that cannot hold this base; something is at `path`; an
+        array cannot be read; the folder cannot be written.
+    """
+    if format_name not in WRITERS:
+        raise UserError(
+            f"format {format_name!r} is unknown; expected {', '.join(WRITERS)}"
+            f"{nearest(format_name, WRITERS)}"
+        )
+    with new_folder(path) as folder:
+        WRITERS[format_name](folder, base)
+        check(folder)

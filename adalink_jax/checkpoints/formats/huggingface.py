@@ -1,0 +1,424 @@
+"""Hugging Face's folders of a T5: ``config.json`` and safetensors, single or sharded.
+
+Its linear layers store the transpose of T5X's kernels, and each stack's relative position biases
+stand in its first block, transposed likewise. One table serves encoder, decoder and, in T5 1.0,
+the output layer; a file may hold it under several names. What T5 1.0 does before its tied output
+layer, scaling by 1/√D, says ``scale_decoder_outputs``, or in configurations of transformers before
+version 5 ``tie_word_embeddings``, which later versions rewrite to true for every T5.
+
+Source of the format: transformers 5.23, models/t5 and models/mt5.
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from adalink_jax.checkpoints.architecture import expected_shapes
+from adalink_jax.checkpoints.formats.safetensors_files import Tensor, open_tensors, write_tensors
+from adalink_jax.checkpoints.lazy import Array, StoredBase, Transposed, open_arrays
+from adalink_jax.checkpoints.storage import Folder
+from adalink_jax.errors import UserError
+from adalink_jax.models.t5 import T5Config
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+OTHER_WEIGHTS = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "flax_model.msgpack",
+    "tf_model.h5",
+)
+
+# transformers' T5 has no field for what it fixes, nor has T5X.
+_FIXED = {
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "is_encoder_decoder": True,
+}
+# Field of config.json → field of T5Config.
+_FIELDS = {
+    "d_model": "emb_dim",
+    "d_kv": "head_dim",
+    "num_heads": "num_heads",
+    "d_ff": "mlp_dim",
+    "num_layers": "num_encoder_layers",
+    "num_decoder_layers": "num_decoder_layers",
+}
+# transformers' name of an activation → T5X's. Its "gelu" is the exact one, which T5X has not.
+_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "silu": "silu", "swish": "swish"}
+_SHARED = "shared.weight"
+_ENCODER_TABLE = "encoder.embed_tokens.weight"
+_DECODER_TABLE = "decoder.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+# Early checkpoints hold it; transformers ignores it, for cross-attention has no such bias.
+_IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_SHARD_BYTES = 5_000_000_000
+_COMPARED_ROWS = 4096
+
+_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
+# For each stack: its blocks under T5X's name to (number in Hugging Face's layer, module, the norm
+# before it).
+_BLOCKS = {
+    "encoder": {
+        "attention": (0, "SelfAttention", "pre_attention_layer_norm"),
+        "mlp": (1, "DenseReluDense", "pre_mlp_layer_norm"),
+    },
+    "decoder": {
+        "self_attention": (0, "SelfAttention", "pre_self_attention_layer_norm"),
+        "encoder_decoder_attention": (1, "EncDecAttention", "pre_cross_attention_layer_norm"),
+        "mlp": (2, "DenseReluDense", "pre_mlp_layer_norm"),
+    },
+}
+_TOP = {
+    "token_embedder/embedding": ("shared.weight", False),
+    "encoder/token_embedder/embedding": ("encoder.embed_tokens.weight", False),
+    "decoder/logits_dense/kernel": ("lm_head.weight", True),
+    **{
+        f"{stack}/relpos_bias/rel_embedding": (
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            True,
+        )
+        for stack in _BLOCKS
+    },
+    **{
+        f"{stack}/{stack}_norm/scale": (f"{stack}.final_layer_norm.weight", False)
+        for stack in _BLOCKS
+    },
+}
+
+
+def tensor_names(config: T5Config) -> Mapping[str, tuple[str, bool]]:
+    """Returns each parameter's name in transformers' T5, and whether it is transposed there.
+
+    Args:
+      config: a T5's architecture.
+
+    Returns:
+      T5X's ``"/"``-joined name → (the name in ``T5ForConditionalGeneration.state_dict()``,
+      whether that holds the transpose), for every parameter of the architecture.
+    """
+    return {name: _TOP.get(name) or _in_block(name) for name in expected_shapes(config)}
+
+
+def _in_block(name: str) -> tuple[str, bool]:
+    stack, layer, part, *rest = name.split("/")
+    for block, (number, module, norm) in _BLOCKS[stack].items():
+        prefix = f"{stack}.block.{layer.removeprefix('layers_')}.layer.{number}"
+        if part == norm:
+            return f"{prefix}.layer_norm.weight", False
+        if part == block:
+            return f"{prefix}.{module}.{_ATTENTION.get(rest[0], rest[0])}.weight", True
+    raise ValueError(f"{name} is no parameter of a T5")
+
+
+def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
+    """Returns `folder` where it is one of Hugging Face's, else None.
+
+    Raises:
+      UserError: it is one without safetensors.
+    """
+    if CONFIG not in children:
+        return None
+    if WEIGHTS in children or SHARD_INDEX in children:
+        return folder
+    others = [name for name in OTHER_WEIGHTS if name in children]
+    if not others:
+        return None
+    raise UserError(
+        f"{folder}: a Hugging Face folder with {others[0]} alone, and no {WEIGHTS}; save it again"
+        " with transformers: T5ForConditionalGeneration.from_pretrained(FOLDER)"
+        ".save_pretrained(NEW_FOLDER, safe_serialization=True)"
+    )
+
+
+def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
+    """Opens a Hugging Face folder; of its weights, headers and tables of several names are read.
+
+    Args:
+      folder: it holds ``config.json`` and the safetensors.
+      configured: the architecture it is expected to have, or None.
+
+    Raises:
+      UserError: a file is damaged; tensors are missing, unexpected or of another shape; or they,
+        ``config.json`` and the configured architecture do not agree.
+    """
+    settings = _read_json(folder, CONFIG)
+    kind = settings.get("model_type")
+    if kind == "umt5":
+        raise UserError(
+            f"{folder / CONFIG}: model_type 'umt5', whose layers have relative position biases of"
+            " their own; expected 't5' or 'mt5'"
+        )
+    if kind not in ("t5", "mt5"):
+        raise UserError(f"{folder / CONFIG}: model_type {kind!r}; expected 't5' or 'mt5'")
+    tensors = _open_tensors(folder)
+    tensors.pop(_IGNORED, None)
+    activations = _activations(settings, folder)
+    tables = _token_tables(tensors, settings, folder)
+    arrays: dict[str, Array] = dict(tables)
+    arrays |= _renamed(tensors, len(activations), folder)
+    base = open_arrays(arrays, str(folder), configured, activations)
+    _check_settings(settings, base.config, folder)
+    return base
+
+
+def _read_json(folder: Folder, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(folder.read(name))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / name}: no JSON; truncated or damaged") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{folder / name}: not one JSON object")
+    return found
+
+
+def _open_tensors(folder: Folder) -> dict[str, Tensor]:
+    if folder.holds_file(WEIGHTS):
+        return open_tensors(folder, WEIGHTS)
+    places = _read_json(folder, SHARD_INDEX).get("weight_map")
+    files = list(places.values()) if isinstance(places, dict) else [None]
+    if not all(isinstance(f, str) and f.isprintable() and "/" not in f for f in files):
+        raise UserError(f"{folder / SHARD_INDEX}: no 'weight_map' of tensors to files")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(files)):
+        held = open_tensors(folder, file)
+        told = {name for name, place in places.items() if place == file}
+        if wrong := sorted(told ^ held.keys()):
+            what = "lacks" if wrong[0] in told else "holds beside what the index says"
+            raise UserError(f"{folder / file}: {what} {len(wrong)} tensors, such as {wrong[0]!r}")
+        tensors |= held
+    return tensors
+
+
+def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]:
+    """The functions of the MLP, from the two or three fields that say them."""
+    given = settings.get("feed_forward_proj", "relu")
+    *gate, function = str(given).split("-")
+    gated = gate == ["gated"]
+    function = "gelu_new" if given == "gated-gelu" else function
+    said = {"dense_act_fn": function, "is_gated_act": gated}
+    for name, value in said.items():
+        if settings.get(name, value) != value:
+            raise UserError(
+                f"{folder / CONFIG}: {name} is {settings[name]!r}, but feed_forward_proj {given!r}"
+            )
+    if function not in _ACTIVATIONS or gate not in ([], ["gated"]):
+        known = ", ".join(f"{name}, gated-{name}" for name in _ACTIVATIONS)
+        raise UserError(
+            f"{folder / CONFIG}: feed_forward_proj {given!r}; expected gated-gelu, {known}"
+        )
+    return (_ACTIVATIONS[function], "linear") if gated else (_ACTIVATIONS[function],)
+
+
+def _token_tables(
+    tensors: dict[str, Tensor], settings: Mapping[str, Any], folder: Folder
+) -> dict[str, Array]:
+    """Takes the tables and the output layer out of `tensors`; returns them by T5X's names."""
+    found = {
+        name: tensors.pop(name)
+        for name in (_SHARED, _DECODER_TABLE, _ENCODER_TABLE, _HEAD)
+        if name in tensors
+    }
+    shared = found.get(_SHARED, found.get(_DECODER_TABLE, found.get(_ENCODER_TABLE)))
+    if shared is None:
+        raise UserError(f"{folder}: no tensor {_SHARED}, which every T5 has")
+    tables: dict[str, Array] = {"token_embedder/embedding": shared}
+    if _DECODER_TABLE in found and not _equal(shared, found[_DECODER_TABLE]):
+        raise UserError(
+            f"{folder}: {_DECODER_TABLE} differs from {_SHARED}; a T5's decoder has no table of"
+            " its own"
+        )
+    if _ENCODER_TABLE in found and not _equal(shared, found[_ENCODER_TABLE]):
+        tables["encoder/token_embedder/embedding"] = found[_ENCODER_TABLE]
+    head = found.get(_HEAD)
+    scaled, why = _scaled(settings)
+    if not scaled and head is None and "scale_decoder_outputs" in settings:
+        head = shared  # So transformers 5 reads it: tied, yet not scaled.
+    if not scaled and head is None:
+        raise UserError(f"{folder}: no tensor {_HEAD}, which a T5 with {why} has")
+    if scaled and head is not None and not _equal(shared, head):
+        raise UserError(
+            f"{folder}: {_HEAD} differs from {_SHARED}, but {CONFIG} has {why}, which scales the"
+            " decoder's output as for T5 1.0's tied layer; a T5 1.1, FLAN-T5 or mT5 has"
+            ' "scale_decoder_outputs": false'
+        )
+    if not scaled:
+        tables["decoder/logits_dense/kernel"] = Transposed(head)
+    return tables
+
+
+def _scaled(settings: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the decoder's output is scaled, as in T5 1.0, and the setting that says it."""
+    if settings["model_type"] == "mt5":
+        return False, 'model_type "mt5"'
+    if "scale_decoder_outputs" in settings:
+        value = settings["scale_decoder_outputs"]
+        return bool(value), f'"scale_decoder_outputs": {json.dumps(value)}'
+    value = settings.get("tie_word_embeddings", True)
+    return value is not False, f'"tie_word_embeddings": {json.dumps(value)}'
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices hold the same bits as float32, compared some rows at a time."""
+    if one.shape != other.shape or len(one.shape) != 2:
+        return False
+    for row in range(0, one.shape[0], _COMPARED_ROWS):
+        part = (slice(row, row + _COMPARED_ROWS), slice(None))
+        first, second = (t[part].astype(np.float32).view(np.uint32) for t in (one, other))
+        if not np.array_equal(first, second):
+            return False
+    return True
+
+
+def _renamed(tensors: Mapping[str, Tensor], gates: int, folder: Folder) -> dict[str, Array]:
+    """The tensors of the stacks by T5X's names; one that no T5 has keeps its own."""
+    counts = {
+        stack: len({m[1] for m in map(re.compile(rf"{stack}\.block\.(\d+)\.").match, tensors) if m})
+        for stack in _BLOCKS
+    }
+    skeleton = T5Config(
+        vocab_size=1,
+        num_encoder_layers=counts["encoder"],
+        num_decoder_layers=counts["decoder"],
+        mlp_activations=("relu", "linear")[:gates],
+        logits_via_embedding=True,
+    )
+    names = {theirs: (ours, turned) for ours, (theirs, turned) in tensor_names(skeleton).items()}
+    arrays: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        ours, turned = names.get(name, (name, False))
+        if turned and len(tensor.shape) != 2:
+            raise UserError(f"{folder}: {name} has shape {list(tensor.shape)}, expected 2 axes")
+        arrays[ours] = Transposed(tensor) if turned else tensor
+    return arrays
+
+
+def _check_settings(settings: Mapping[str, Any], config: T5Config, folder: Folder) -> None:
+    """Checks what ``config.json`` says against what the arrays are."""
+    expected = {name: getattr(config, field) for name, field in _FIELDS.items()} | _FIXED
+    if settings.get("num_decoder_layers") is None:
+        # Its default is the encoder's number.
+        settings = {**settings, "num_decoder_layers": settings.get("num_layers")}
+    wrong = [
+        f"{name} ({CONFIG} {settings[name]!r}, arrays {value!r})"
+        for name, value in expected.items()
+        if settings.get(name) is not None and settings[name] != value
+    ]
+    rows = settings.get("vocab_size", config.vocab_size)
+    # Tables may have more rows than there are tokens, to be divided among devices.
+    if not isinstance(rows, int) or rows > config.vocab_size:
+        wrong.append(f"vocab_size ({CONFIG} {rows!r}, arrays {config.vocab_size})")
+    if wrong:
+        raise UserError(f"{folder}: {CONFIG} and the arrays do not agree: {', '.join(wrong)}")
+
+
+def write(
+    folder: pathlib.Path,
+    base: StoredBase,
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Writes a base as transformers' T5, float32, one array at a time.
+
+    The folder loads in transformers 5 as it is. A table of the encoder's own is there under
+    ``encoder.embed_tokens.weight``; transformers 4 ties it to ``shared.weight`` again.
+
+    Args:
+      folder: an empty folder.
+      base: what to write.
+      shard_bytes: the most bytes of tensors in one file; above, files are numbered, with an index.
+
+    Raises:
+      UserError: transformers' T5 has no such architecture, or an array cannot be read.
+      OSError: the folder cannot be written.
+    """
+    settings = _settings(base)
+    names = {theirs: (ours, turned) for ours, (theirs, turned) in tensor_names(base.config).items()}
+    shapes = {
+        theirs: base.shapes[ours][::-1] if turned else base.shapes[ours]
+        for theirs, (ours, turned) in names.items()
+    }
+
+    def read(name: str) -> np.ndarray:
+        ours, turned = names[name]
+        array = base.read(ours)
+        return array.T if turned else array
+
+    files = _shards(shapes, shard_bytes)
+    for file, held in files.items():
+        part = {name: shapes[name] for name in held}
+        write_tensors(folder / file, part, read, {"format": "pt"})
+    if len(files) > 1:
+        size = 4 * sum(math.prod(shape) for shape in shapes.values())
+        places = {name: file for file, held in files.items() for name in held}
+        _write_json(folder / SHARD_INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+    _write_json(folder / CONFIG, settings)
+    tokens = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / "generation_config.json", {name: settings[name] for name in tokens})
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[str]]:
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        if groups[-1] and filled + size > most:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {
+        f"model-{i:05d}-of-{len(groups):05d}.safetensors": held
+        for i, held in enumerate(groups, start=1)
+    }
+
+
+def _settings(base: StoredBase) -> dict[str, Any]:
+    """``config.json``, such that transformers 4 and 5 both do what T5X does."""
+    config = base.config
+    if config.relpos_bias_per_layer:
+        raise UserError(
+            f"{base.where}: each layer has relative position biases of its own, and transformers'"
+            " T5 one table a stack; write format t5x or native"
+        )
+    functions = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    function, *gate = config.mlp_activations
+    if gate not in ([], ["linear"]) or function not in functions:
+        raise UserError(
+            f"{base.where}: transformers' T5 has no MLP of {', '.join(config.mlp_activations)}"
+        )
+    name = functions[function]
+    gated = "gated-gelu" if name == "gelu_new" else f"gated-{name}"
+    tied = config.logits_via_embedding
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        **{name: getattr(config, field) for name, field in _FIELDS.items()},
+        **_FIXED,
+        "vocab_size": config.vocab_size,
+        "dropout_rate": config.dropout_rate,
+        "feed_forward_proj": gated if gate else name,
+        "dense_act_fn": name,
+        "is_gated_act": bool(gate),
+        "tie_word_embeddings": tied,
+        "scale_decoder_outputs": tied,
+        "initializer_factor": 1.0,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,304 @@
+"""LoRA and prompt tuning in the adapter format of Hugging Face's PEFT.
+
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. LoRA's tensors are
+``base_model.model.MODULE.lora_A.weight``, the transpose of W_down, and ``lora_B.weight``, that of
+W_up; a prompt is ``prompt_embeddings``. MODULE is the linear layer's name in transformers' T5.
+
+Source of the format: peft 0.21, ``utils/save_and_load.py``, ``tuners/lora/config.py`` and
+``peft_model.py`` (PeftModelForSeq2SeqLM.forward).
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+from adalink_jax.checkpoints.architecture import check_shapes, expected_shapes
+from adalink_jax.checkpoints.fingerprint import as_float32
+from adalink_jax.checkpoints.formats.huggingface import tensor_names
+from adalink_jax.errors import UserError
+from adalink_jax.files import new_folder
+from adalink_jax.methods.base import LINEAR_SITES, Method, Params
+from adalink_jax.methods.lora import LoRA
+from adalink_jax.methods.prompt_tuning import PromptTuning
+from adalink_jax.models.t5 import T5Config
+
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+
+_PROMPT = "prompt_embeddings"
+_LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_PARTS = {"A": "down", "B": "up"}
+
+# What of a PEFT configuration does not change what an adapter computes, or is read here. Which
+# modules it targets, its tensors tell.
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
+    *("revision", "runtime_config", "task_type"),
+}
+_READ = {
+    "LORA": {
+        *("ensure_weight_tying", "eva_config", "exclude_modules", "init_lora_weights"),
+        *("layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout"),
+        *("megatron_core", "qalora_group_size", "r", "target_modules", "use_rslora"),
+    },
+    "PROMPT_TUNING": {
+        *("num_attention_heads", "num_layers", "num_transformer_submodules"),
+        *("num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim"),
+        *("tokenizer_kwargs", "tokenizer_name_or_path"),
+    },
+}
+# Initialisations that leave the base as it is; the others (PiSSA, OLoRA, …) move its weights.
+_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def save_peft(
+    folder: str | os.PathLike[str],
+    method: Method,
+    tree: Params,
+    route: int,
+    config: T5Config,
+    check: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> None:
+    """Writes one route of an adapter as PEFT does.
+
+    Args:
+      folder: at which nothing is yet.
+      method: LoRA, or prompt tuning as it is exported.
+      tree: the method's tree.
+      route: which of the K modules, in [0, K).
+      config: the base's architecture.
+      check: called with the folder that was written, before it takes its place; an error that it
+        raises leaves nothing behind.
+
+    Raises:
+      UserError: PEFT has no such method, or the folder exists or cannot be written.
+    """
+    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    flat = {name: np.asarray(leaf[route], np.float32) for name, leaf in flat.items()}
+    if isinstance(method, LoRA):
+        settings, tensors = _lora_to_peft(method, flat, config)
+    elif isinstance(method, PromptTuning):
+        settings, tensors = _prompt_to_peft(flat, config)
+    else:
+        raise UserError(
+            f"PEFT has no format for an adapter of method '{method.scope}'; it has one for 'lora' "
+            "and 'prompt_tuning'"
+        )
+    settings |= {
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "task_type": "SEQ_2_SEQ_LM",
+    }
+    with new_folder(folder) as partial:
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
+        tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+        safetensors.numpy.save_file(tensors, partial / TENSORS, {"format": "pt"})
+        check(partial)
+
+
+def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method, Params]:
+    """Reads a PEFT adapter of LoRA or prompt tuning.
+
+    Args:
+      folder: that PEFT wrote.
+      config: the base's architecture.
+
+    Returns:
+      The method with its settings, and its tree: float32, one route.
+
+    Raises:
+      UserError: files are missing or damaged, or the adapter does something that this project's
+        methods do not, which is named.
+    """
+    folder = pathlib.Path(folder)
+    settings = _read_config(folder)
+    tensors = _read_tensors(folder)
+    kind = settings.get("peft_type")
+    if not isinstance(kind, str) or kind not in _READ:
+        raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; LORA and PROMPT_TUNING are read")
+    for name, value in settings.items():
+        # Whatever is not known and not off may change what the adapter computes.
+        if value and value != "none" and name not in _HARMLESS | _READ[kind]:
+            shown = name if name.isprintable() else repr(name)
+            raise UserError(f"{folder / CONFIG}: {shown} = {value!r}, which has no equal here")
+    read = _lora_from_peft if kind == "LORA" else _prompt_from_peft
+    method, flat = read(settings, tensors, config, str(folder))
+    tree = {name: np.ascontiguousarray(array)[None] for name, array in flat.items()}
+    return method, traverse_util.unflatten_dict(tree, sep="/")
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / CONFIG).read_bytes())
+    except OSError as error:
+        raise UserError(f"{folder} holds no PEFT adapter: {CONFIG} cannot be read") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder / CONFIG}: no JSON; truncated or damaged") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{folder / CONFIG}: not the configuration of a PEFT adapter")
+    return settings
+
+
+def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    path = folder / TENSORS
+    if not path.is_file():
+        pickled = " (PEFT's older adapter_model.bin may run code when read)"
+        raise UserError(
+            f"{path}: no such file{pickled if path.with_name('adapter_model.bin').exists() else ''}"
+        )
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except Exception as error:  # Damaged headers raise several unrelated classes.
+        raise UserError(f"{path}: no safetensors file; truncated or damaged") from error
+    tensors = {name: as_float32(array) for name, array in tensors.items()}
+    for name, array in tensors.items():
+        if array.dtype != np.float32:
+            raise UserError(f"{path}: {name!r} is {array.dtype}; expected floating point")
+    return tensors
+
+
+def _number(settings: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+    value = settings.get(name)
+    fits = type(value) in ((int,) if kind is int else (int, float)) and math.isfinite(value)
+    if not fits or (kind is int and value < 1):
+        raise UserError(f"{where}: {name} is {value!r}")
+    return kind(value)
+
+
+def _modules(config: T5Config) -> dict[str, str]:
+    """Each linear layer's name here → its module's name in transformers' T5."""
+    return {
+        name.removesuffix("/kernel"): torch_name.removesuffix(".weight")
+        for name, (torch_name, _) in tensor_names(config).items()
+        if "/layers_" in name and name.endswith("/kernel")
+    }
+
+
+def _lora_to_peft(
+    method: LoRA, flat: Mapping[str, np.ndarray], config: T5Config
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    modules = _modules(config)
+    adapted = {name.split(f"/{LoRA.scope}/")[0] for name in flat}
+    tensors = {
+        f"base_model.model.{modules[layer]}.lora_{letter}.weight": flat[
+            f"{layer}/{LoRA.scope}/{part}"
+        ].T
+        for layer in adapted
+        for letter, part in _PARTS.items()
+    }
+    alpha = int(method.alpha) if float(method.alpha).is_integer() else method.alpha
+    settings = {
+        "peft_type": "LORA",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_alpha": alpha,
+        "lora_dropout": method.dropout_rate,
+        "r": method.rank,
+        # Full names: PEFT takes any shorter one for the end of a name.
+        "target_modules": sorted(modules[layer] for layer in adapted),
+    }
+    return settings, tensors
+
+
+def _prompt_to_peft(
+    flat: Mapping[str, np.ndarray], config: T5Config
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    prompt = flat[f"encoder/{PromptTuning.scope}/prompt"]
+    settings = {
+        "peft_type": "PROMPT_TUNING",
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": prompt.shape[0],
+        "prompt_tuning_init": "RANDOM",
+        "token_dim": config.emb_dim,
+    }
+    return settings, {_PROMPT: prompt}
+
+
+def _lora_from_peft(
+    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
+) -> tuple[Method, dict[str, np.ndarray]]:
+    start = settings.get("init_lora_weights", True)
+    if isinstance(start, list | dict) or start not in _INITIALISATIONS:
+        raise UserError(
+            f"{where}: init_lora_weights = {start!r} moves the base's own weights, so that the "
+            "adapter fits no base; save it with PEFT's path_initial_model_for_weight_conversion"
+        )
+    rank = _number(settings, "r", int, where)
+    alpha = _number(settings, "lora_alpha", float, where)
+    if settings.get("use_rslora"):
+        alpha *= math.sqrt(rank)  # Scaled by alpha/√r instead of alpha/r.
+    layers = {module: layer for layer, module in _modules(config).items()}
+    flat = {}
+    for name, array in tensors.items():
+        match = _LORA_NAME.fullmatch(name)
+        if match is None or match[1] not in layers:
+            raise UserError(
+                f"{where}: tensor {name!r} is no LoRA of a linear layer in this T5's blocks"
+            )
+        flat[f"{layers[match[1]]}/{LoRA.scope}/{_PARTS[match[2]]}"] = array.T
+    adapted = sorted({name.split(f"/{LoRA.scope}/")[0] for name in flat})
+    kernels = expected_shapes(config)
+    expected = {}
+    for layer in adapted:
+        width, features = kernels[f"{layer}/kernel"]
+        expected[f"{layer}/{LoRA.scope}/down"] = (width, rank)
+        expected[f"{layer}/{LoRA.scope}/up"] = (rank, features)
+    check_shapes(expected, {name: array.shape for name, array in flat.items()}, where)
+    dropout = _number({"lora_dropout": 0.0, **settings}, "lora_dropout", float, where)
+    chosen = _chosen(adapted, config, where)
+    return LoRA(rank=rank, alpha=alpha, dropout_rate=dropout, **chosen), flat
+
+
+def _chosen(adapted: list[str], config: T5Config, where: str) -> dict[str, Any]:
+    """LoRA's settings `linears`, `stacks` and `layers` that choose just these linear layers."""
+    found = set()
+    for layer in adapted:
+        stack, number, linear = layer.split("/", 2)
+        found.add((stack, int(number.removeprefix("layers_")), linear))
+    if not found:
+        raise UserError(f"{where}: no tensors of LoRA")
+    depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    stacks = tuple(stack for stack in depths if any(stack == one for one, _, _ in found))
+    linears = tuple(sorted({linear for _, _, linear in found}))
+    numbers = {number for _, number, _ in found}
+    for layers in (None, tuple(sorted(numbers))):
+        meant = {
+            (stack, number, linear)
+            for stack in stacks
+            for number in (range(depths[stack]) if layers is None else layers)
+            for linear in linears
+            if linear in LINEAR_SITES[stack]
+        }
+        if meant == found:
+            return {"linears": linears, "stacks": stacks, "layers": layers}
+    stack, number, linear = min(meant - found)
+    raise UserError(
+        f"{where}: {stack}/layers_{number}/{linear} is not adapted, but that linear layer or that "
+        "block is elsewhere; LoRA here takes the same linear layers in all of its layers and stacks"
+    )
+
+
+def _prompt_from_peft(
+    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
+) -> tuple[Method, dict[str, np.ndarray]]:
+    length = _number(settings, "num_virtual_tokens", int, where)
+    copies = _number(
+        {**settings, "num_transformer_submodules": settings.get("num_transformer_submodules") or 2},
+        "num_transformer_submodules", int, where,
+    )  # fmt: skip
+    found = {name: array.shape for name, array in tensors.items()}
+    check_shapes({_PROMPT: (copies * length, config.emb_dim)}, found, where)
+    # PEFT keeps rows for the decoder too, and T5 takes the first alone.
+    method = PromptTuning(length=length, reparameterise=False, initialisation="random")
+    return method, {f"encoder/{PromptTuning.scope}/prompt": tensors[_PROMPT][:length]}

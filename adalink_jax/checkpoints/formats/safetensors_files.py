@@ -1,0 +1,172 @@
+"""safetensors files: parts of tensors read from where they lie, and written one after the other.
+
+The safetensors package reads local files only and writes from memory only; a base of many
+gigabytes is neither copied nor held. A file is eight bytes of length, a JSON header of that
+length, and the tensors' contents without a hole between them.
+
+Source of the format: github.com/huggingface/safetensors, README.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from adalink_jax.checkpoints.lazy import Index
+from adalink_jax.checkpoints.storage import Folder
+from adalink_jax.errors import UserError
+
+_DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("<f2")}
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000  # The safetensors package reads no longer one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file; of a part of it, the rows that hold the part are read.
+
+    Attributes:
+      folder: that holds the file.
+      file: the file's name.
+      dtype: as stored: float32, bfloat16 or float16.
+      shape: as stored.
+      start: its first byte in the file.
+    """
+
+    folder: Folder
+    file: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The byte of the file after its last."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: Index) -> np.ndarray:
+        rows, rest = (0, self.shape[0] if self.shape else 1), ...
+        if index is not ...:
+            rows, rest = index[0].indices(self.shape[0])[:2], (slice(None), *index[1:])
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        start, stop = (self.start + row * row_bytes for row in rows)
+        content = self.folder.read(self.file, start, stop)
+        array = np.frombuffer(content, self.dtype)
+        array = array.reshape(rows[1] - rows[0], *self.shape[1:]) if self.shape else array[0]
+        return array[rest]
+
+
+def open_tensors(folder: Folder, file: str) -> dict[str, Tensor]:
+    """Reads the header of a safetensors file and checks it against the file's size.
+
+    Args:
+      folder: that holds the file.
+      file: the file's name.
+
+    Returns:
+      Each tensor by its name.
+
+    Raises:
+      UserError: the header is damaged, lies about size or places, or names a dtype other than
+        float32, bfloat16 and float16.
+    """
+    where = f"{folder}/{file}"
+    length = int.from_bytes(folder.read(file, 0, _LENGTH_BYTES), "little")
+    if length > _LONGEST_HEADER:
+        raise UserError(f"{where}: damaged: a header of {length} bytes")
+    try:
+        pairs = json.loads(
+            folder.read(file, _LENGTH_BYTES, _LENGTH_BYTES + length).decode("utf-8"),
+            object_pairs_hook=_once_each,
+        )
+        entries = {name: entry for name, entry in pairs.items() if name != "__metadata__"}
+        layout = [_layout(name, entry) for name, entry in entries.items()]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: no safetensors header; truncated or damaged") from error
+    first, end = _LENGTH_BYTES + length, 0
+    tensors = {}
+    for start, stop, name, dtype, shape in sorted(layout):
+        if dtype not in _DTYPES:
+            raise UserError(
+                f"{where}: {name!r} has dtype {dtype}; expected float32, bfloat16 or float16"
+            )
+        if start != end or stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise UserError(
+                f"{where}: damaged: {name!r}, {dtype} of shape {list(shape)}, is said to lie at"
+                f" bytes {start} to {stop}, after what ends at {end}"
+            )
+        tensors[name] = Tensor(folder, file, _DTYPES[dtype], shape, first + start)
+        end = stop
+    folder.check_size(file, first + end)
+    return tensors
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _layout(name: str, entry: Mapping[str, Any]) -> tuple[int, int, str, str, tuple[int, ...]]:
+    start, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not all(type(n) is int and n >= 0 for n in (start, stop, *shape)):
+        raise ValueError("a place or size that is no whole number")
+    if not isinstance(entry["dtype"], str):
+        raise TypeError("dtype")
+    return start, stop, name, entry["dtype"], shape
+
+
+def write_tensors(
+    path: pathlib.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
+    """Writes float32 tensors to a safetensors file, holding one of them at a time.
+
+    Args:
+      path: the file.
+      shapes: shape of each tensor by its name, in the order in which they are written.
+      read: name → the tensor.
+      metadata: strings for the header, or None.
+
+    Returns:
+      The file's SHA-256, 64 hexadecimal digits.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # So that the contents are aligned.
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+
+        def put(content: Any) -> None:
+            file.write(content)
+            digest.update(content)
+
+        put(len(text).to_bytes(_LENGTH_BYTES, "little"))
+        put(text)
+        for name, shape in shapes.items():
+            array = read(name)
+            if array.shape != tuple(shape) or array.dtype != np.float32:
+                raise ValueError(f"{name}: {array.dtype} {array.shape}, expected float32 {shape}")
+            put(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
+            del array  # Before the next is read.
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()

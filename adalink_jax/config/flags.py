@@ -1,0 +1,115 @@
+"""The flags of the command lines that gin configures, without what their values mean."""
+
+import dataclasses
+import pathlib
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from adalink_jax.errors import UserError, nearest
+
+# T5X's flags for the hosts of a run -> the variables that `adalink_jax.distributed.hosts` reads.
+_HOSTS = {
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "process_count": "JAX_NUM_PROCESSES",
+    "process_index": "JAX_PROCESS_ID",
+}
+
+
+@dataclasses.dataclass
+class Flags:
+    """A command line.
+
+    Attributes:
+      gin_files: in their order.
+      search_paths: further folders of gin files.
+      bindings: ``NAME=VALUE``, in their order.
+      environment: variables that flags stand for.
+      switches: flags without a value.
+      help: whether help was asked for.
+    """
+
+    gin_files: list[str] = dataclasses.field(default_factory=list)
+    search_paths: list[str] = dataclasses.field(default_factory=list)
+    bindings: list[str] = dataclasses.field(default_factory=list)
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    switches: set[str] = dataclasses.field(default_factory=set)
+    help: bool = False
+
+
+def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
+    """Splits a command line into its flags.
+
+    Args:
+      argv: the arguments.
+      switches: names of flags without a value that are allowed.
+
+    Raises:
+      UserError: an unknown flag, or one that lacks its value.
+    """
+    flags, rest = Flags(), list(argv)
+    valued = ("gin_file", "gin_search_paths", *_HOSTS)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--")
+        if flag.startswith("--gin."):
+            if not equals:
+                raise UserError(f"{flag} needs a value: {flag}=…")
+            flags.bindings.append(argument.removeprefix("--gin."))
+        elif flag.startswith("--") and name in valued:
+            if not equals:
+                if not rest:
+                    raise UserError(f"{flag} needs a value: {flag}=…")
+                value = rest.pop(0)
+            if name == "gin_file":
+                flags.gin_files.append(value)
+            elif name == "gin_search_paths":
+                flags.search_paths += value.split(",")
+            else:
+                flags.environment[_HOSTS[name]] = value
+        elif argument in ("--help", "-h"):
+            flags.help = True
+        elif name in switches and argument == f"--{name}":
+            flags.switches.add(name)
+        elif argument.startswith("-"):
+            known = [f"--{each}" for each in (*valued, "help", *switches)]
+            raise UserError(f"unknown flag {flag}{nearest(flag, known)} --help lists the flags")
+        else:
+            raise UserError(
+                f"unexpected '{argument}': a gin file is given as --gin_file={argument}"
+            )
+    return flags
+
+
+def help_text(
+    usage: str, folder: pathlib.Path, run_file: str | None, switches: Mapping[str, str]
+) -> str:
+    """What ``--help`` prints.
+
+    Args:
+      usage: of which the first line says what the program does.
+      folder: of the shipped gin files.
+      run_file: a gin file that is read before those of the user.
+      switches: flags without a value, with their help.
+    """
+    program = pathlib.Path(sys.argv[0]).name
+    shipped = sorted(p.relative_to(folder).as_posix() for p in folder.glob("experiments/*.gin"))
+    first = f" {run_file} is read before them." if run_file else ""
+    listed = "".join(f"\n  --{name:<26}{text}" for name, text in switches.items())
+    return f"""\
+usage: {program} --gin_file=FILE [--gin_file=FILE …] [--gin.NAME=VALUE …]
+
+{usage.splitlines()[0]}
+
+  --gin_file=FILE             read a gin file; repeatable, later files win.{first}
+  --gin.NAME=VALUE            set a macro (--gin.RANK=8) or a parameter
+                              (--gin.runs.train.seed=1); wins over all files
+  --gin_search_paths=A,B      more folders in which gin files are looked for{listed}
+  --coordinator_address=A:P   of a run on several hosts, where they do not find each other by
+  --process_count=N           themselves: host 0 with a free port, how many hosts there are, and
+  --process_index=I           which of them this is, from 0
+  --help                      print this
+
+Files are found from the working directory, else below {folder}. Experiments there:
+{textwrap.indent(textwrap.fill("  ".join(shipped), 94), "  ")}"""

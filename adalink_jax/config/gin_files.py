@@ -1,0 +1,446 @@
+"""Configuration: gin files and flags in, one function called.
+
+The only module that imports gin. gin's parser reads the statements and gin's injection builds
+the objects; between the two stands what gin 0.5 leaves to its user: where each value was set,
+names that nothing reads or defines, required values left open, files found without search-path
+noise, and one resolved text to keep beside the results. That text is also what gin is given, so
+a run and its ``config.gin`` cannot differ:
+
+    files, flags → settings with origins → Configuration → arguments → the call
+
+Two rules differ from plain gin, so that the order of files does not matter: ``X = %gin.REQUIRED``
+declares X and never overrides a value, and a file that is included twice is read once.
+"""
+
+import contextlib
+import importlib
+import importlib.util  # gin 0.5's reader of files uses it without importing it.
+import inspect
+import logging
+import os
+import pathlib
+import re
+import sys
+import tokenize
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gin
+from gin import config_parser
+
+from adalink_jax.config import flags
+from adalink_jax.config.records import (
+    COMMAND_LINE,
+    REQUIRED,
+    Configuration,
+    Key,
+    Macro,
+    Reference,
+    Setting,
+    Target,
+    display,
+    map_leaves,
+    resolve,
+)
+from adalink_jax.errors import UserError, nearest
+
+_DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
+_NAME = re.compile(r"[A-Za-z_][\w./]*")
+# A flag's value that is no gin value but looks like this is taken as a string: a path or a name.
+_BARE_STRING = re.compile(r"[\w./~][\w./~:+-]*")
+
+
+def gin_folder() -> pathlib.Path:
+    """Returns the folder of the shipped gin files, in the installed package or in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent.parent
+    installed = package / "gin"
+    return installed if installed.is_dir() else package.parent / "gin"
+
+
+def main(
+    entry: str | Callable,
+    argv: Sequence[str] | None = None,
+    *,
+    run_file: str | None = None,
+    switches: Mapping[str, str] | None = None,
+) -> int:
+    """Runs a command line: reads gin files and flags, then calls `entry`.
+
+    Args:
+      entry: the function that is called with the arguments that gin binds to it, the keyword
+        ``configuration`` (a `Configuration`) and one boolean keyword per switch; a dotted name is
+        imported only when the flags have been understood.
+      argv: the arguments; those of the process by default.
+      run_file: a gin file that is read before those that the user names.
+      switches: flags without a value that `entry` takes, by name, with their help.
+
+    Returns:
+      The exit code: 0, or 2 after a user's mistake, which is printed as one line.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    switches = dict(switches or {})
+    configuration = None
+    _show_notices()
+    try:
+        given = flags.parse(argv, switches)
+        if given.help:
+            usage = inspect.getdoc(_entry(entry).object) or _entry(entry).name
+            print(flags.help_text(usage, gin_folder(), run_file, switches))
+            return 0
+        files = [run_file] * bool(run_file) + given.gin_files
+        if not files:
+            raise UserError("no gin file: give --gin_file=FILE; --help says which are shipped")
+        configuration = read(
+            entry,
+            files,
+            given.bindings,
+            search_paths=given.search_paths,
+            supplied=("configuration", *switches),
+            command=argv,
+        )
+        arguments = {name: name in given.switches for name in switches}
+        with _environment({**configuration.environment, **given.environment}):
+            arguments |= build(configuration)
+            _entry(entry).object(**arguments, configuration=configuration)
+    except (UserError, *_data_errors()) as error:
+        message = str(error).partition("\n")[0]  # gin adds lines to what a reference raises.
+        print(
+            f"error: {configuration.explain(message) if configuration else message}",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def read(
+    entry: str | Callable,
+    files: Sequence[str],
+    bindings: Sequence[str] = (),
+    *,
+    search_paths: Sequence[str] = (),
+    supplied: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> Configuration:
+    """Reads gin files, then bindings, and resolves what they mean for `entry`.
+
+    Args:
+      entry: a function or its dotted name.
+      files: gin files, as given from the working directory, else below one of `search_paths`,
+        else below the shipped folder; ``include`` finds its files in the same way.
+      bindings: ``NAME=VALUE``; they win over all files. A value that is no gin value but looks
+        like a path or a name is a string.
+      search_paths: further folders of gin files.
+      supplied: parameters of `entry` that the caller gives himself.
+      command: kept in the result.
+
+    Raises:
+      UserError: a file that is missing or includes itself; a statement that is no gin; a name
+        that nothing defines or reads; a value set twice in one file; a required value left open.
+    """
+    target = _entry(entry)
+    reader = _Reader(target, search_paths)
+    for name in files:
+        reader.read_file(name)
+    for binding in bindings:
+        reader.read_flag(binding)
+    settings = dict(reader.settings)
+    for key, origin in reader.required.items():
+        settings.setdefault(key, Setting(REQUIRED, origin, shipped=True))
+    return resolve(
+        target, settings, reader.targets, reader.modules, supplied=supplied, command=command
+    )
+
+
+def build(configuration: Configuration) -> dict[str, Any]:
+    """Returns the arguments that gin builds for the entry: objects constructed, macros applied.
+
+    The text stays gin's current configuration, for code that gin itself decorates.
+
+    Raises:
+      UserError: a configured class or function refuses what it is given.
+    """
+    gin.clear_config()
+    gin.parse_config(configuration.text)
+    gin.finalize()
+    entry = _entry(configuration.entry).object
+    try:
+        gin.get_configurable(entry)
+    except ValueError:
+        return {}  # Nothing is bound to it, so gin has not met it.
+    try:
+        return gin.get_bindings(entry)
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(_refusal(error, configuration)) from error
+
+
+def shipped(model: str, method: str, bindings: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Returns the architecture and the method of two shipped gin files.
+
+    Args:
+      model: a file of ``gin/models`` without its suffix, e.g. "t5_1_1_xl".
+      method: a file of ``gin/methods`` without its suffix, e.g. "lora".
+      bindings: ``NAME=VALUE``, e.g. "RANK=16"; they win over the files.
+
+    Raises:
+      UserError: there is no such file, or a binding is wrong; see `read`.
+    """
+    files = {"models": model, "methods": method}
+    for kind, name in files.items():
+        names = sorted(path.stem for path in (gin_folder() / kind).glob("*.gin"))
+        if name not in names:
+            raise UserError(f"no file {name}.gin in gin/{kind}{nearest(name, names)}")
+    paths = ["runs/describe.gin", *(f"{kind}/{name}.gin" for kind, name in files.items())]
+    supplied = ("configuration", "json")
+    found = build(read("adalink_jax.runs.describe", paths, bindings, supplied=supplied))
+    return found["model"], found["method"]
+
+
+def _refusal(error: Exception, configuration: Configuration) -> str:
+    """Returns what a configured object says of its arguments, naming the object.
+
+    gin raises a copy of the error, with lines of its own below the message.
+    """
+    message, *below = str(error).splitlines() or [type(error).__name__]
+    called = re.search(r"In call to configurable '(\w+)'", "\n".join(below))
+    if isinstance(error, UserError) or not called:
+        return message
+    name = f"{called.group(1)}.{message.split()[0]}"
+    if any(f".{key}".endswith(f".{name}") for key in configuration.origins):
+        return f"{called.group(1)}.{message}"
+    return f"{called.group(1)}: {message}"
+
+
+def _entry(entry: str | Callable) -> Target:
+    if isinstance(entry, str):
+        module, _, path = entry.rpartition(".")
+        found = getattr(importlib.import_module(module), path)
+    else:
+        module, path, found = entry.__module__, entry.__qualname__, entry
+    return Target(_home(found) or f"{module}.{path}", module, path, found)
+
+
+def _home(found: Any) -> str | None:
+    """Returns the full name of a function or class where it is defined, if it is found there."""
+    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", "?")
+    there = getattr(sys.modules.get(module or ""), name, None) is found
+    return f"{module}.{name}" if there else None
+
+
+def _data_errors() -> tuple[type[Exception], ...]:
+    """Returns the error of `tasks` if that is loaded: importing it here would load TensorFlow."""
+    error = getattr(sys.modules.get("tasks"), "DataError", None)
+    return (error,) if error else ()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for the duration of a call."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _show_notices() -> None:
+    """Lets the package's notices, such as that a task is being tokenized, reach the terminal."""
+    logger = logging.getLogger("adalink_jax")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # TensorFlow's imports give the root logger a handler too.
+
+
+class _Delegate(config_parser.ParserDelegate):
+    """Lets gin's parser build plain records; a reference's target is a name until resolved."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        scope, _, name = scoped_configurable_name.rpartition("/")
+        return Reference(scope, name, evaluate)
+
+    def macro(self, macro_name):
+        return Macro(macro_name)
+
+
+def _statements(source: Any, where: str) -> Iterator[Any]:
+    """Yields gin's statements of a file or a string; a syntax error becomes one line."""
+    try:
+        yield from config_parser.ConfigParser(source, _Delegate())
+    except (SyntaxError, tokenize.TokenError, ValueError) as error:
+        line, message = getattr(error, "lineno", None), getattr(error, "msg", str(error))
+        if isinstance(error, tokenize.TokenError):
+            line, message = error.args[1][0], "a bracket or a string is left open"
+        elif isinstance(error, UnicodeDecodeError):
+            message = "the file is not UTF-8 text"
+        raise UserError(f"{where}:{line}: {message}" if line else f"{where}: {message}") from None
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, asked_at: str) -> Iterator[Any]:
+    try:
+        file = path.open(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{asked_at}: cannot read '{path}': {error.strerror}") from None
+    with file:
+        yield file
+
+
+class _Reader:
+    """Reads gin files and flags into settings, each with its origin.
+
+    Attributes:
+      settings: what was set, the last of several winning.
+      required: what is declared with ``%gin.REQUIRED``, with the origin of the declaration.
+      targets: all functions and classes that were named, by full name.
+      modules: the modules that the files import.
+    """
+
+    def __init__(self, entry: Target, search_paths: Sequence[str]):
+        self.settings: dict[Key, Setting] = {}
+        self.required: dict[Key, str] = {}
+        self.targets: dict[str, Target] = {entry.name: entry}
+        self.modules: list[str] = []
+        self._names = {entry.module.rpartition(".")[2]: sys.modules[entry.module]}
+        self._folders = [pathlib.Path(), *map(pathlib.Path, search_paths), gin_folder()]
+        self._open: list[pathlib.Path] = []
+        self._done: set[pathlib.Path] = set()
+
+    def read_file(self, name: str, asked_at: str = COMMAND_LINE) -> None:
+        """Reads one file and what it includes; origins show `name` as it was given."""
+        path = self._find(name, asked_at)
+        if path in self._open:
+            raise UserError(f"{asked_at}: '{name}' includes itself")
+        if path in self._done:
+            return
+        self._open.append(path)
+        shipped = gin_folder() in path.parents
+        # Without dynamic registration a file may use any name that is in use (None).
+        imports: dict[str, Any] | None = None
+        seen: dict[Key, str] = {}
+        with _opened(path, asked_at) as file:
+            for statement in _statements(file, name):
+                where = f"{name}:{statement.location.line_num}"
+                if isinstance(statement, config_parser.IncludeStatement):
+                    self.read_file(statement.filename, where)
+                elif isinstance(statement, config_parser.ImportStatement):
+                    imports = self._import(statement, imports, where)
+                elif isinstance(statement, config_parser.BindingStatement):
+                    key = self._set(statement, imports, where, shipped)
+                    if key and seen.setdefault(key, where) != where:
+                        name = display(key, self.targets)
+                        raise UserError(f"{where}: {name} is already set at {seen[key]}")
+        self._open.pop()
+        self._done.add(path)
+
+    def read_flag(self, binding: str) -> None:
+        """Reads ``NAME=VALUE`` as ``--gin.NAME=VALUE`` gives it."""
+        name, _, text = (part.strip() for part in binding.partition("="))
+        if not _NAME.fullmatch(name):
+            raise UserError(f"--gin.{binding}: expected --gin.NAME=VALUE")
+        try:
+            statements = list(_statements(f"{name} = {text}", COMMAND_LINE))
+        except UserError:
+            if not _BARE_STRING.fullmatch(text):
+                quoted = "\"'…'\""
+                raise UserError(
+                    f"--gin.{binding}: '{text}' is no gin value; quote a string as {quoted}"
+                ) from None
+            # The shell leaves the tilde of --gin.MODEL_DIR=~/run alone.
+            text = repr(os.path.expanduser(text))
+            statements = list(_statements(f"{name} = {text}", COMMAND_LINE))
+        self._set(statements[0], None, COMMAND_LINE, shipped=False)
+
+    def _find(self, name: str, asked_at: str) -> pathlib.Path:
+        for folder in self._folders:
+            path = folder / pathlib.Path(name).expanduser()
+            if path.is_file():
+                return path.resolve()
+        shipped = [p.relative_to(gin_folder()).as_posix() for p in gin_folder().rglob("*.gin")]
+        looked = ", ".join(str(folder) for folder in self._folders)
+        guess = nearest(name, shipped)
+        raise UserError(f"{asked_at}: no gin file '{name}' below {looked}{guess}")
+
+    def _import(
+        self, statement: Any, imports: dict[str, Any] | None, where: str
+    ) -> dict[str, Any] | None:
+        """Imports a module; returns the file's names with the one that the statement binds."""
+        if statement.module == _DYNAMIC_REGISTRATION:
+            return imports or {}
+        try:
+            module = importlib.import_module(statement.module)
+        except ImportError as error:
+            raise UserError(f"{where}: cannot import '{statement.module}': {error}") from error
+        name = statement.bound_name()
+        if not statement.is_from and not statement.alias:
+            module = sys.modules[name]
+        self._names.setdefault(name, module)
+        self.modules.append(statement.module)
+        return None if imports is None else imports | {name: module}
+
+    def _set(
+        self, statement: Any, imports: dict[str, Any] | None, where: str, shipped: bool
+    ) -> Key | None:
+        """Records a binding; returns its key, or None for a declaration of a required value."""
+        scope, selector, parameter, value, _ = statement
+        if parameter:
+            target = self._target(selector, imports, where)
+            self._check_parameter(target, parameter, where)
+            key = Key(scope, target.name, parameter)
+        else:
+            key = Key("", "", f"{scope}/{selector}" if scope else selector)
+        if value == REQUIRED:
+            self.required.setdefault(key, where)
+            return None
+
+        def find(leaf: Any) -> Any:
+            if not isinstance(leaf, Reference):
+                return leaf
+            return Reference(leaf.scope, self._target(leaf.target, imports, where), leaf.call)
+
+        self.settings[key] = Setting(map_leaves(find, value), where, shipped)
+        return key
+
+    def _target(self, selector: str, imports: dict[str, Any] | None, where: str) -> Target:
+        """Finds what a selector names.
+
+        With dynamic registration these are the file's own imports, as in gin. On the command line
+        and in a file without, any file's imports, or the end of a name that is in use.
+        """
+        first, *rest = selector.split(".")
+        names = self._names if imports is None else imports
+        if first not in names:
+            ends = [t for t in self.targets.values() if f".{t.name}".endswith(f".{selector}")]
+            if imports is None and len(ends) == 1:
+                return ends[0]
+            known = [*names, *(t.path for t in self.targets.values())] if rest else names
+            raise UserError(
+                f"{where}: '{selector}': nothing named '{first}' is imported{nearest(first, known)}"
+            )
+        found, module, path = names[first], names[first].__name__, []
+        for part in rest:
+            if not hasattr(found, part):
+                public = [name for name in dir(found) if not name.startswith("_")]
+                guess = nearest(part, public)
+                raise UserError(f"{where}: '{selector}': there is no '{part}'{guess}")
+            found = getattr(found, part)
+            path.append(part)
+            if inspect.ismodule(found):
+                module, path = found.__name__, []
+        if not path or not callable(found):
+            raise UserError(f"{where}: '{selector}' is no function or class that gin can configure")
+        full = _home(found) or f"{module}.{'.'.join(path)}"
+        return self.targets.setdefault(full, Target(full, module, ".".join(path), found))
+
+    def _check_parameter(self, target: Target, name: str, where: str) -> None:
+        parameters = target.parameters
+        if name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return
+        guess = nearest(name, parameters)
+        raise UserError(f"{where}: {target.short} has no parameter '{name}'{guess}")

@@ -1,0 +1,417 @@
+"""What gin files say, as plain records: followed from one function, checked, and written again.
+
+`adalink_jax.config.gin_files` fills these records; nothing here needs gin itself.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from adalink_jax.errors import UserError, nearest
+
+COMMAND_LINE = "command line"
+# Macros that go to the environment, where data sources and vocabularies look for them.
+ENVIRONMENT = ("GLUE_DIR", "TEXT_FILE", "VOCABULARY")
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+    """``%NAME`` in a value."""
+
+    name: str
+
+
+REQUIRED = Macro("gin.REQUIRED")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A function or class that is configured; the same one however it was imported.
+
+    Attributes:
+      name: the full name at home, ``adalink_jax.methods.adalink.AdaLink``.
+      module: dotted name of the module that it was first taken from.
+      path: its name within that module.
+      object: the function or class itself.
+    """
+
+    name: str
+    module: str = dataclasses.field(compare=False)
+    path: str = dataclasses.field(compare=False)
+    object: Callable = dataclasses.field(compare=False)
+
+    @property
+    def short(self) -> str:
+        """The name as gin files write it, ``adalink.AdaLink``."""
+        return f"{self.module.rpartition('.')[2]}.{self.path}"
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters of its signature, ``*args`` and ``**kwargs`` included."""
+        return dict(inspect.signature(self.object).parameters)
+
+    @property
+    def reads_gin(self) -> bool:
+        """Whether ``gin.configurable`` decorates it, so that it reads its bindings itself."""
+        function = self.object.__init__ if inspect.isclass(self.object) else self.object
+        return getattr(getattr(function, "__code__", None), "co_name", "") == "gin_wrapper"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """``@scope/target`` or, called, ``@scope/target()`` in a value."""
+
+    scope: str
+    target: Target
+    call: bool
+
+
+class Key(NamedTuple):
+    """What a statement sets: a macro (`target` empty) or a parameter of a target in a scope."""
+
+    scope: str
+    target: str
+    name: str
+
+
+class Setting(NamedTuple):
+    """A value and where it was set (``file:line`` or ``command line``).
+
+    `shipped` says that the file is one of the library's, which may offer more than is read.
+    """
+
+    value: Any
+    origin: str
+    shipped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What a run is, resolved.
+
+    Attributes:
+      entry: dotted name of the function that is configured.
+      values: its arguments by name in the order of its signature, defaults included, macros
+        expanded; JSON-able. A configured object is ``{"@": "module.Class", "rank": 4, …}``, an
+        uncalled reference ``{"@partial": …}``.
+      text: gin text of the same; parsed alone it gives these `values` again.
+      origins: where each macro (``RANK``) and binding (``runs.train.seed``) of `text` was set:
+        ``file:line`` or ``command line``, preceded by the macro that a binding reads, if any.
+      environment: the macros of `ENVIRONMENT` that gin sets.
+      command: the arguments of the command line.
+    """
+
+    entry: str
+    values: dict[str, Any]
+    text: str
+    origins: dict[str, str]
+    environment: dict[str, str]
+    command: tuple[str, ...] = ()
+
+    def explain(self, message: str) -> str:
+        """Appends to an error message where the setting that it speaks of was set.
+
+        A message speaks of a setting if it begins with a bound parameter's name, or holds a
+        macro's name or a parameter's name with an underscore (which no English word has).
+        """
+        words = re.findall(r"[\w.]*\w", message)
+        for word in (w for i, w in enumerate(words) if i == 0 or w.isupper() or "_" in w):
+            keys = [key for key in self.origins if f".{key}".endswith(f".{word}")]
+            if len(keys) == 1:
+                origin = self.origins[keys[0]]
+                place = origin[1:] if origin.startswith("%") else f"{keys[0]}, {origin}"
+                return f"{message} ({place})"
+        return message
+
+
+class Resolver:
+    """Follows settings from a function to all that it reads.
+
+    Attributes:
+      read: the keys that were reached, in order.
+      missing: keys without a value, with the origin of their declaration or None.
+    """
+
+    def __init__(self, settings: Mapping[Key, Setting]):
+        self.read: dict[Key, None] = {}
+        self.missing: dict[Key, str | None] = {}
+        self._settings = settings
+        self._following: list[Key] = []
+
+    def arguments(
+        self, target: Target, scope: tuple[str, ...] = (), *, call: bool = True, skip=()
+    ) -> dict[str, Any]:
+        """Returns the arguments that gin gives to `target`, JSON-able, in signature order.
+
+        Args:
+          target: what is configured.
+          scope: the scopes that it is called in, outermost first; inner bindings win, as in gin.
+          call: whether it is called with these alone: then defaults are shown, and a parameter
+            that has neither a default nor a binding is missing.
+          skip: parameters that the caller gives.
+
+        Raises:
+          UserError: a setting refers to itself.
+        """
+        bound: dict[str, Key] = {}
+        for depth in range(len(scope) + 1):
+            prefix = "/".join(scope[:depth])
+            at = (k for k in self._settings if (k.scope, k.target) == (prefix, target.name))
+            bound.update({key.name: key for key in at})
+        values = {}
+        for name, parameter in target.parameters.items():
+            if name in bound:
+                values[name] = self.value(bound.pop(name), scope)
+            elif not call or name in skip or parameter.kind in (2, 4):  # *args, **kwargs
+                continue
+            elif parameter.default is parameter.empty:
+                self.missing[Key("", target.name, name)] = None
+            else:
+                values.update(_default(name, parameter.default))
+        return values | {name: self.value(key, scope) for name, key in bound.items()}
+
+    def value(self, key: Key, scope: tuple[str, ...] = ()) -> Any:
+        """Returns the value of one setting, expanded and JSON-able."""
+        setting = self._settings[key]
+        if key in self._following:
+            raise UserError(f"{setting.origin}: {key.name} refers to itself")
+        self.read[key] = None
+        self._following.append(key)
+        value = self._expand(setting.value, key, scope)
+        self._following.pop()
+        return value
+
+    def _expand(self, value: Any, key: Key, scope: tuple[str, ...]) -> Any:
+        if isinstance(value, dict):
+            return {str(name): self._expand(item, key, scope) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._expand(item, key, scope) for item in value]
+        if value == REQUIRED:
+            self.missing[key] = self._settings[key].origin
+            return None
+        if isinstance(value, Macro):
+            # gin evaluates a macro's value in a scope of the macro's name.
+            return self.value(Key("", "", value.name), tuple(value.name.split("/")))
+        if isinstance(value, Reference):
+            scope = tuple(value.scope.split("/")) if value.scope else scope
+            mark = "@" if value.call else "@partial"
+            arguments = self.arguments(value.target, scope, call=value.call)
+            return {mark: value.target.name, **arguments}
+        return value
+
+
+def _default(name: str, value: Any) -> dict[str, Any]:
+    """Returns ``{name: value}`` with the default made JSON-able, or ``{}`` where it has no name."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {name: value}
+    if isinstance(value, (list, tuple)):
+        items = [_default(name, item) for item in value]
+        return {name: [item[name] for item in items]} if all(items) else {}
+    if isinstance(value, dict):
+        items = {str(key): _default(name, item) for key, item in value.items()}
+        return {name: {k: v[name] for k, v in items.items()}} if all(items.values()) else {}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return {name: {"@partial": f"{value.__module__}.{value.__qualname__}"}}
+    return {}
+
+
+def map_leaves(function: Callable, value: Any) -> Any:
+    """Applies `function` to the leaves of nested lists, tuples and dicts."""
+    if isinstance(value, dict):
+        return {key: map_leaves(function, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_leaves(function, item) for item in value)
+    return function(value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def display(key: Key, targets: Mapping[str, Target]) -> str:
+    """Returns a key as a user writes it, ``RANK`` or ``runs.train.seed``."""
+    if not key.target:
+        return key.name
+    scope = f"{key.scope}/" if key.scope else ""
+    return f"{scope}{targets[key.target].short}.{key.name}"
+
+
+def resolve(
+    entry: Target,
+    settings: Mapping[Key, Setting],
+    targets: Mapping[str, Target],
+    imports: Iterable[str],
+    *,
+    supplied: Iterable[str] = (),
+    command: Iterable[str] = (),
+) -> Configuration:
+    """Checks settings and returns what they mean for `entry`.
+
+    Args:
+      entry: the function that is called.
+      settings: all that was set, with a value of `REQUIRED` where a value is only declared.
+      targets: every target that the settings name, by full name, `entry` among them.
+      imports: the modules that the files import.
+      supplied: parameters of `entry` that the caller gives itself.
+      command: kept in the result.
+
+    Raises:
+      UserError: an undefined macro; a user's setting that nothing reads; a required value left
+        open; a setting that refers to itself.
+    """
+    _refuse_undefined(settings)
+    decorated = {name for name, target in targets.items() if target.reads_gin}
+    everything = Resolver(settings)
+    for target in targets.values():
+        # train and evaluate share files: what is said of one is not unread when the other runs.
+        if target.module == entry.module and inspect.isfunction(target.object):
+            everything.arguments(target, call=False)
+    used = Resolver(settings)
+    values = used.arguments(entry, skip=tuple(supplied))
+    environment = {}
+    for key in settings:
+        if key.target in decorated:
+            used.value(key, tuple(key.scope.split("/")) if key.scope else ())
+        elif not key.target and key.name in ENVIRONMENT:
+            environment[key.name] = _path(used.value(key), settings[key], key.name)
+    _refuse_unread(settings, everything.read | used.read, targets)
+    _refuse_missing(used.missing, targets)
+    shown = [key for key in settings if key in used.read]
+    text, origins = _write(entry, {key: settings[key] for key in shown}, targets, imports)
+    return Configuration(entry.name, values, text, origins, environment, tuple(command))
+
+
+def _path(value: Any, setting: Setting, name: str) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise UserError(f"{setting.origin}: {name} must be a path, got {value!r}")
+
+
+def _refuse_undefined(settings: Mapping[Key, Setting]) -> None:
+    known = [key.name for key in settings if not key.target]
+    for setting in settings.values():
+        for leaf in _leaves(setting.value):
+            if isinstance(leaf, Macro) and leaf != REQUIRED and leaf.name not in known:
+                guess = nearest(leaf.name.upper(), known)
+                raise UserError(f"{setting.origin}: %{leaf.name} is defined nowhere{guess}")
+
+
+def _refuse_unread(settings: Mapping[Key, Setting], read: Mapping[Key, None], targets) -> None:
+    for key, setting in settings.items():
+        if key in read or setting.shipped:
+            continue
+        name = display(key, targets)
+        guess = "" if key.target else nearest(name.upper(), [k.name for k in read if not k.target])
+        raise UserError(f"{setting.origin}: nothing reads {name}{guess}")
+
+
+def _refuse_missing(missing: Mapping[Key, str | None], targets: Mapping[str, Target]) -> None:
+    if not missing:
+        return
+    names = [display(key, targets) for key in missing]
+    declared = ", ".join(dict.fromkeys(origin for origin in missing.values() if origin))
+    where = f" (declared in {declared})" if declared else ""
+    if len(names) == 1:
+        raise UserError(f"{names[0]} is required: set it with --gin.{names[0]}=…{where}")
+    flags = " ".join(f"--gin.{name}=…" for name in names)
+    raise UserError(f"{', '.join(names)} are required: set them with {flags}{where}")
+
+
+def _write(
+    entry: Target,
+    settings: Mapping[Key, Setting],
+    targets: Mapping[str, Target],
+    imports: Iterable[str],
+) -> tuple[str, dict[str, str]]:
+    """Writes settings as one gin text; returns it with the origins of its macros and bindings."""
+    leaves = [leaf for setting in settings.values() for leaf in _leaves(setting.value)]
+    used = {leaf.target for leaf in leaves if isinstance(leaf, Reference)}
+    used |= {targets[key.target] for key in settings if key.target} | {entry}
+    # An import that names no target is there for what it does: registering a user's tasks.
+    idle = {target.module for target in targets.values()} - {target.module for target in used}
+    modules = {target.module for target in used} | (set(imports) - idle)
+    names = _module_names(modules)
+
+    def selector(target: Target) -> str:
+        return f"{names[target.module]}.{target.path}"
+
+    def literal(value: Any) -> str:
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{k!r}: {literal(v)}' for k, v in value.items())}}}"
+        if isinstance(value, list):
+            return f"[{', '.join(map(literal, value))}]"
+        if isinstance(value, tuple):
+            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+        if isinstance(value, Macro):
+            return f"%{value.name}"
+        if isinstance(value, Reference):
+            scope = f"{value.scope}/" if value.scope else ""
+            return f"@{scope}{selector(value.target)}{'()' * value.call}"
+        return repr(value)
+
+    lines = [
+        f"# What {entry.name} was given, resolved.",
+        "from __gin__ import dynamic_registration",
+    ]
+    lines += ["", *_import_lines(names)]
+    origins: dict[str, str] = {}
+    order = list(targets[entry.name].parameters)
+    section = None
+    for key in sorted(settings, key=lambda k: _place(k, entry, order)):
+        if section != (key.scope, key.target):
+            section = (key.scope, key.target)
+            lines.append("")
+        scope = f"{key.scope}/" if key.scope else ""
+        name = f"{scope}{selector(targets[key.target])}.{key.name}" if key.target else key.name
+        value, origin, _ = settings[key]
+        lines.append(f"{name} = {literal(value)}  # {origin}")
+        origins[name] = _origin(settings, key)
+    return "\n".join(lines) + "\n", origins
+
+
+def _place(key: Key, entry: Target, order: list[str]) -> tuple:
+    """Sorts macros first, then the entry's parameters as in its signature, then the others."""
+    if not key.target:
+        return (0, "", "", 0, key.name)
+    if key.target == entry.name and key.name in order:
+        return (1, "", key.scope, order.index(key.name), "")
+    return (2, key.target, key.scope, 0, key.name)
+
+
+def _origin(settings: Mapping[Key, Setting], key: Key) -> str:
+    """Returns where a key's value was set, through the macros that it consists of."""
+    value, origin, _ = settings[key]
+    if isinstance(value, Macro):
+        source = _origin(settings, Key("", "", value.name))
+        return source if source.startswith("%") else f"%{value.name}, {source}"
+    return origin
+
+
+def _module_names(modules: Iterable[str]) -> dict[str, str]:
+    """Names each module by its last component, or in full where two share it."""
+    names: dict[str, str] = {}
+    taken = {"gin"}  # gin keeps its own name to itself.
+    for module in sorted(modules, key=lambda name: (name.count("."), name)):
+        name = module.rpartition(".")[2]
+        if name in taken:
+            name = module.replace(".", "_")
+        while name in taken:
+            name += "_"
+        names[module] = name
+        taken.add(name)
+    return names
+
+
+def _import_lines(names: Mapping[str, str]) -> Iterator[str]:
+    for module, name in names.items():
+        package, _, last = module.rpartition(".")
+        statement = f"from {package} import {last}" if package else f"import {last}"
+        yield statement if name == last else f"{statement} as {name}"

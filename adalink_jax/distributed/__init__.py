@@ -1,0 +1,1 @@
+"""Devices and hosts: the mesh, the table of logical axes, the hosts of one run."""

@@ -1,0 +1,251 @@
+"""The hosts of one run: they find each other, compare what they are to do, and end together.
+
+A host is a process of the run. Each has a process beside it, `adalink_jax.distributed.watcher`,
+which knows when another host is missing, fails or dies.
+"""
+
+import atexit
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+import adalink_jax
+from adalink_jax.distributed import watcher
+from adalink_jax.errors import UserError
+
+# Seconds that a host waits for the others before the run begins; scheduling them may take minutes.
+_WAIT = "ADALINK_HOSTS_WAIT_SECONDS"
+_DEFAULT_WAIT = 300.0
+# Where a host's place among the others is told outright.
+_PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What else of JAX's clusters are one process each: TPU pods by themselves and under GKE, SLURM.
+_CLUSTERS = ("slurm", "gcetpu", "gketpu")
+
+_joined: "_Hosts | None" = None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Within it this process is one host of a run, where the environment describes several.
+
+    JAX_COORDINATOR_ADDRESS (of host 0, with a free port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say
+    it outright (the command lines have T5X's flags for them); SLURM jobs of several tasks and TPU
+    pods are found as JAX finds them. Must begin before the first use of a device. All hosts leave
+    it together. If one raises, is killed or falls silent, all others end within a minute, not by an
+    exception, with a line that names it.
+
+    Raises:
+      UserError: the environment is not understood; a host is missing after as many seconds as
+        ADALINK_HOSTS_WAIT_SECONDS says (default 300).
+    """
+    global _joined
+    place = _place() if _joined is None else None
+    if place is None:
+        yield
+        return
+    _joined = hosts = _Hosts(*place)
+    try:
+        hosts.begin()
+        yield
+        hosts.finish()
+    except BaseException as error:
+        hosts.fail(error)
+        raise
+    finally:
+        _joined = None
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON-able values of all hosts, in their order; all must call it."""
+    return [value] if _joined is None else _joined.gather(value)
+
+
+def agree(**parts: Mapping[str, Any]) -> None:
+    """Compares nested records between all hosts, which all must call it.
+
+    Args:
+      parts: JSON-able records by what they describe.
+
+    Raises:
+      UserError: one is not the same on all hosts: which, where, and in what.
+    """
+    if _joined is None:
+        return
+    everyone = [json.loads(json.dumps(theirs)) for theirs in gather(parts)]
+    for part in parts:
+        records = [_flat(theirs[part]) for theirs in everyone]
+        texts = [json.dumps(record, sort_keys=True) for record in records]
+        common = texts.index(collections.Counter(texts).most_common(1)[0][0])
+        odd = next((i for i, text in enumerate(texts) if text != texts[common]), None)
+        if odd is not None:
+            ours, theirs = records[common], records[odd]
+            names = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise UserError(
+                f"hosts must do the same, but host {_joined.label(odd)} has another {part} than "
+                f"host {_joined.label(common)}: {names[0]} is {theirs.get(names[0])!r:.80} there "
+                f"and {ours.get(names[0])!r:.80} here{more}"
+            )
+
+
+def code_digest() -> str:
+    """SHA-256 over the source files of this package, so that hosts can tell their code apart."""
+    root, digest = pathlib.Path(adalink_jax.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _flat(record: Any, names: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        return {".".join(names): record}
+    return {k: v for name, value in record.items() for k, v in _flat(value, (*names, name)).items()}
+
+
+def _place() -> tuple[str, int, int] | None:
+    """Address of host 0, number of hosts and this one's index; None for a single one."""
+    env = os.environ
+    if not env.keys().isdisjoint(_PLACE):
+        if missing := [name for name in _PLACE if name not in env]:
+            raise UserError(
+                f"one of several hosts is told its place by {', '.join(_PLACE)} (as flags: "
+                f"--coordinator_address, --process_count, --process_index); {missing[0]} is not set"
+            )
+        address, count, index = (env[name] for name in _PLACE)
+        if not (count.isdigit() and index.isdigit()):
+            raise UserError(
+                f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}; both must be whole "
+                "numbers"
+            )
+        count, index = int(count), int(index)
+        if not address.rpartition(":")[2].isdigit():
+            raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be like node-0:8476")
+        if not 0 <= index < count:
+            raise UserError(
+                f"JAX_PROCESS_ID is {index}; with JAX_NUM_PROCESSES={count} it must be from 0 to "
+                f"{count - 1}"
+            )
+    else:
+        # JAX says how it finds hosts only in passing.
+        from jax._src import clusters
+
+        known = (c for c in clusters.ClusterEnv._cluster_types if c.name in _CLUSTERS)
+        cluster = next((c for c in known if c.is_env_present()), None)
+        if cluster is None or (count := cluster.get_process_count()) == 1:
+            return None
+        address = cluster.get_coordinator_address(round(_wait()), env.get("JAX_COORDINATOR_PORT"))
+        index = cluster.get_process_id()
+    return (address, count, index) if count > 1 else None
+
+
+def _wait() -> float:
+    given = os.environ.get(_WAIT, _DEFAULT_WAIT)
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"{_WAIT} is {given!r}; it must be a number of seconds") from None
+
+
+class _Hosts:
+    """All hosts of a run, as the process beside this one knows them."""
+
+    def __init__(self, address: str, count: int, index: int):
+        self._settings = {"address": address, "count": count, "index": index, "wait": _wait()}
+        self._names: list[str] = []
+        self._replies: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._begun = self._over = self._failed = False
+
+    def label(self, index: int) -> str:
+        """A host as errors name it."""
+        return f"{index} ({self._names[index]})"
+
+    def begin(self) -> None:
+        """Waits for all hosts, then starts JAX on them."""
+        # A session of its own: what interrupts the run must not keep its end from being told.
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", watcher.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._say(**self._settings, name=socket.gethostname(), pid=os.getpid())
+        threading.Thread(target=self._listen, name="hosts", daemon=True).start()
+        here = self._replies.get()
+        if "here" not in here:
+            raise UserError(here["end"])
+        self._begun = True
+        self._names = here["here"]["names"]
+        if not jax.distributed.is_initialized():
+            host = self._settings["address"].rpartition(":")[0]
+            address = f"{host}:{here['here']['port']}"
+            jax.distributed.initialize(address, self._settings["count"], self._settings["index"])
+            # JAX catches SIGTERM and only notes it, so that nothing but SIGKILL would end a host.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all hosts."""
+        self._say(gather=value)
+        return self._replies.get()["gathered"]
+
+    def finish(self) -> None:
+        """Waits until all hosts are done."""
+        self._say(done=True)
+        self._replies.get()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others. This process then ends without waiting for them, as JAX would."""
+        if not self._begun:
+            return
+        text = str(error).partition("\n")[0]
+        mistake = isinstance(error, UserError)
+        if mistake:
+            message = {"mistaken": text}
+        else:
+            # When a host dies, collectives fail on the others: its death is to be told first.
+            time.sleep(2 * watcher.GRACE)
+            message = {"failed": f"{type(error).__name__}: {text}"[:500]}
+        self._failed = True
+        self._say(**message)
+        # The others end before JAX misses this host, which would abort them.
+        with contextlib.suppress(queue.Empty):
+            self._replies.get(timeout=watcher.MERCY)
+        atexit.register(_leave, 2 if mistake else 1)
+
+    def _say(self, **message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # `_listen` sees it too, and ends the process.
+            self._watcher.stdin.write(watcher.line(**message))
+            self._watcher.stdin.flush()
+
+    def _listen(self) -> None:
+        for message in map(json.loads, self._watcher.stdout):
+            self._over |= "over" in message
+            if self._begun and not self._failed and "end" in message:
+                _leave(1)
+            self._replies.put(message)
+        if self._begun and not self._over and not self._failed:
+            print("error: the process that watches over the hosts is gone", file=sys.stderr)
+            _leave(1)
+        self._replies.put({"end": "the process that watches over the hosts has not started"})
+
+
+def _leave(code: int) -> None:
+    """Ends this process at once, whatever its threads and JAX's would wait for."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

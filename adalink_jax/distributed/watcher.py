@@ -1,0 +1,232 @@
+"""The process beside each host of a run that watches over all of them. Only Python's own library.
+
+`adalink_jax.distributed.hosts` starts one on every host. That of host 0 listens at the
+coordinator's address; all of them, its own too, connect to it and keep the connection. So every
+host soon knows when one is missing, fails or dies. This is a process and not a thread because JAX
+aborts a host as soon as the coordinator is gone, and because a thread is silent while another one
+holds the interpreter.
+
+Messages are lines of JSON with one key. The run says "gather" (a value), "done", "mistaken" (a
+user's mistake, which it prints itself) or "failed" (any other exception), and is told "here" (the
+names of all hosts and a port for JAX), "gathered" (the values of all hosts), "over" (all are done)
+or "end" (a text: the run must end).
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+# Seconds between signs of life, without one until a host counts as dead, for a run to end by itself
+# before it is killed, and from the first failure to the verdict, in which others may say theirs.
+BEAT, SILENCE, MERCY, GRACE = 5, 40, 5, 1
+_LIMIT = 1 << 26  # Bytes of a message.
+
+
+def line(**message: Any) -> bytes:
+    """A message as it is sent."""
+    return json.dumps(message).encode() + b"\n"
+
+
+class Register:
+    """Host 0's list of all hosts: who is here, what they say, and who is gone."""
+
+    def __init__(self, count: int, wait: float):
+        """Expects `count` hosts within `wait` seconds."""
+        self.count, self.wait = count, wait
+        self.writers: dict[int, asyncio.StreamWriter] = {}
+        self.names: dict[int, str] = {}
+        self.values: dict[int, Any] = {}
+        self.done: set[int] = set()
+        self.over = False
+        self.ending = False  # The first reason counts: others follow from it.
+
+    async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serves one host, from its first line on."""
+        try:
+            hello = json.loads(await asyncio.wait_for(reader.readline(), SILENCE))["hello"]
+            index, count, name = int(hello["index"]), int(hello["count"]), str(hello["name"])
+        except (TimeoutError, ValueError, KeyError, TypeError, OSError):
+            return writer.close()  # No host of a run.
+        if count != self.count or not 0 <= index < count or index in self.writers:
+            reason = f"this run has {self.count} hosts"
+            if index in self.writers:
+                reason = f"so did {self.names[index]}"
+            writer.write(line(end=f"{name} came as host {index} of {count}, but {reason}"))
+            return writer.close()
+        self.writers[index], self.names[index] = writer, name
+        if len(self.writers) == self.count:
+            with socket.socket() as free:
+                free.bind(("", 0))
+                port = free.getsockname()[1]
+            names = [self.names[i] for i in range(self.count)]
+            self.tell(here={"names": names, "port": port})
+        try:
+            while message := await asyncio.wait_for(reader.readline(), SILENCE):
+                self.hear(index, json.loads(message))
+            reason = "ended without a word (killed, or crashed)"
+        except TimeoutError:
+            reason = f"was silent for {SILENCE} s"
+        except (ValueError, OSError) as error:
+            reason = f"cannot be heard: {error}"
+        self.end(f"host {index} ({name}) {reason}; all hosts end")
+
+    def hear(self, index: int, message: dict[str, Any]) -> None:
+        """Takes one host's message."""
+        if "gather" in message:
+            self.values[index] = message["gather"]
+            if len(self.values) == self.count:
+                values, self.values = [self.values[i] for i in range(self.count)], {}
+                self.tell(gathered=values)
+        elif "done" in message:
+            self.done.add(index)
+            if len(self.done) == self.count:
+                self.over = True
+                self.tell(over=True)
+        elif reason := message.get("mistaken") or message.get("failed"):
+            self.end(f"host {index} ({self.names[index]}) failed: {reason}; all hosts end", GRACE)
+
+    def tell(self, **message: Any) -> None:
+        """Sends a message to all hosts that are here."""
+        for writer in self.writers.values():
+            writer.write(line(**message))
+
+    def end(self, text: str, grace: float = 0) -> None:
+        """Ends the run on all hosts, unless it is over or another reason came first."""
+        if not self.over and not self.ending:
+            self.ending = True
+            asyncio.get_running_loop().call_later(grace, lambda: self.tell(end=text))
+
+    async def keep(self) -> None:
+        """Shows signs of life, and ends the run if hosts are missing when the time is over."""
+        asyncio.get_running_loop().call_later(self.wait, self._expect_all)
+        while True:
+            self.tell(beat=True)
+            await asyncio.sleep(BEAT)
+
+    def _expect_all(self) -> None:
+        if len(self.names) < self.count:
+            missing = ", ".join(str(i) for i in range(self.count) if i not in self.names)
+            here = ", ".join(f"{i} ({name})" for i, name in sorted(self.names.items()))
+            self.end(
+                f"of {self.count} hosts, {missing} did not come in {self.wait:g} s; here: {here}"
+            )
+
+
+class Watcher:
+    """One host's part: stands between its run, by pipes, and host 0's register."""
+
+    def __init__(self, settings: dict[str, Any]):
+        """Takes what the run says of itself: address, index, count, name, wait and pid."""
+        self.settings = settings
+        self.here = self.over = self.mistaken = False
+        self.server: asyncio.StreamWriter | None = None
+
+    def tell_run(self, message: bytes) -> None:
+        """Sends the run a line; it may be gone."""
+        with contextlib.suppress(OSError):
+            sys.stdout.buffer.write(message)
+            sys.stdout.buffer.flush()
+
+    async def watch(self) -> None:
+        """Until the run is over, or must end."""
+        host, _, port = self.settings["address"].rpartition(":")
+        first = self.settings["index"] == 0
+        tasks = []  # asyncio keeps no task alive.
+        if first:
+            register = Register(self.settings["count"], self.settings["wait"])
+            try:
+                await asyncio.start_server(register.meet, port=int(port), limit=_LIMIT)
+            except OSError as error:
+                return self.tell_run(line(end=f"host 0 cannot listen on port {port}: {error}"))
+            tasks.append(asyncio.create_task(register.keep()))
+            host = "127.0.0.1"
+        reader = await self._connect(host.strip("[]"), int(port))
+        if reader is None:
+            return None
+        listening = asyncio.create_task(self._listen_to_run())
+        tasks.append(asyncio.create_task(self._beat()))
+        if await self._listen_to_server(reader):
+            await asyncio.wait([listening], timeout=MERCY)
+            if not listening.done():
+                os.kill(self.settings["pid"], signal.SIGKILL)
+        if first:
+            await asyncio.sleep(GRACE)  # Until the others have heard it too.
+        return None
+
+    async def _connect(self, host: str, port: int) -> asyncio.StreamReader | None:
+        """Connects to host 0 and says who this is, as long as there is time."""
+        wait = self.settings["wait"]
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                reader, self.server = await asyncio.wait_for(
+                    asyncio.open_connection(host, port, limit=_LIMIT), max(wait, 1)
+                )
+            except OSError as error:
+                if time.monotonic() < deadline:
+                    await asyncio.sleep(0.2)
+                    continue
+                text = f"host 0 did not answer at {host}:{port} within {wait:g} s ({error})"
+                self.tell_run(line(end=text))
+                return None
+            hello = {key: self.settings[key] for key in ("index", "count", "name")}
+            self.server.write(line(hello=hello))
+            return reader
+
+    async def _listen_to_server(self, reader: asyncio.StreamReader) -> bool:
+        """Passes messages on to the run; returns whether the run must end."""
+        try:
+            while message := await asyncio.wait_for(reader.readline(), SILENCE):
+                content = json.loads(message)
+                if "beat" in content:
+                    continue
+                if "end" in content:
+                    return self._end(content["end"])
+                self.here |= "here" in content
+                self.tell_run(message)
+                if "over" in content:
+                    self.over = True
+                    return False
+            reason = "is gone"
+        except TimeoutError:
+            reason = f"was silent for {SILENCE} s"
+        except (ValueError, OSError) as error:
+            reason = f"cannot be heard: {error}"
+        return self._end(f"host 0 ({self.settings['address']}) {reason}; all hosts end")
+
+    def _end(self, text: str) -> bool:
+        # Before all are here, and after a user's mistake, it is the run that says why.
+        if self.here and not self.mistaken:
+            print(f"error: {text}", file=sys.stderr, flush=True)
+        self.tell_run(line(end=text))
+        return True
+
+    async def _listen_to_run(self) -> None:
+        """Passes the run's messages on to host 0, and its end."""
+        reader = asyncio.StreamReader(limit=_LIMIT)
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+        )
+        while message := await reader.readline():
+            self.mistaken |= "mistaken" in json.loads(message)
+            self.server.write(message)
+        if not self.over and self.server is not None:
+            with contextlib.suppress(OSError):  # Host 0 may be gone by now.
+                self.server.write_eof()
+
+    async def _beat(self) -> None:
+        while True:
+            self.server.write(line(beat=True))
+            await asyncio.sleep(BEAT)
+
+
+if __name__ == "__main__":
+    watcher = Watcher(json.loads(sys.stdin.readline()))
+    asyncio.new_event_loop().run_until_complete(watcher.watch())
+    os._exit(0)  # What still listens has nothing to say.

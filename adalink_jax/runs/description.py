@@ -1,0 +1,130 @@
+"""What a configuration is, without running it: parameters, bytes, and what is where."""
+
+import dataclasses
+from collections.abc import Mapping
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+from flax import traverse_util
+from rich.console import Console
+from rich.table import Table
+
+from adalink_jax.checkpoints import open_base
+from adalink_jax.checkpoints.architecture import describe_architecture
+from adalink_jax.distributed import sharding
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Method
+from adalink_jax.models.parameters import abstract_params
+from adalink_jax.models.t5 import T5Config
+
+if TYPE_CHECKING:
+    from adalink_jax.config.records import Configuration
+
+
+def describe(
+    *,
+    model: T5Config | None = None,
+    method: Method | None = None,
+    initial_checkpoint_path: str | None = None,
+    json: bool = False,
+    configuration: "Configuration | None" = None,
+) -> None:
+    """Says what a configuration is: parameters by part, bytes, and what is where.
+
+    Args:
+      model: the architecture; None takes it from the checkpoint.
+      method: the method; None describes the base alone.
+      initial_checkpoint_path: read where there is no `model`.
+      json: whether to print one JSON object instead of tables.
+      configuration: unused; every function that gin binds takes it.
+
+    Raises:
+      UserError: neither a model nor a checkpoint.
+    """
+    del configuration
+    if model is None:
+        if initial_checkpoint_path is None:
+            raise UserError("nothing to describe: give MODEL or INITIAL_CHECKPOINT_PATH")
+        model = open_base(initial_checkpoint_path).config
+    described = description(model, method or Method())
+    if json:
+        print(dumps(described, indent=1))
+    else:
+        print_description(described)
+
+
+def description(config: T5Config, method: Method) -> dict[str, Any]:
+    """Counts and places of all parameters of a base and a method; allocates none of them.
+
+    Args:
+      config: the base's architecture.
+      method: the method.
+
+    Returns:
+      A JSON-able dict: "architecture"; "method" with its settings; "parameters" and "bytes"
+      (float32), each with "total", "trainable", "frozen"; "groups", the same counts by the part of
+      the network that holds them; "tensors", for each parameter its shape, logical axes, the mesh
+      axes that these lie on, and whether it trains.
+    """
+    params, axes = abstract_params(config, method)
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat_axes = traverse_util.flatten_dict(dict(axes), sep="/")
+    rules = dict(sharding.RULES)
+    tensors, groups = {}, {}
+    for name, leaf in sorted(flat.items()):
+        names = list(flat_axes[f"{name}_axes"].names)
+        trains = method.trainable(name)
+        tensors[name] = {
+            "shape": list(leaf.shape),
+            "axes": names,
+            "mesh_axes": [rules[axis] for axis in names],
+            "trainable": trains,
+        }
+        group = groups.setdefault(_group(name, method), {"total": 0, "trainable": 0, "frozen": 0})
+        group["total"] += leaf.size
+        group["trainable" if trains else "frozen"] += leaf.size
+    parameters = {key: sum(g[key] for g in groups.values()) for key in next(iter(groups.values()))}
+    return {
+        "architecture": describe_architecture(config),
+        "method": {"name": method.scope, **dataclasses.asdict(method)},
+        "parameters": parameters,
+        "bytes": {key: 4 * count for key, count in parameters.items()},
+        "groups": groups,
+        "tensors": tensors,
+    }
+
+
+def _group(name: str, method: Method) -> str:
+    """The part of the network that a parameter belongs to, e.g. "encoder layers"."""
+    parts = name.split("/")
+    if method.scope in parts:
+        return f"{parts[0]} {method.scope}"
+    if len(parts) > 1 and parts[1].startswith("layers_"):
+        return f"{parts[0]} layers"
+    return f"{parts[0]} {parts[1]}" if len(parts) > 2 else parts[0]
+
+
+def print_description(described: Mapping[str, Any]) -> None:
+    """Prints a description as tables; plain text where the output is no terminal."""
+    console = Console(highlight=False)
+    for title in ("architecture", "method"):
+        settings = ", ".join(f"{name}={value}" for name, value in described[title].items())
+        console.print(f"[bold]{title}[/]: {settings}", soft_wrap=True)
+    table = Table("part", *(("total", "trainable", "frozen")))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    totals = {"all": described["parameters"], "all, MiB as float32": described["bytes"]}
+    for name, counts in described["groups"].items():
+        table.add_row(name, *(f"{count:,}" for count in counts.values()))
+    table.add_section()
+    for name, counts in totals.items():
+        scale = 2**20 if "MiB" in name else None
+        table.add_row(name, *(f"{n / scale:,.3f}" if scale else f"{n:,}" for n in counts.values()))
+    console.print(table)
+    trained = {n: t for n, t in described["tensors"].items() if t["trainable"]}
+    table = Table("trained", "shape", "mesh axes", title=None)
+    for name, tensor in list(trained.items())[:12]:
+        table.add_row(name, str(tensor["shape"]), ", ".join(map(str, tensor["mesh_axes"])))
+    console.print(table)
+    if len(trained) > 12:
+        console.print(f"… and {len(trained) - 12} more; --json lists all")

@@ -1,0 +1,282 @@
+"""What a run needs before its first step: mesh, base, routes, state, evaluator."""
+
+import dataclasses
+import importlib.util
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import optax
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from adalink_jax.checkpoints import combined_fingerprint, fingerprint, leaf_digest, open_base
+from adalink_jax.checkpoints.architecture import describe_architecture
+from adalink_jax.distributed import hosts, sharding
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.evaluation import Evaluator
+from adalink_jax.methods.base import Method, Params
+from adalink_jax.models import parameters
+from adalink_jax.models.kernels import FROZEN_DTYPES
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.runs.folder import code
+from adalink_jax.training import state as states
+
+if TYPE_CHECKING:
+    from adalink_jax.config.records import Configuration
+    from adalink_jax.data import TrainBatches
+
+# How much of each dimension of a parameter hosts compare.
+_CORNER = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base that is ready to be adapted.
+
+    Attributes:
+      config: its architecture, with what the run says of how it runs.
+      params: its tree; on one host of several, arrays that are read where they are indexed.
+      fingerprint: of its contents.
+    """
+
+    config: T5Config
+    params: Any
+    fingerprint: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a run's record says of its base."""
+        architecture = describe_architecture(self.config)
+        return {"fingerprint": self.fingerprint, "architecture": architecture}
+
+
+def prepared_base(
+    path: str | None,
+    model: T5Config | None,
+    method: Method,
+    seed: int,
+    how: Mapping[str, Any],
+) -> Base:
+    """Loads the base, or initialises one of random weights for full fine-tuning.
+
+    Args:
+      path: its checkpoint; None for random weights.
+      model: the architecture; None takes it from the checkpoint.
+      method: what will be trained.
+      seed: of random weights.
+      how: the fields of `T5Config` that say how the network runs.
+    """
+    if path is not None:
+        stored = open_base(path, model)
+        # Where there are several hosts, one may be too small for all of it.
+        config = stored.config
+        params = stored.load() if jax.process_count() == 1 else stored.unread()
+    elif model is None:
+        raise UserError("no base: give INITIAL_CHECKPOINT_PATH, or MODEL to train from scratch")
+    elif not method.trains_base:
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH is not set: {type(method).__name__} adapts a trained base; "
+            "random weights are for full fine-tuning"
+        )
+    else:
+        config, params = model, jax.device_get(parameters.init_base(model, jax.random.key(seed)))
+    config = dataclasses.replace(config, **how)
+    return Base(config, params, _fingerprint(params))
+
+
+def _fingerprint(params: Params) -> str:
+    """As `fingerprint`, of leaves that each host reads a share of; all hosts must call it.
+
+    Raises:
+      UserError: hosts have different bases, as far as their shapes and a few values of each leaf
+        tell: the rest of a leaf is read by one host alone, and by those that hold it.
+    """
+    if jax.process_count() == 1:
+        return fingerprint(params)
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    corners = {name: leaf[(slice(_CORNER),) * len(leaf.shape)] for name, leaf in flat.items()}
+    shapes = {name: list(leaf.shape) for name, leaf in flat.items()}
+    hosts.agree(base={"shapes": shapes, "first values": fingerprint(corners)})
+    by_size = sorted(flat, key=lambda name: (-math.prod(flat[name].shape), name))
+    share = by_size[jax.process_index() :: jax.process_count()]
+    digests = hosts.gather([leaf_digest(name, flat[name]).hex() for name in share])
+    return combined_fingerprint(map(bytes.fromhex, itertools.chain(*digests)))
+
+
+def check_counts(**counts: int) -> None:
+    """Raises `UserError` unless each is a whole number of at least 1."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UserError(f"{name} is {count!r}; it must be a whole number ≥ 1")
+
+
+def checked_mesh(
+    layout: sharding.Layout, batch_size: int, parts: int, eval_batch_size: int
+) -> Mesh:
+    """The mesh, when it divides the batches that will be put on it."""
+    check_counts(
+        model_parallelism=layout.model_parallelism,
+        slices=layout.slices,
+        BATCH_SIZE=batch_size,
+        gradient_accumulation_steps=parts,
+    )
+    if batch_size % parts:
+        raise UserError(
+            f"BATCH_SIZE is {batch_size}, which gradient_accumulation_steps = {parts} does not "
+            "divide"
+        )
+    mesh = sharding.make_mesh(layout)
+    of_parts = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
+    sharding.check_divisible(mesh, **of_parts, eval_batch_size=eval_batch_size)
+    sharding.rehearse(mesh)
+    return mesh
+
+
+def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
+    """Raises `UserError` unless the base can be stored so while the method trains."""
+    if frozen_dtype not in FROZEN_DTYPES:
+        raise UserError(
+            f"frozen_dtype is {frozen_dtype!r}; it takes {', '.join(FROZEN_DTYPES)}"
+            f"{nearest(str(frozen_dtype), FROZEN_DTYPES)}"
+        )
+    if frozen_dtype != "float32" and method.trains_base:
+        raise UserError(
+            f"frozen_dtype is '{frozen_dtype}', but {type(method).__name__} freezes nothing: what "
+            "trains is float32"
+        )
+    if frozen_dtype == "int8" and not importlib.util.find_spec("qwix"):
+        raise UserError(
+            "frozen_dtype is 'int8', for which qwix is not installed: pip install "
+            "'qwix>=0.1.8,<0.2', or this package with its extra, [int8]"
+        )
+
+
+def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None:
+    """Raises `UserError` where the method's routes or the base's vocabulary do not fit the data."""
+    routes = getattr(method, "routes", 1)
+    if routes not in (1, len(batches.tasks)):
+        raise UserError(
+            f"routes is {routes}, but {batches.name} has {len(batches.tasks)} "
+            f"task{'s' if len(batches.tasks) > 1 else ''}: give each its route, or 1 for all"
+        )
+    if batches.vocabulary.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {batches.vocabulary.vocab_size} ids, but the base's table only "
+            f"{config.vocab_size} rows: it is not this base's vocabulary"
+        )
+
+
+def initial_state(
+    base: Base,
+    method: Method,
+    batches: "TrainBatches",
+    transformation: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    layout: sharding.Layout,
+    frozen_dtype: str,
+) -> states.TrainState:
+    """The state before the first step: the method initialised for this base, all in place."""
+    from tasks import LABELS
+
+    labels = [label for task in batches.tasks for label in LABELS.get(task, ())]
+    token_ids = [batches.vocabulary.encode(text) for text in method.texts(labels)]
+    key = jax.random.key(seed)
+    adapter = parameters.init_adapter(base.config, method, base.params, key, token_ids)
+    state = states.create(
+        base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
+    )
+    trainable, frozen = (
+        # A kernel in int8 is one leaf here, its scales no parameters.
+        sum(math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(dict(tree)).values())
+        for tree in (state.trainable, state.frozen)
+    )
+    say(
+        f"trainable {trainable:,} of {trainable + frozen:,} parameters "
+        f"({trainable / (trainable + frozen):.3%})"
+    )
+    return state
+
+
+def placed_batches(
+    batches: "TrainBatches", mesh: Mesh, first_step: int, train_steps: int
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of these steps on the mesh; this process makes the rows of its devices alone."""
+    from adalink_jax.data import prefetch
+
+    size = batches.batch_size
+
+    def place(batch):
+        return sharding.place_batch(batch, mesh, size)
+
+    return prefetch(batches, first_step, train_steps, place, sharding.local_rows(mesh, size))
+
+
+def evaluator(
+    config: T5Config,
+    method: Method,
+    tasks: tuple[str, ...],
+    lengths: Mapping[str, int],
+    mesh: Mesh,
+    mode: str,
+    batch_size: int,
+    limit: int | None,
+    cache_dir: str | None,
+    route_names: tuple[str, ...] = (),
+    in_context: int = 0,
+    seed: int = 0,
+) -> Evaluator:
+    """The evaluator of these tasks, each on its route of the method."""
+    return Evaluator(
+        Transformer(config, method),
+        tasks,
+        lengths=lengths,
+        batch_size=batch_size,
+        mode=mode,
+        limit=limit,
+        mesh=mesh,
+        routes=task_routes(method, tasks, route_names),
+        cache_dir=cache_dir,
+        in_context=in_context,
+        seed=seed,
+    )
+
+
+def task_routes(
+    method: Method, tasks: tuple[str, ...], route_names: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Each task's route: by its name among the adapter's routes; 0 where all share one module.
+
+    Raises:
+      UserError: a task has no route.
+    """
+    if getattr(method, "routes", 1) == 1:
+        return dict.fromkeys(tasks, 0)
+    names = route_names or tasks
+    for task in tasks:
+        if task not in names:
+            raise UserError(
+                f"the adapter has no route for task '{task}'{nearest(task, names)} its routes are "
+                f"{', '.join(names)}"
+            )
+    return {task: names.index(task) for task in tasks}
+
+
+def say(line: str) -> None:
+    """Prints a line, in the first process of a multi-host run."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def agree_on_code(configuration: "Configuration | None") -> None:
+    """Before anything is read: whether all hosts run the same code with the same settings."""
+    if jax.process_count() == 1:
+        return
+    values = configuration.values if configuration else {}
+    # Paths may differ, if what they hold does not.
+    paths = ("model_dir", "output_dir", "initial_checkpoint_path", "adapter_path", "cache_dir")
+    settings = {name: value for name, value in values.items() if name not in paths}
+    hosts.agree(code={**code(), "source": hosts.code_digest()}, configuration=settings)

@@ -1,0 +1,119 @@
+"""Converts a base from any format that is read into one that is written, and proves it."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from adalink_jax.adapters import probe
+from adalink_jax.checkpoints import StoredBase, open_base, save_base
+from adalink_jax.checkpoints.bases import WRITERS
+from adalink_jax.checkpoints.fingerprint import combined_fingerprint, leaf_digest
+from adalink_jax.checkpoints.formats.huggingface import CONFIG
+from adalink_jax.errors import UserError
+
+# The largest difference of float32 logits at which two frameworks' answers are one.
+LOGITS_BOUND = 1e-4
+
+_SOURCE = "a base: T5X's (native, Orbax, scanned), Hugging Face's, or this project's; or gs://…"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched(StoredBase):
+    """A base that says what is read of it."""
+
+    watch: Callable[[str, np.ndarray], None]
+
+    def read(self, name, index=...):
+        array = super().read(name, index)
+        self.watch(name, array)
+        return array
+
+
+def convert(source: str, target: str, format_name: str) -> None:
+    """Writes a base in another format, one array at a time, and checks what it wrote.
+
+    The copy is loaded and must hold the same bits (by its fingerprint) and give the source's
+    logits on fixed inputs; so must transformers, where it is installed and either side is a
+    Hugging Face folder on this machine. Only then does the copy take its place.
+
+    Args:
+      source: a base's path, in any format that `open_base` reads.
+      target: the folder to write; nothing may be there.
+      format_name: "t5x", "huggingface" or "native".
+
+    Raises:
+      UserError: the source cannot be read; the format cannot hold it; something is at `target`;
+        or the copy's logits differ by more than `LOGITS_BOUND`. Nothing is left at `target`.
+    """
+    console = Console(stderr=True)
+    base = open_base(source)
+    digests: dict[str, bytes] = {}
+    with Progress(console=console) as progress:
+        task = progress.add_task("arrays", total=len(base.arrays))
+
+        def watch(name: str, array: np.ndarray) -> None:
+            digests[name] = leaf_digest(name, array)
+            progress.update(task, advance=1, description=name)
+
+        def check(folder: pathlib.Path) -> None:
+            progress.update(task, description="arrays")
+            progress.stop()
+            _check(base.where, folder, combined_fingerprint(digests.values()), console)
+
+        watched = _Watched(base.config, base.where, base.arrays, watch)
+        save_base(target, watched, format_name, check)
+    console.print(
+        f"wrote {target}, fingerprint {combined_fingerprint(digests.values())}", soft_wrap=True
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: converts, and returns the exit code, 2 after a user's mistake.
+
+    Args:
+      arguments: those after the program's name. None: of this process.
+    """
+    parser = argparse.ArgumentParser(description=(convert.__doc__ or "").partition("\n")[0])
+    parser.add_argument("--from", required=True, metavar="PATH", dest="source", help=_SOURCE)
+    parser.add_argument("--to", required=True, metavar="PATH", dest="target", help="a new folder")
+    parser.add_argument("--format", required=True, choices=list(WRITERS))
+    flags = parser.parse_args(arguments)
+    try:
+        convert(flags.source, flags.target, flags.format)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _check(source: str, copy: pathlib.Path, fingerprint: str, console: Console) -> None:
+    expected, _ = probe.logits_of(source, "adalink_jax")
+    found, theirs = probe.logits_of(copy, "adalink_jax")
+    _compare(found, expected, "the copy's logits", console)
+    if theirs != fingerprint:
+        raise UserError(f"the copy of {source} does not hold its bits: it is not kept")
+    folders = [os.fspath(p) for p in (copy, source) if os.path.isfile(os.path.join(p, CONFIG))]
+    if folders and not probe.has_transformers():
+        console.print("not compared with transformers, which is not installed")
+    elif folders:
+        found, _ = probe.logits_of(folders[0], "transformers")
+        _compare(found, expected, "the logits of transformers", console)
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, what: str, console: Console) -> None:
+    if found.shape != expected.shape:
+        raise UserError(f"{what} have shape {found.shape}, the source's {expected.shape}")
+    difference = float(np.max(np.abs(found - expected)))
+    console.print(f"{what} differ from the source's by at most {difference:.2g}")
+    if not difference <= LOGITS_BOUND:  # A NaN is no agreement either.
+        raise UserError(
+            f"{what} differ from the source's by {difference:.3g}, more than {LOGITS_BOUND:g}:"
+            " the copy is not kept"
+        )

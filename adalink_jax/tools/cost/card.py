@@ -1,0 +1,246 @@
+"""The cost card: models × methods at one shape, as Markdown, CSV, JSON and a plot."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Method
+from adalink_jax.models.t5 import T5Config
+from adalink_jax.tools.cost import programs
+from adalink_jax.tools.cost.formulas import Shape, flops, parameters
+
+LATENCY_BATCHES = (1, 8, 64)
+
+_NOTES = """\
+* One training step and one forward pass of {shape}, {dtype} activations, dropout \
+{dropout_rate}. T is padded: every row counts whole.
+* *stored*: the adapter's parameters, float32 on disk. *trainable*: with what only training needs.
+* *forward*, *step*: operations of matrix products, two to a multiply-add, as counted in the \
+traced program; where the closed formula gives another number, both stand there. *× base*: to the \
+base's own forward pass. A frozen layer is still passed through backwards: that is one forward \
+pass more; freezing saves the gradients of the kernels, which is another.
+* *its own*: operations of the step that are the method's own products; its longer sequence \
+(prompt tuning) is in *step*.
+* *state*: parameters, gradients and Adafactor's state, without activations.
+"""
+_COMPILED = """\
+* *XLA*: operations that the compiler counts in the step, elementwise ones included (norms, \
+softmax, dropout, optimizer), which explains what it has beyond the products; *moved*: bytes that \
+its kernels read and write; *peak*: most memory held at one time, compiled for {device}.
+"""
+_MEASURED = """\
+* *step p50 / p95*, *b1, b8, b64*: milliseconds on {device}, of a training step of this shape \
+and of a forward pass (encode one input, score one target) of 1, 8 and 64 rows: median / 95th \
+percentile.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A line of the card.
+
+    Attributes:
+      model: name of the architecture.
+      config: the architecture.
+      label: name of the method, with the settings that were changed.
+      method: the method.
+    """
+
+    model: str
+    config: T5Config
+    label: str
+    method: Method
+
+
+def rows(
+    candidates: Iterable[Candidate], shape: Shape, compiled: bool, measured: bool
+) -> list[dict[str, Any]]:
+    """Everything known of models with methods at one shape, as JSON values; says on what it works.
+
+    Args:
+      candidates: models and methods.
+      shape: of the batch.
+      compiled: whether to compile the step for the present device.
+      measured: whether to run step and forward pass on random weights and time them.
+
+    Raises:
+      UserError: a size of the shape is below 1.
+    """
+    for name, size in dataclasses.asdict(shape).items():
+        if size < 1:
+            raise UserError(f"{name} is {size}; it must be at least 1")
+    found = []
+    for candidate in candidates:
+        print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
+        found.append(_row(candidate, shape, compiled, measured))
+    return found
+
+
+def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> dict[str, Any]:
+    config, method = candidate.config, candidate.method
+    counts = parameters(config, method)
+    base = programs.traced_flops(config, Method(), shape)
+    traced = programs.traced_flops(config, method, shape)
+    formula = flops(config, method, shape)
+    found = {
+        "model": candidate.model,
+        "method": candidate.label,
+        "parameters": counts.total,
+        "trainable": counts.trainable,
+        "stored": counts.stored,
+        "adapter_bytes": counts.adapter_bytes,
+        "forward_flops": traced.forward,
+        "step_flops": traced.train,
+        "forward_flops_formula": formula and formula.forward,
+        "step_flops_formula": formula and formula.train,
+        "method_flops": formula and formula.method,
+        "step_to_base_forward": traced.train / base.forward,
+        "state_bytes": programs.state_bytes(config, method),
+    }
+    if compiled:
+        program = programs.compile_step(config, method, shape)
+        found |= {f"xla_{name}": value for name, value in dataclasses.asdict(program).items()}
+    if measured:
+        found |= _named("step", programs.time_step(config, method, shape))
+        for batch in LATENCY_BATCHES:
+            rows = dataclasses.replace(shape, batch=batch)
+            found |= _named(f"forward_b{batch}", programs.time_forward(config, method, rows))
+    return found
+
+
+def _named(name: str, latency: programs.Latency) -> dict[str, float]:
+    return {f"{name}_{key}_s": value for key, value in dataclasses.asdict(latency).items()}
+
+
+def write(
+    rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config, folder: pathlib.Path
+) -> str:
+    """Writes cost.md, cost.csv, cost.json and cost.png; returns the Markdown.
+
+    Args:
+      rows: of `rows`, all of one shape.
+      shape: of the batch.
+      config: one of the architectures, for its dtype and dropout.
+      folder: made where it is not there; its files of these names are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(name for one in rows for name in one))
+    with (folder / "cost.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    record = {"shape": dataclasses.asdict(shape), "device": _device(), "rows": list(rows)}
+    (folder / "cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    text = markdown(rows, shape, config)
+    (folder / "cost.md").write_text(text, encoding="utf-8")
+    plot(rows, folder / "cost.png")
+    return text
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return f"{jax.device_count()} × {device.device_kind} ({device.platform})"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) -> str:
+    """The card as a table with notes that say what each column is."""
+    compiled = any("xla_flops" in one for one in rows)
+    measured = any("step_p50_s" in one for one in rows)
+    table = [_cells(one, compiled, measured) for one in rows]
+    header = list(table[0])
+    lines = [
+        "| " + " | ".join(header) + " |",
+        "|---|---|" + "---:|" * (len(header) - 2),
+        *("| " + " | ".join(cells.values()) + " |" for cells in table),
+    ]
+    facts = {
+        "shape": f"{shape.batch} rows of {shape.inputs} + {shape.targets} tokens",
+        "dtype": str(config.dtype),
+        "dropout_rate": config.dropout_rate,
+        "device": _device(),
+    }
+    notes = _NOTES + _COMPILED * compiled + _MEASURED * measured
+    return "# What each method costs\n\n" + "\n".join(lines) + "\n\n" + notes.format(**facts)
+
+
+def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, str]:
+    cells = {
+        "model": one["model"],
+        "method": one["method"],
+        "parameters": f"{one['parameters']:,}",
+        "trainable": f"{one['trainable']:,}",
+        "stored": f"{one['stored']:,}",
+        "bytes": _binary(one["adapter_bytes"]),
+        "forward": _products(one, "forward_flops"),
+        "step": _products(one, "step_flops"),
+        "× base": f"{one['step_to_base_forward']:.2f}",
+        "its own": "" if one["method_flops"] is None else _decimal(one["method_flops"]),
+        "state": _binary(one["state_bytes"]),
+    }
+    if compiled:
+        there = "xla_flops" in one
+        cells["XLA"] = _decimal(one["xla_flops"]) if there else ""
+        cells["moved"] = _binary(one["xla_bytes_accessed"]) if there else ""
+        cells["peak"] = _binary(one["xla_peak_bytes"]) if there else ""
+    if measured:
+        names = {"step p50 / p95": "step"} | {f"b{b}": f"forward_b{b}" for b in LATENCY_BATCHES}
+        for title, name in names.items():
+            times = [one.get(f"{name}_{quantile}_s") for quantile in ("p50", "p95")]
+            cells[title] = "" if None in times else " / ".join(f"{1e3 * t:.3g}" for t in times)
+    return cells
+
+
+def _products(one: Mapping[str, Any], name: str) -> str:
+    traced, formula = one[name], one[f"{name}_formula"]
+    text = _decimal(traced)
+    return text if formula in (None, traced) else f"{text} (formula {_decimal(formula)})"
+
+
+def _decimal(count: float) -> str:
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if count < 1000 or unit == " P":
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _binary(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def plot(rows: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Draws what is stored against what a step costs: a panel each, methods as colours."""
+    from matplotlib import figure
+
+    rows = list(rows)
+    models = list(dict.fromkeys(one["model"] for one in rows))
+    methods = list(dict.fromkeys(one["method"] for one in rows))
+    canvas = figure.Figure(figsize=(10, 4), layout="constrained")
+    panels = canvas.subplots(1, 2)
+    titles = ("stored (bytes, float32)", "step / forward pass of the base (operations)")
+    for axes, key, title in zip(
+        panels, ("adapter_bytes", "step_to_base_forward"), titles, strict=True
+    ):
+        for i, method in enumerate(methods):
+            by_model = {one["model"]: one[key] for one in rows if one["method"] == method}
+            places = [models.index(model) + i * 0.8 / len(methods) - 0.4 for model in by_model]
+            width = 0.8 / len(methods)
+            axes.bar(places, by_model.values(), width=width, align="edge", label=method)
+        axes.set_xticks(range(len(models)), models, rotation=30, ha="right")
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_yscale("log")
+    names = panels[0].get_legend_handles_labels()
+    canvas.legend(*names, loc="outside lower center", ncols=len(methods), fontsize=8)
+    canvas.savefig(path, dpi=150)

@@ -1,0 +1,131 @@
+"""The command line of plans."""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from adalink_jax import runs
+from adalink_jax.config import gin_files
+from adalink_jax.distributed.sharding import Layout
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods import METHODS
+from adalink_jax.models.kernels import FROZEN_DTYPES
+from adalink_jax.tools.cost.formulas import Shape
+from adalink_jax.tools.planning import rows, tables, topologies
+from adalink_jax.tools.planning.compiling import LEVELS, OPTIMIZERS, Case
+
+
+def main(usage: str, argv: Sequence[str] | None = None) -> int:
+    """Prints and writes a plan; returns the exit code, 0 whether or not a step fits."""
+    parser = argparse.ArgumentParser(
+        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", action="append", required=True, help="a file of gin/models")
+    parser.add_argument("--method", action="append", help="NAME[:MACRO=VALUE…]; all by default")
+    parser.add_argument("--topology", action="append", required=True, help="e.g. v5e:4x8, v4-8")
+    parser.add_argument("--batch", type=int, default=128, help="rows of the global batch")
+    parser.add_argument("--inputs", type=int, default=512, help="tokens of a row's input")
+    parser.add_argument("--targets", type=int, default=16, help="tokens of a row's target")
+    parser.add_argument("--remat", default="none", help="none, minimal or full, as a run has it")
+    parser.add_argument("--fully_sharded", action="store_true", help="the base over all chips")
+    parser.add_argument("--model_parallelism", type=int, help="chips that share a model's products")
+    parser.add_argument("--optimizer", action="append", help=f"{' or '.join(OPTIMIZERS)}")
+    parser.add_argument("--frozen_dtype", help="of the frozen base (bfloat16)")
+    parser.add_argument("--optimization_level", default="O1", help=", ".join(LEVELS))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--to", help="a folder; rows that it holds are not compiled again")
+    try:
+        _run(parser.parse_args(argv))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(flags: argparse.Namespace) -> None:
+    _check(flags)
+    cases = list(_cases(flags))
+    level = flags.optimization_level
+    folder = pathlib.Path(flags.to) if flags.to else None
+    kept = tables.stored(folder) if folder else []
+    questions = [rows.question(case, level) for case in cases]
+    found = [tables.answered(question, kept) for question in questions]
+    others = [row for row in kept if row not in found]
+    for i, case in enumerate(cases):
+        name = f"{case.model}, {case.label}, {case.optimizer}, {case.topology.name}"
+        if found[i] is None:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            found[i] = rows.row(case, level)
+            if folder:
+                done = [row for row in found if row is not None]
+                tables.write([*others, *done], len(cases) - len(done), folder)
+        if not flags.json:
+            verdict = "FITS" if found[i]["fits"] else "DOES NOT FIT"
+            print("\n  ".join([f"{name}: {verdict}", *tables.summary(found[i])]), flush=True)
+    if folder:
+        tables.write([*others, *found], 0, folder)
+    print(json.dumps({"rows": found}, indent=1) if flags.json else f"\n{tables.markdown(found)}")
+
+
+def _check(flags: argparse.Namespace) -> None:
+    """Raises `UserError` for flags that are wrong whatever the model."""
+    for name in ("batch", "inputs", "targets", "model_parallelism"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    flags.optimizer = flags.optimizer or ["adafactor"]
+    given = [("optimization_level", flags.optimization_level, LEVELS)]
+    given += [("optimizer", value, OPTIMIZERS) for value in flags.optimizer]
+    if flags.frozen_dtype:
+        given.append(("frozen_dtype", flags.frozen_dtype, FROZEN_DTYPES))
+    for name, value, known in given:
+        if value not in known:
+            takes = f"it takes {' or '.join(known)}"
+            raise UserError(f"{name} is '{value}'; {takes}{nearest(value, known)}")
+
+
+def _cases(flags: argparse.Namespace) -> Iterator[Case]:
+    """Models × slices × methods × optimizers."""
+    slices = [topologies.find(name) for name in dict.fromkeys(flags.topology)]
+    topologies.libtpu_version()
+    layouts = {each: _layout(each, flags) for each in slices}
+    shape = Shape(flags.batch, flags.inputs, flags.targets)
+    for model in flags.model:
+        for topology in slices:
+            for label in flags.method or METHODS:
+                name, *settings = label.split(":")
+                architecture, method = gin_files.shipped(model, name, settings)
+                changes = {"dtype": "bfloat16", "remat": flags.remat}
+                architecture = dataclasses.replace(architecture, **changes)
+                for optimizer in flags.optimizer:
+                    yield Case(
+                        model,
+                        architecture,
+                        label,
+                        method,
+                        topology,
+                        layouts[topology],
+                        shape,
+                        optimizer,
+                        "float32" if method.trains_base else flags.frozen_dtype or "bfloat16",
+                    )
+
+
+def _layout(topology: topologies.Topology, flags: argparse.Namespace) -> Layout:
+    """The layout of the flags, or where there is none that of the slice's file in gin/hardware."""
+    if flags.fully_sharded or flags.model_parallelism:
+        return Layout(flags.model_parallelism or 1, flags.fully_sharded)
+    file = f"hardware/{topology.preset}.gin"
+    if not (gin_files.gin_folder() / file).exists():
+        raise UserError(
+            f"gin/{file}, the layout of {topology.name}, is not there: give --fully_sharded, "
+            "--model_parallelism=N or both"
+        )
+    parameters = inspect.signature(runs.train).parameters.values()
+    needed = [each.name for each in parameters if each.default is each.empty]
+    set_there = gin_files.build(gin_files.read("adalink_jax.runs.train", [file], supplied=needed))
+    return Layout(set_there["model_parallelism"], set_there["fully_sharded"])

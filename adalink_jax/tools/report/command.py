@@ -1,0 +1,120 @@
+"""Writes a report of finished runs into a folder."""
+
+import csv
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from adalink_jax.errors import UserError
+from adalink_jax.tools.report import page, plots, sections
+from adalink_jax.tools.report.runs import FROZEN, Run, read
+
+_COLUMNS = (
+    "base", "method", "mixture", "sharing", "task", "seed", "steps", "stored", "step_flops",
+    "score", "path", "command",
+)  # fmt: skip
+
+
+def main(runs: Sequence[str], to: str, title: str) -> int:
+    """Reads the runs and writes the report; returns the exit code, 2 for a user's mistake."""
+    try:
+        found = [run for path in runs for run in find(pathlib.Path(path))]
+        found.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
+        write(found, pathlib.Path(to), title)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _print_tables(found)
+    print(f"{len(found)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
+    return 0
+
+
+def find(path: pathlib.Path) -> list[Run]:
+    """The finished runs at or below a folder, and bases scored alone, in the order of their paths.
+
+    Raises:
+      UserError: there is none, or one is damaged.
+    """
+    folders = sorted(record.parent for record in path.rglob("run.json"))
+    finished = [folder for folder in folders if (folder / "results.json").exists()]
+    if not finished:
+        unfinished = f"; {len(folders)} are not finished" if folders else ""
+        raise UserError(f"{path} holds no finished run{unfinished}")
+    for folder in sorted(set(folders) - set(finished)):
+        print(f"not finished, left out: {folder}", file=sys.stderr)
+    found = {folder: read(folder) for folder in finished}
+    for folder in (folder for folder, run in found.items() if run is None):
+        print(f"the evaluation of an adapter, left out: {folder}", file=sys.stderr)
+    return [run for run in found.values() if run is not None]
+
+
+def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
+    """Writes report.md, report.html, runs.csv and the plots.
+
+    Args:
+      runs: at least one.
+      folder: made where it is not there; its files of these names are replaced.
+      title: of the report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def drawing(plot: Callable) -> Callable[[dict, str], str]:
+        def draw(values: dict, file: str) -> str:
+            plot(values, folder / file)
+            return file
+
+        return draw
+
+    parts = (
+        sections.single_task,
+        sections.multi_task,
+        functools.partial(sections.ranks, draw=drawing(plots.ranks)),
+        sections.equal_parameters,
+        functools.partial(sections.cost_and_score, draw=drawing(plots.cost)),
+        functools.partial(sections.interference, draw=drawing(plots.interference)),
+        functools.partial(sections.learning, draw=drawing(plots.learning)),
+        sections.commands,
+    )
+    trained = [run for run in runs if run.method_name != FROZEN]
+    blocks = [page.Heading(title, 1)]
+    for part in parts:
+        named = getattr(part, "func", part)
+        with_bases = named in (sections.single_task, sections.cost_and_score, sections.commands)
+        blocks += part(runs if with_bases else trained)
+    (folder / "report.md").write_text(page.markdown(blocks), encoding="utf-8")
+    (folder / "report.html").write_text(page.html_page(blocks, folder), encoding="utf-8")
+    _write_csv(runs, folder / "runs.csv")
+
+
+def _write_csv(runs: Sequence[Run], path: pathlib.Path) -> None:
+    """One line for each run and task; a metric that a task does not have is left empty."""
+    metrics = sorted({name for run in runs for found in run.metrics.values() for name in found})
+    columns = [*_COLUMNS, *metrics]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for run in runs:
+            record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+            record |= {"method": run.label, "sharing": run.sharing}
+            for task, found in run.metrics.items():
+                score = run.scores.get(task, "")
+                writer.writerow(record | {"task": task, "score": score} | dict(found))
+
+
+def _print_tables(runs: Sequence[Run]) -> None:
+    """On the terminal the tables of single tasks and of mixtures; of one task, what each costs."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    tables = [*sections.single_task(runs), *sections.multi_task(runs)]
+    if len({run.mixture for run in runs}) == 1:
+        tables = [sections.cost_table(runs)]
+    for block in tables:
+        if isinstance(block, page.Table):
+            table = Table(*block.header)
+            for row in block.rows:
+                table.add_row(*row)
+            console.print(table)

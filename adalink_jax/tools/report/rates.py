@@ -1,0 +1,83 @@
+"""Grids of learning rates: their scores, and which rate is best for each base and method."""
+
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+
+from adalink_jax.errors import UserError
+from adalink_jax.tools.report import page
+from adalink_jax.tools.report.command import find
+from adalink_jax.tools.report.runs import Run
+from adalink_jax.tools.report.sections import cell, grouped, task_scores
+
+_NOTE = (
+    "Percent on the validation split, after the same number of steps at every rate. The chosen"
+    " rate has the highest mean over the tasks, and is the smaller of two equal ones."
+)
+
+
+def main(folder: str, to: str | None) -> int:
+    """Prints the best rate, or writes the grid; returns the exit code, 2 for a user's mistake.
+
+    Args:
+      folder: has the runs below it; without `to`, those of one base and method.
+      to: the Markdown file to write with the grids of all bases and methods.
+    """
+    try:
+        grids = grids_of(find(pathlib.Path(folder)))
+        if to is not None:
+            pathlib.Path(to).write_text(page.markdown(_document(grids)), encoding="utf-8")
+            print(to)
+        elif len(grids) > 1:
+            kinds = "; ".join(", ".join(kind) for kind in grids)
+            raise UserError(f"{folder} holds grids of several bases or methods: {kinds}")
+        else:
+            print(best(next(iter(grids.values()))))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, dict[str, list[float]]]]:
+    """Each base's and method's scores: {(base, method): {rate: {task: scores}}}.
+
+    Raises:
+      UserError: a run has no constant rate, other steps than the rest, or a rate lacks a task that
+        another one of its grid has: a mean would compare unlike things.
+    """
+    grids = {}
+    for kind, some in grouped(runs, lambda run: (run.base, run.label)).items():
+        if len({run.steps for run in some}) > 1 or None in {run.learning_rate for run in some}:
+            raise UserError(f"the runs of {', '.join(kind)} differ in more than their rate")
+        by_rate = grouped(some, lambda run: (run.learning_rate,))
+        grid = {rate: task_scores(by_rate[rate,]) for (rate,) in sorted(by_rate)}
+        tasks = {task for scores in grid.values() for task in scores}
+        for rate, scores in grid.items():
+            if missing := sorted(tasks - scores.keys()):
+                raise UserError(f"{', '.join(kind)}: no run of {missing[0]} at rate {rate}")
+        grids[kind] = grid
+    return grids
+
+
+def best(grid: dict[float, dict[str, list[float]]]) -> float:
+    """The rate with the highest mean over tasks; the smaller of two equal ones."""
+    return max(grid, key=lambda rate: _mean(grid[rate]))
+
+
+def _mean(scores: dict[str, list[float]]) -> float:
+    return statistics.fmean(statistics.fmean(values) for values in scores.values())
+
+
+def _document(grids: dict) -> list[page.Block]:
+    tasks = list(dict.fromkeys(t for grid in grids.values() for s in grid.values() for t in s))
+    rows = []
+    for kind, grid in grids.items():
+        for rate, scores in grid.items():
+            cells = [cell(scores.get(task, ()), 0) for task in tasks]
+            chosen = "chosen" if rate == best(grid) else ""
+            rows.append([*kind, f"{rate:g}", *cells, f"{_mean(scores):.1f}", chosen])
+    header = ["base", "method", "rate", *tasks, "mean", ""]
+    title = page.Heading("Learning rates", 1)
+    return [title, page.Paragraph(_NOTE), page.Table(header, rows, 2)]

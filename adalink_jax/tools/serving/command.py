@@ -1,0 +1,112 @@
+"""The command line of `scripts/infer.py`: lines in, lines out, batched as they come."""
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from adalink_jax.errors import UserError
+from adalink_jax.runs.setup import check_counts
+from adalink_jax.tools.serving.requests import Request, failure, parse
+from adalink_jax.tools.serving.service import Service
+
+
+def main(usage: str, argv: Sequence[str] | None = None) -> int:
+    """Answers all lines of the input; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", required=True, help="the base's checkpoint")
+    parser.add_argument("--adapters", help="a folder of adapters, or of runs that wrote one")
+    parser.add_argument("--vocabulary", help="T5's SentencePiece file, or 'mini'; else VOCABULARY")
+    parser.add_argument("--input", default="-", help="JSONL, or *.tsv: text<TAB>adapter")
+    parser.add_argument("--output", default="-", help="JSONL; must not exist")
+    parser.add_argument("--batch_size", type=int, default=64, help="rows that run together")
+    parser.add_argument("--resident", type=int, default=64, help="adapters of a kind in memory")
+    parser.add_argument("--inputs", type=int, default=512, help="tokens of a text at most")
+    parser.add_argument("--targets", type=int, default=16, help="tokens generated at most")
+    flags = parser.parse_args(argv)
+    try:
+        _run(flags)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(flags: argparse.Namespace) -> None:
+    import tasks
+
+    names = ("batch_size", "resident", "inputs", "targets")
+    check_counts(**{name: getattr(flags, name) for name in names})
+    vocabulary = tasks.MINI_VOCABULARY
+    if flags.vocabulary != "mini":
+        os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
+        vocabulary = tasks.UserVocabulary()
+    try:
+        vocabulary.encode("")  # Opened here, so that a mistake in it is no line's.
+    except tasks.DataError as error:
+        raise UserError(str(error)) from error
+    service = Service(
+        flags.base,
+        flags.adapters,
+        vocabulary,
+        tasks.LABELS,
+        max_inputs=flags.inputs,
+        max_targets=flags.targets,
+        # A batch may ask for as many adapters as it has rows.
+        resident=max(flags.resident, flags.batch_size),
+    )
+    is_tsv = flags.input.endswith(".tsv")
+    with contextlib.ExitStack() as files:
+        source, sink = sys.stdin.buffer, sys.stdout
+        if flags.input != "-":
+            source = files.enter_context(open(flags.input, "rb"))
+        if flags.output != "-":
+            sink = files.enter_context(open(flags.output, "x", encoding="utf-8"))
+        for lines in _batches(source, flags.batch_size):
+            for found in _answers(service, lines, is_tsv):
+                print(json.dumps(found, ensure_ascii=False), file=sink)
+            sink.flush()
+
+
+def _answers(service: Service, lines: list[tuple[int, bytes]], tsv: bool) -> list[dict]:
+    """One answer a line, in order."""
+    requests: list[Request] = []
+    found: dict[int, dict] = {}
+    for number, content in lines:
+        try:
+            requests.append(parse(number, content, tsv))
+        except UserError as error:
+            found[number] = failure(number, error)
+    found |= {one["line"]: one for one in service.answers(requests)}
+    return [found[number] for number, _ in lines]
+
+
+def _batches(source: IO[bytes], size: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbered lines in lists of at most `size`: whatever has come, without waiting for more."""
+    lines: queue.Queue = queue.Queue(maxsize=4 * size)
+
+    def read() -> None:
+        for number, line in enumerate(source, 1):
+            lines.put((number, line.rstrip(b"\n")))
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (first := lines.get()) is not None:
+        batch = [first]
+        while len(batch) < size:
+            try:
+                line = lines.get_nowait()
+            except queue.Empty:
+                break
+            if line is None:
+                yield batch
+                return
+            batch.append(line)
+        yield batch

@@ -1,0 +1,101 @@
+"""adapter.py's stack and split: adapters to routes and back, by their bytes."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from adalink_jax.adapters import command
+from adalink_jax.checkpoints import load_adapter
+from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import T5Config
+
+CONFIG = T5Config(
+    vocab_size=40, emb_dim=12, num_heads=2, num_encoder_layers=2, num_decoder_layers=1,
+    head_dim=4, mlp_dim=16,
+)  # fmt: skip
+SINGLE = {
+    "adalink": METHODS["adalink"](rank=2, activation="relu"),
+    "lora": METHODS["lora"](rank=2, layers=(1,), alpha=3.0),
+    "prompt_tuning": METHODS["prompt_tuning"](
+        length=3, reparameterise=False, initialisation="random"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def base(write_base):
+    return write_base(CONFIG)
+
+
+def name_task(folder, task):
+    """Writes into an adapter's record what a run on one task writes."""
+    path = folder / "adapter.json"
+    record = json.loads(path.read_text())
+    record["metadata"] = {"data": {"tasks": [{"name": task}]}}
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_adapters_become_routes_and_adapters_again(name, base, write_adapter, tmp_path, capsys):
+    folders = [write_adapter(SINGLE[name], base, seed=seed, routes=["all"]) for seed in range(3)]
+    for folder, task in zip(folders, ("glue_rte", "glue_cola", "glue_qnli"), strict=True):
+        name_task(folder, task)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command.main("stack", adapters=list(map(str, folders)), to=str(whole)) == 0
+    stacked = load_adapter(whole)
+    assert stacked.route_names == ("glue_rte", "glue_cola", "glue_qnli")
+    assert stacked.method == dataclasses.replace(SINGLE[name], routes=3)
+    # It fits its base, on which each route changes something.
+    assert command.main("verify", adapter=str(whole), base=str(base)) == 0
+
+    assert command.main("split", adapter=str(whole), to=str(parts)) == 0
+    for folder, task in zip(folders, stacked.route_names, strict=True):
+        one, again = folder / "adapter.safetensors", parts / task / "adapter.safetensors"
+        assert one.read_bytes() == again.read_bytes()
+        assert load_adapter(parts / task).method == SINGLE[name]
+    # What was split is stacked under the same names, and a stacked adapter takes in another.
+    both = [str(parts / "glue_cola"), str(parts / "glue_rte")]
+    assert command.main("stack", adapters=both, to=str(tmp_path / "two")) == 0
+    assert load_adapter(tmp_path / "two").route_names == ("glue_cola", "glue_rte")
+    more = [str(tmp_path / "two"), str(folders[2])]
+    assert command.main("stack", adapters=more, to=str(tmp_path / "three")) == 0
+    three = load_adapter(tmp_path / "three")
+    assert three.route_names == ("glue_cola", "glue_rte", "glue_qnli")
+    for got, expected in zip(_leaves(three), _leaves(stacked), strict=True):
+        np.testing.assert_array_equal(got, expected[[1, 0, 2]])
+    capsys.readouterr()
+
+
+def _leaves(adapter):
+    return jax.tree.leaves(adapter.tree)
+
+
+def test_mistakes_are_one_line_and_write_nothing(base, write_adapter, write_base, tmp_path, capsys):
+    adalink = str(write_adapter(SINGLE["adalink"], base))
+    wider = str(write_adapter(METHODS["adalink"](rank=3, activation="relu"), base))
+    lora = str(write_adapter(SINGLE["lora"], base))
+    full = str(write_adapter(METHODS["full"](), base))
+    foreign = str(
+        write_adapter(SINGLE["adalink"], write_base(dataclasses.replace(CONFIG, vocab_size=41)))
+    )
+    to = str(tmp_path / "to")
+    for others, words in (
+        ([adalink, lora], "is of method lora, but"),
+        ([adalink, wider], "settings"),
+        ([adalink, foreign], "is of base"),
+        ([adalink, adalink], "two routes would be called"),
+        ([full, adalink], "whole model"),
+        ([adalink, str(tmp_path)], "no file adapter.json"),
+    ):
+        assert command.main("stack", adapters=others, to=to) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+    assert command.main("split", adapter=adalink, to=to) == 2
+    assert "nothing to split" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+    (tmp_path / "to").mkdir()
+    assert command.main("stack", adapters=[adalink], to=to) == 2
+    assert "not overwritten" in capsys.readouterr().err

@@ -1,0 +1,211 @@
+"""Mixed batches against each adapter alone, and a stream that bad lines do not stop."""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import tasks
+from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
+from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import merge
+from adalink_jax.models import decoding
+from adalink_jax.models.parameters import init_adapter
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.tools.serving.requests import Request
+from adalink_jax.tools.serving.service import Service
+
+LABELS = ("negative", "positive", "acceptable")
+TEXTS = ("the happy dog likes the park", "a cat", "the bad film was not good at all", "dogs sing")
+METHODS_OF = {
+    "adalink_2": METHODS["adalink"](rank=2),
+    "adalink_3": METHODS["adalink"](rank=3),
+    "adalink_9": METHODS["adalink"](rank=9),
+    "adalink_relu": METHODS["adalink"](rank=2, activation="relu"),
+    "adalink_many": METHODS["adalink"](rank=2, routes=3),
+    "lora": METHODS["lora"](rank=2, alpha=6.0, dropout_rate=0.1),
+    "lora_some": METHODS["lora"](rank=3, linears=("mlp/*",), layers=(0,)),
+    "lora_wider": METHODS["lora"](rank=5, alpha=1.0),
+    "prompt_tuning": METHODS["prompt_tuning"](length=3, reparameterise=False),
+    "prompt_other": METHODS["prompt_tuning"](length=3, reparameterise=False, routes=2),
+}
+
+
+@pytest.fixture(scope="module")
+def base(mini_base):
+    return load_base(mini_base)
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory):
+    """A folder of adapters with random values; name → (method, tree)."""
+    config, params = base
+    folder, trees = tmp_path_factory.mktemp("adapters"), {}
+    for number, (name, method) in enumerate(METHODS_OF.items()):
+        tree = init_adapter(config, method, params, jax.random.key(number))
+        rng = np.random.default_rng(number)
+        tree = jax.tree.map(lambda x, r=rng: r.normal(0, 0.3, x.shape).astype(np.float32), tree)
+        trees[name] = tree
+        write(folder / name, base, method, tree)
+    return folder, trees
+
+
+def write(folder, base, method, tree, **metadata):
+    config, params = base
+    save_adapter(
+        folder,
+        tree,
+        method_name=method.scope,
+        settings=dataclasses.asdict(method),
+        architecture=config,
+        base_fingerprint=fingerprint(params),
+        route_names=[f"r{i}" for i in range(method.routes)] if method.routes > 1 else ["all"],
+        metadata=metadata,
+    )
+
+
+@pytest.fixture(scope="module")
+def service(mini_base, adapters):
+    folder, _ = adapters
+    return Service(
+        str(mini_base), str(folder), tasks.MINI_VOCABULARY, {}, max_inputs=32, resident=6
+    )
+
+
+def alone(base, trees, text, name):
+    """Log-likelihoods by the adapter itself, without a bank, a batch or padding."""
+    config, params = base
+    config = dataclasses.replace(config, dropout_rate=0.0)
+    encode = tasks.MINI_VOCABULARY.encode
+    tokens = np.asarray([[*encode(text), 1]], np.int32)
+    ids = [[*encode(label), 1] for label in LABELS]
+    options = np.asarray([one + [0] * (max(map(len, ids)) - len(one)) for one in ids], np.int32)
+    adapter, _, route = (name or "").partition(":")
+    model, merged, routes = Transformer(config), params, None
+    if adapter:
+        model = Transformer(config, METHODS_OF[adapter])
+        merged = merge(params, trees[adapter])
+        routes = np.asarray([int(route.removeprefix("r") or 0)])
+    score = jax.jit(functools.partial(decoding.score_options, model))
+    return score(merged, tokens, options, routes)[0].tolist()
+
+
+@pytest.mark.slow
+def test_a_batch_of_all_adapters_answers_as_each_alone(base, adapters, service):
+    _, trees = adapters
+    names = [None, *(n for n, m in METHODS_OF.items() if m.routes == 1)]
+    names += ["adalink_many:r0", "adalink_many:r2", "prompt_other:r1"]
+    requests = [
+        Request(i + 1, TEXTS[i % len(TEXTS)], name, LABELS, id=f"n{i}")
+        for i, name in enumerate(names * 2)
+    ]
+    found = list(service.answers(requests))
+    assert [one["line"] for one in found] == [r.line for r in requests]
+    for request, one in zip(requests, found, strict=True):
+        expected = alone(base, trees, request.text, request.adapter)
+        np.testing.assert_allclose(list(one["scores"].values()), expected, atol=1e-4, rtol=1e-5)
+        assert one["prediction"] == LABELS[int(np.argmax(expected))]
+        assert one["adapter"] == request.adapter and one["id"] == request.id
+
+
+def test_adapters_give_way_and_come_back(base, adapters, service, tmp_path):
+    folder, trees = adapters
+    ask = ("adalink_2", "adalink_3", "adalink_9", "adalink_many:r0", "adalink_many:r1",
+           "adalink_many:r2")  # fmt: skip
+    (first,) = service.answers([Request(1, TEXTS[0], "adalink_2", LABELS)])
+    # Six of a kind fill the bank; a seventh takes the place of the one unused for longest.
+    method = METHODS_OF["adalink_2"]
+    write(folder / "seventh", base, method, trees["adalink_2"])
+    for name in (*ask, "seventh", "adalink_2"):
+        (last,) = service.answers([Request(1, TEXTS[0], name, LABELS)])
+        assert "error" not in last
+    assert last["scores"] == pytest.approx(first["scores"], rel=1e-5)
+    # Written anew, it is read anew.
+    doubled = jax.tree.map(lambda x: 2 * x, trees["adalink_2"])
+    write(folder / "seventh", base, method, doubled, changed=True)
+    (changed,) = service.answers([Request(1, TEXTS[0], "seventh", LABELS)])
+    assert changed["scores"] != pytest.approx(first["scores"], rel=1e-3)
+
+
+def test_without_labels_it_generates(base, service):
+    config, params = base
+    (found,) = service.answers([Request(1, TEXTS[0])])
+    tokens = np.asarray([[*tasks.MINI_VOCABULARY.encode(TEXTS[0]), 1]], np.int32)
+    model = Transformer(dataclasses.replace(config, dropout_rate=0.0))
+    ids = np.asarray(decoding.greedy(model, params, tokens, 16))[0].tolist()
+    ids = ids[: ids.index(1)] if 1 in ids else ids
+    assert found["prediction"] == tasks.MINI_VOCABULARY.decode(ids) and "scores" not in found
+
+
+STREAM = [
+    ('{"text": "the dog", "adapter": "adalink_2", "labels": ["positive", "negative"]}', None),
+    ("garbage", "no JSON"),
+    (b"\xff\xfe", "no UTF-8"),
+    ("", "no JSON"),
+    ("[1, 2]", "expected an object"),
+    ('{"text": 3}', "'text' is missing or no string"),
+    ('{"text": "   "}', "the text is empty"),
+    ('{"txt": "a"}', "'txt'"),
+    ('{"text": "a", "adapter": "adalink_4"}', "no adapter 'adalink_4'"),
+    ('{"text": "a", "adapter": "../adalink_2"}', "no adapter"),
+    ('{"text": "a", "adapter": "adalink_many"}', "has several"),
+    ('{"text": "a", "adapter": "adalink_many:r7"}', "no route 'r7'"),
+    ('{"text": "a", "adapter": "foreign"}', "another base"),
+    ('{"text": "a", "adapter": "broken"}', "no file"),
+    ('{"text": "a", "adapter": "whole"}', "cannot share a batch"),
+    ('{"text": "%s", "labels": ["positive", "negative"]}' % ("dog " * 100_000), None),
+    ('{"text": "the end", "id": {"n": 7}, "labels": ["positive"]}', None),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_stream_goes_on(pytestconfig, base, adapters, mini_base, tmp_path):
+    folder, trees = adapters
+    config, params = base
+    other = {**params, "extra": {"x": np.ones(1, np.float32)}}
+    write(folder / "foreign", (config, other), METHODS_OF["adalink_2"], trees["adalink_2"])
+    (folder / "broken").mkdir(exist_ok=True)
+    full = METHODS["full"]()
+    save_adapter(
+        folder / "whole", params, method_name="full", settings={}, architecture=config,
+        base_fingerprint=fingerprint(params), route_names=["all"], metadata={},
+    )  # fmt: skip
+    assert full.trains_base
+    lines = [line if isinstance(line, bytes) else line.encode() for line, _ in STREAM]
+    command = [
+        sys.executable, "scripts/infer.py", f"--base={mini_base}", f"--adapters={folder}",
+        "--vocabulary=mini", "--inputs=32", "--batch_size=4", "--targets=4",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=pytestconfig.rootpath, input=b"\n".join(lines) + b"\n", capture_output=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["line"] for one in found] == list(range(1, len(STREAM) + 1))
+    for one, (line, words) in zip(found, STREAM, strict=True):
+        if words is None:
+            assert one["prediction"] in one["scores"], one
+        else:
+            assert words in one["error"], (line, one)
+            assert str(tmp_path) not in one["error"]
+    assert found[-2]["truncated_tokens"] == 100_000 - 31
+    assert found[-1]["id"] == {"n": 7}
+
+    requests = tmp_path / "requests.tsv"
+    requests.write_text("the dog is good\tadalink_2\na\tb\tc\nthe cat\n")
+    answers = tmp_path / "answers.jsonl"
+    command += [f"--input={requests}", f"--output={answers}"]
+    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, timeout=600)
+    assert done.returncode == 0
+    first, second, third = map(json.loads, answers.read_text().splitlines())
+    assert first["adapter"] == "adalink_2" and "3 columns" in second["error"]
+    assert third["adapter"] is None and "prediction" in third
+    again = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, timeout=600)
+    assert again.returncode == 2 and b"answers.jsonl" in again.stderr
+    assert b"Traceback" not in again.stderr
