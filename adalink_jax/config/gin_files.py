@@ -29,6 +29,7 @@ import gin
 from gin import config_parser
 
 from adalink_jax.config import flags
+from adalink_jax.config.macros import gin_folder
 from adalink_jax.config.records import (
     COMMAND_LINE,
     REQUIRED,
@@ -48,13 +49,6 @@ _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 _NAME = re.compile(r"[A-Za-z_][\w./]*")
 # A flag's value that is no gin value but looks like this is taken as a string: a path or a name.
 _BARE_STRING = re.compile(r"[\w./~][\w./~:+-]*")
-
-
-def gin_folder() -> pathlib.Path:
-    """Returns the folder of the shipped gin files, in the installed package or in a checkout."""
-    package = pathlib.Path(__file__).resolve().parent.parent
-    installed = package / "gin"
-    return installed if installed.is_dir() else package.parent / "gin"
 
 
 def main(

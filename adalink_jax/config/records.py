@@ -12,8 +12,13 @@ from typing import Any, NamedTuple
 from adalink_jax.errors import UserError, nearest
 
 COMMAND_LINE = "command line"
-# Macros that go to the environment, where data sources and vocabularies look for them.
-ENVIRONMENT = ("GLUE_DIR", "TEXT_FILE", "VOCABULARY")
+# Macros that go to the environment, where data sources and vocabularies look for them; what each
+# is for.
+ENVIRONMENT: Mapping[str, str] = {
+    "GLUE_DIR": "GLUE's folder in the official layout. Without it GLUE comes from TFDS.",
+    "TEXT_FILE": "A text file to pre-train on, one text a line.",
+    "VOCABULARY": "T5's SentencePiece file. The mini world needs none.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
