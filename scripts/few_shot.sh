@@ -29,7 +29,7 @@ for shots in ${SHOTS:-4 16 32 64}; do
     for seed in ${SEEDS:-0 1 2 3 4}; do
         training "--gin_file=$experiment" "--gin.MODEL_DIR=$out/shots$shots/seed$seed" \
             "--gin.INITIAL_CHECKPOINT_PATH=$base" "--gin.MIXTURE_OR_TASK_NAME=$task" \
-            "--gin.runs.train.few_shot=$shots" "--gin.SEED=$seed" "$@"
+            "--gin.Batches.few_shot=$shots" "--gin.SEED=$seed" "$@"
     done
 done | train_all
 "$python" "$here/report.py" "$out" --to "$out/report" --title "$task from few examples"

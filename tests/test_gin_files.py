@@ -13,6 +13,7 @@ import pytest
 from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.runs.options import recorded
 
 FOLDER = gin_files.gin_folder()
 KINDS = ("models", "methods", "runs", "experiments", "hardware")
@@ -20,8 +21,8 @@ FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*.
 MODELS = [name for name in FILES if name.startswith("models/")]
 HARDWARE = [name for name in FILES if name.startswith("hardware/")]
 EXPERIMENTS = [name for name in FILES if name.startswith("experiments/")]
-# Which script runs what includes a run file, and the function that it calls.
-SCRIPTS = {"runs/finetune.gin": ("train.py", "train"), "runs/eval.gin": ("eval.py", "evaluate")}
+# Which command runs what includes a run file, and the function that it calls.
+SCRIPTS = {"runs/finetune.gin": ("train", "train"), "runs/eval.gin": ("eval", "evaluate")}
 # A line that sets something, and what it sets.
 SETTING = re.compile(r"^([\w./]+) *= *(.*?)(?: *#.*)?$", re.MULTILINE)
 SUPPLIED = ("configuration", "json")
@@ -50,7 +51,9 @@ def header(name: str) -> dict[str, list[str]]:
 
 
 def included(name: str) -> list[str]:
-    return re.findall(r"^include '(.*)'$", text_of(name), re.MULTILINE)
+    """The files that a file includes, and those that they include."""
+    inner = re.findall(r"^include '(.*)'$", text_of(name), re.MULTILINE)
+    return list(dict.fromkeys([*inner, *(file for one in inner for file in included(one))]))
 
 
 def given(*names: str) -> list[str]:
@@ -73,6 +76,8 @@ def script_and_entry(name: str) -> tuple[str, str]:
 
 
 TRAINING = [name for name in EXPERIMENTS if script_and_entry(name)[1] == "train"]
+# Experiments of any method, which the user names beside them.
+SHARED = ("experiments/glue.gin", "experiments/mini.gin")
 
 
 def test_there_are_five_kinds_of_file():
@@ -92,8 +97,9 @@ def test_header_names_what_the_file_sets_and_needs(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_only_experiments_include_and_nothing_is_set_twice(name):
-    assert not included(name) or name in EXPERIMENTS
+def test_files_of_the_library_include_only_files_of_their_kind(name):
+    kind = name.partition("/")[0]
+    assert name in EXPERIMENTS or {inner.partition("/")[0] for inner in included(name)} <= {kind}
     keys = [key for key, _ in settings(name)]
     assert len(keys) == len(set(keys))
 
@@ -101,12 +107,13 @@ def test_only_experiments_include_and_nothing_is_set_twice(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_compose_one_file_of_each_kind(name):
     """The library files of an experiment set different keys; only the experiment overrides them."""
-    kinds = [inner.partition("/")[0] for inner in included(name)]
+    library = [inner for inner in included(name) if inner not in SHARED]
+    kinds = [inner.partition("/")[0] for inner in library]
     assert len(kinds) == len(set(kinds)) and set(kinds) <= set(KINDS) - {"experiments"}
-    keys = [key for inner in included(name) for key, _ in settings(inner)]
+    keys = [key for inner in library for key, _ in settings(inner)]
     assert len(keys) == len(set(keys))
     assert len(included(name)) + len(settings(name)) <= 25
-    assert f"python scripts/{script_and_entry(name)[0]} --gin_file={name}" in text_of(name)
+    assert f"adalink {script_and_entry(name)[0]} --gin_file={name}" in text_of(name)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -129,8 +136,10 @@ def test_every_macro_of_an_experiment_is_read(name):
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_experiments_build_what_they_name(name):
-    arguments = gin_files.build(read("train", name))
-    method = re.search(r"methods/(\w+).gin", text_of(name)).group(1)
+    files = [name, "methods/lora.gin"] if name in SHARED else [name]
+    arguments = gin_files.build(read("train", *files))
+    chosen = [file for file in (*files, *included(name)) if file.startswith("methods/")]
+    method = chosen[0].removeprefix("methods/").removesuffix(".gin")
     assert type(arguments["method"]) is METHODS[method]
     model = arguments["model"]
     assert model is None or isinstance(model, T5Config)
@@ -145,7 +154,8 @@ def test_experiments_build_what_they_name(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_resolved_text_alone_gives_the_same_run(name, tmp_path):
-    known = read(script_and_entry(name)[1], name)
+    more = ["methods/lora.gin"] if name in SHARED else []
+    known = read(script_and_entry(name)[1], name, *more)
     path = tmp_path / "config.gin"
     path.write_text(known.text)
     again = gin_files.read(known.entry, [str(path)], supplied=SUPPLIED)
@@ -171,12 +181,14 @@ def test_hardware_is_that_of_the_list():
 def test_hardware_sets_where_things_lie_and_their_types_alone(name):
     places = ("devices", "model_parallelism", "fully_sharded", "slices", "dtype", "frozen_dtype")
     keys = [key for key, _ in settings(name)]
-    assert keys == [f"runs.{entry}.{place}" for entry in ("train", "evaluate") for place in places]
+    groups = 4 * ["Layout"] + 2 * ["Precision"]
+    assert keys == [f"options.{group}.{place}" for group, place in zip(groups, places, strict=True)]
     values = {entry: read(entry, *files, name).values for entry, files in (
         ("train", ("experiments/glue_adalink.gin",)),
         ("evaluate", ("runs/eval.gin", "experiments/glue_adalink.gin")),
     )}  # fmt: skip
-    found = [{place: given[place] for place in places} for given in values.values()]
+    flat = map(recorded, values.values())
+    found = [{place: given[place] for place in places} for given in flat]
     assert found[0] == found[1]
     devices, of_slice = SIZES[name.removeprefix("hardware/").removesuffix(".gin")]
     assert (found[0]["devices"], devices // found[0]["slices"]) == (devices, of_slice)
@@ -209,7 +221,7 @@ def test_methods_have_their_papers_settings():
 def test_scores_and_descriptions_take_an_experiments_files():
     values = read("evaluate", "runs/eval.gin", "experiments/glue_adalink.gin").values
     assert values["adapter_path"] == values["output_dir"] == "given"
-    assert values["task_feature_lengths"] == {"inputs": 512, "targets": 16}
+    assert values["data"]["task_feature_lengths"] == {"inputs": 512, "targets": 16}
     values = read("describe", "runs/describe.gin", "experiments/glue_lora.gin").values
     assert values["method"]["@"] == "adalink_jax.methods.lora.LoRA"
 
@@ -273,8 +285,8 @@ def test_models_have_the_parameters_that_their_headers_state(name):
 
 @pytest.mark.parametrize("size", ["small", "base", "large", "xl", "xxl"])
 def test_flan_differs_from_t5_1_1_in_name_alone(size):
-    flan, plain = settings(f"models/flan_t5_{size}.gin"), settings(f"models/t5_1_1_{size}.gin")
-    assert flan == plain
+    flan = f"models/flan_t5_{size}.gin"
+    assert included(flan) == [f"models/t5_1_1_{size}.gin"] and not settings(flan)
 
 
 def test_the_mini_base_holds_the_mini_vocabulary():

@@ -26,8 +26,8 @@ def command(tmp_path, mini_base, token_cache, monkeypatch, capsys):
             "INITIAL_CHECKPOINT_PATH": mini_base,
             "TRAIN_STEPS": 1,
             "BATCH_SIZE": 4,
-            "runs.train.eval_limit": 4,
-            "runs.train.eval_batch_size": 4,
+            "Evaluation.limit": 4,
+            "Evaluation.batch_size": 4,
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
         argv = [f"--gin_file={name}" for name in (f"experiments/{experiment}.gin", *files)]
@@ -51,18 +51,24 @@ def refused(outcome) -> str:
     [
         ({"MIXTURE_OR_TASK_NAME": "mini_sst"}, "did you mean 'mini_sst2'"),
         ({"RANC": 4}, "did you mean 'RANK'"),
+        ({"runs__train__devices": 1}, "no parameter 'devices'; it is Layout.devices now"),
+        ({"runs__train__batch_size": 8}, "it is Batches.batch_size now"),
+        ({"runs__train__eval_limit": 8}, "it is Evaluation.limit now"),
+        ({"runs__train__scan_layer": 8}, "no parameter 'scan_layer'"),
+        ({"Loss__label_smoothing": 1.0}, "label_smoothing is 1.0; it must be in [0, 1)"),
+        ({"Layers__remat": "'most'"}, "remat is 'most'; it takes one of none, minimal, full"),
         ({"RANK": 0}, "rank is 0; it must be a whole number"),
         ({"RANK": "'four'"}, "rank is 'four'"),
         ({"MODEL_DIR": None}, "MODEL_DIR is required"),
         ({"BATCH_SIZE": 0}, "BATCH_SIZE is 0"),
-        ({"BATCH_SIZE": 4, "runs__train__gradient_accumulation_steps": 3}, "does not divide"),
-        ({"runs__train__model_parallelism": 3}, "does not divide the"),
-        ({"runs__train__slices": 3}, "slices × model_parallelism is 3, which does not divide"),
-        ({"runs__train__slices": 0}, "slices is 0"),
-        ({"runs__train__devices": 64}, "devices is 64, which is not the"),
-        ({"runs__train__frozen_dtype": "'bf16'"}, "did you mean 'bfloat16'"),
-        ({"runs__train__evaluation_mode": "'rank'"}, "takes one of rank_classification, greedy"),
-        ({"runs__train__dtype": "'float16'"}, "activations overflow"),
+        ({"BATCH_SIZE": 4, "Batches__gradient_accumulation_steps": 3}, "does not divide"),
+        ({"Layout__model_parallelism": 3}, "does not divide the"),
+        ({"Layout__slices": 3}, "slices × model_parallelism is 3, which does not divide"),
+        ({"Layout__slices": 0}, "slices is 0"),
+        ({"Layout__devices": 64}, "devices is 64, which is not the"),
+        ({"Precision__frozen_dtype": "'bf16'"}, "did you mean 'bfloat16'"),
+        ({"Evaluation__mode": "'rank'"}, "takes one of rank_classification, greedy"),
+        ({"Precision__dtype": "'float16'"}, "activations overflow"),
         ({"ROUTES": 3}, "routes is 3, but mini_sst2 has 1 task"),
         ({"TRAIN_STEPS": -1}, "train_steps is -1"),
         ({"TASK_FEATURE_LENGTHS": "{'inputs': 32}"}, "TASK_FEATURE_LENGTHS"),
@@ -83,7 +89,7 @@ def test_hardware_of_another_size(command):
 
 
 def test_full_fine_tuning_has_no_frozen_dtype(command):
-    message = refused(command("mini_full", runs__train__frozen_dtype="'bfloat16'"))
+    message = refused(command("mini_full", Precision__frozen_dtype="'bfloat16'"))
     assert "frozen_dtype is 'bfloat16', but Full freezes nothing" in message
 
 
@@ -154,13 +160,10 @@ def test_runs_of_another_configuration_and_adapters_of_another_base(command, tmp
         "MODEL_DIR": None,
         "TRAIN_STEPS": None,
         "BATCH_SIZE": None,
-        "runs.train.eval_limit": None,
-        "runs.train.eval_batch_size": None,
         "ADAPTER_PATH": run,
         "EVAL_OUTPUT_DIR": tmp_path / "scores",
         "MIXTURE_OR_TASK_NAME": "mini_sst2",
         "TASK_FEATURE_LENGTHS": "{'inputs': 32, 'targets': 16}",
-        "runs.evaluate.limit": 4,
     }
     eval_file = "../runs/eval"
     assert command(eval_file, "evaluate", **evaluate)[0] == 0

@@ -13,6 +13,7 @@ declares X and never overrides a value, and a file that is included twice is rea
 """
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util  # gin 0.5's reader of files uses it without importing it.
 import inspect
@@ -299,7 +300,9 @@ class _Reader:
     def __init__(self, entry: Target, search_paths: Sequence[str]):
         self.settings: dict[Key, Setting] = {}
         self.required: dict[Key, str] = {}
-        self.targets: dict[str, Target] = {entry.name: entry}
+        # Groups of settings are known by their names whether a file speaks of them or not.
+        groups = {group.name: group for group in entry.groups.values()}
+        self.targets: dict[str, Target] = {entry.name: entry, **groups}
         self.modules: list[str] = []
         self._names = {entry.module.rpartition(".")[2]: sys.modules[entry.module]}
         self._folders = [pathlib.Path(), *map(pathlib.Path, search_paths), gin_folder()]
@@ -436,5 +439,19 @@ class _Reader:
         parameters = target.parameters
         if name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return
+        if moved := _moved(target, name):
+            raise UserError(f"{where}: {target.short} has no parameter '{name}'; it is {moved} now")
         guess = nearest(name, parameters)
         raise UserError(f"{where}: {target.short} has no parameter '{name}'{guess}")
+
+
+def _moved(target: Target, name: str) -> str | None:
+    """Returns where a former parameter stands now, as ``Layout.devices``: in a group, if anywhere.
+
+    A field that was called otherwise as a parameter says so: ``metadata={"recorded_as": …}``.
+    """
+    for group in target.groups.values():
+        for field in dataclasses.fields(group.object):
+            if field.metadata.get("recorded_as", field.name) == name:
+                return f"{group.path}.{field.name}"
+    return None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from adalink_jax.errors import UserError, nearest
 
 COMMAND_LINE = "command line"
+DEFAULT = "default"
 # Macros that go to the environment, where data sources and vocabularies look for them; what each
 # is for.
 ENVIRONMENT: Mapping[str, str] = {
@@ -56,6 +57,22 @@ class Target:
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters of its signature, ``*args`` and ``**kwargs`` included."""
         return dict(inspect.signature(self.object).parameters)
+
+    @property
+    def groups(self) -> "dict[str, Target]":
+        """The parameters that are groups of settings, each with its class.
+
+        A group is a parameter whose annotation is a frozen dataclass, and whose default, if it has
+        one, is of that class. Where it has one, the class's own bindings configure it.
+        """
+        found = {}
+        for name, parameter in self.parameters.items():
+            kind, default = parameter.annotation, parameter.default
+            if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
+                if default is parameter.empty or type(default) is kind:
+                    full = f"{kind.__module__}.{kind.__qualname__}"
+                    found[name] = Target(full, kind.__module__, kind.__qualname__, kind)
+        return found
 
     @property
     def reads_gin(self) -> bool:
@@ -273,6 +290,13 @@ def resolve(
         open; a setting that refers to itself.
     """
     _refuse_undefined(settings)
+    settings = dict(settings)
+    for target in [target for target in targets.values() if inspect.isfunction(target.object)]:
+        for name, group in target.groups.items():
+            if target.parameters[name].default is not inspect.Parameter.empty:
+                group = targets.get(group.name, group)
+                reference = Setting(Reference("", group, call=True), DEFAULT, shipped=True)
+                settings.setdefault(Key("", target.name, name), reference)
     decorated = {name for name, target in targets.items() if target.reads_gin}
     everything = Resolver(settings)
     for target in targets.values():

@@ -19,7 +19,7 @@ from flax.linen import partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, check_counts
 
 # Logical axis -> mesh axis, or several; of these a mesh may lack some. Axes of adapters are the
 # methods' own and lie on no mesh axis, so no rule splits an adapter.
@@ -61,6 +61,11 @@ class Layout:
     fully_sharded: bool = False
     slices: int = 1
     devices: int | None = None
+
+    def __post_init__(self):
+        check_counts(model_parallelism=self.model_parallelism, slices=self.slices)
+        if self.devices is not None:
+            check_counts(devices=self.devices)
 
 
 # Every device holds the whole model, and a part of the batch.

@@ -12,16 +12,22 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from adalink_jax.checkpoints import combined_fingerprint, fingerprint, leaf_digest, open_base
+from adalink_jax.checkpoints import (
+    check_architecture,
+    combined_fingerprint,
+    fingerprint,
+    leaf_digest,
+    open_base,
+)
 from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import Evaluator
 from adalink_jax.methods.base import Method, Params
 from adalink_jax.models import parameters
-from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs.folder import code
+from adalink_jax.runs.options import Data, Evaluation, recorded
 from adalink_jax.training import state as states
 
 if TYPE_CHECKING:
@@ -54,7 +60,7 @@ class Base:
 
 
 def prepared_base(
-    path: str | None,
+    given: str | tuple[T5Config, Params] | None,
     model: T5Config | None,
     method: Method,
     seed: int,
@@ -63,14 +69,18 @@ def prepared_base(
     """Loads the base, or initialises one of random weights for full fine-tuning.
 
     Args:
-      path: its checkpoint; None for random weights.
+      given: its checkpoint's path, or its architecture and tree; None for random weights.
       model: the architecture; None takes it from the checkpoint.
       method: what will be trained.
       seed: of random weights.
       how: the fields of `T5Config` that say how the network runs.
     """
-    if path is not None:
-        stored = open_base(path, model)
+    if isinstance(given, tuple):
+        config, params = given
+        if model is not None:
+            check_architecture(model, config, "the base")
+    elif given is not None:
+        stored = open_base(given, model)
         # Where there are several hosts, one may be too small for all of it.
         config = stored.config
         params = stored.load() if jax.process_count() == 1 else stored.unread()
@@ -106,28 +116,10 @@ def _fingerprint(params: Params) -> str:
     return combined_fingerprint(map(bytes.fromhex, itertools.chain(*digests)))
 
 
-def check_counts(**counts: int) -> None:
-    """Raises `UserError` unless each is a whole number of at least 1."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f"{name} is {count!r}; it must be a whole number ≥ 1")
-
-
 def checked_mesh(
     layout: sharding.Layout, batch_size: int, parts: int, eval_batch_size: int
 ) -> Mesh:
     """The mesh, when it divides the batches that will be put on it."""
-    check_counts(
-        model_parallelism=layout.model_parallelism,
-        slices=layout.slices,
-        BATCH_SIZE=batch_size,
-        gradient_accumulation_steps=parts,
-    )
-    if batch_size % parts:
-        raise UserError(
-            f"BATCH_SIZE is {batch_size}, which gradient_accumulation_steps = {parts} does not "
-            "divide"
-        )
     mesh = sharding.make_mesh(layout)
     of_parts = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
     sharding.check_divisible(mesh, **of_parts, eval_batch_size=eval_batch_size)
@@ -137,11 +129,6 @@ def checked_mesh(
 
 def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
     """Raises `UserError` unless the base can be stored so while the method trains."""
-    if frozen_dtype not in FROZEN_DTYPES:
-        raise UserError(
-            f"frozen_dtype is {frozen_dtype!r}; it takes {', '.join(FROZEN_DTYPES)}"
-            f"{nearest(str(frozen_dtype), FROZEN_DTYPES)}"
-        )
     if frozen_dtype != "float32" and method.trains_base:
         raise UserError(
             f"frozen_dtype is '{frozen_dtype}', but {type(method).__name__} freezes nothing: what "
@@ -219,12 +206,9 @@ def evaluator(
     config: T5Config,
     method: Method,
     tasks: tuple[str, ...],
-    lengths: Mapping[str, int],
+    data: Data,
+    evaluation: Evaluation,
     mesh: Mesh,
-    mode: str,
-    batch_size: int,
-    limit: int | None,
-    cache_dir: str | None,
     route_names: tuple[str, ...] = (),
     in_context: int = 0,
     seed: int = 0,
@@ -233,13 +217,13 @@ def evaluator(
     return Evaluator(
         Transformer(config, method),
         tasks,
-        lengths=lengths,
-        batch_size=batch_size,
-        mode=mode,
-        limit=limit,
+        lengths=data.task_feature_lengths,
+        batch_size=evaluation.batch_size,
+        mode=evaluation.mode,
+        limit=evaluation.limit,
         mesh=mesh,
         routes=task_routes(method, tasks, route_names),
-        cache_dir=cache_dir,
+        cache_dir=data.cache_dir,
         in_context=in_context,
         seed=seed,
     )
@@ -275,7 +259,7 @@ def agree_on_code(configuration: "Configuration | None") -> None:
     """Before anything is read: whether all hosts run the same code with the same settings."""
     if jax.process_count() == 1:
         return
-    values = configuration.values if configuration else {}
+    values = recorded(configuration.values) if configuration else {}
     # Paths may differ, if what they hold does not.
     paths = ("model_dir", "output_dir", "initial_checkpoint_path", "adapter_path", "cache_dir")
     settings = {name: value for name, value in values.items() if name not in paths}

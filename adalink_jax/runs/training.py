@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,16 +11,25 @@ import optax
 from adalink_jax.checkpoints import save_adapter
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.distributed import hosts, sharding
-from adalink_jax.errors import UserError
+from adalink_jax.distributed.sharding import Layout
+from adalink_jax.errors import UserError, check_counts
 from adalink_jax.evaluation import Results, print_table, scalars, write
-from adalink_jax.methods.base import Method, merge
+from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.stacking import unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs.folder import RunFolder, comparable
+from adalink_jax.runs.options import (
+    Batches,
+    Data,
+    Evaluation,
+    Layers,
+    Loss,
+    Precision,
+    recorded,
+)
 from adalink_jax.runs.setup import (
     Base,
     agree_on_code,
-    check_counts,
     check_fit,
     check_frozen_dtype,
     checked_mesh,
@@ -43,38 +52,22 @@ if TYPE_CHECKING:
 def train(
     *,
     model_dir: str,
-    mixture_or_task_name: str,
-    task_feature_lengths: Mapping[str, int],
+    data: Data,
     train_steps: int,
-    batch_size: int,
     method: Method,
     optimizer: Callable[[Schedule], optax.GradientTransformation],
     learning_rate: Schedule,
-    initial_checkpoint_path: str | None = None,
+    initial_checkpoint_path: str | tuple[T5Config, Params] | None = None,
     model: T5Config | None = None,
     seed: int = 0,
-    eval_period: int = 1000,
-    checkpoint_period: int = 1000,
-    keep_checkpoints: int = 1,
-    log_period: int = 10,
-    packing: bool = False,
-    few_shot: int | None = None,
-    gradient_accumulation_steps: int = 1,
-    model_parallelism: int = 1,
-    fully_sharded: bool = False,
-    slices: int = 1,
-    devices: int | None = None,
-    dtype: str = "float32",
-    frozen_dtype: str = "float32",
     dropout_rate: float = 0.1,
-    scan_layers: bool | None = None,
-    remat: str = "none",
-    z_loss: float = 1e-4,
-    label_smoothing: float = 0.0,
-    evaluation_mode: str = "rank_classification",
-    eval_batch_size: int = 64,
-    eval_limit: int | None = None,
-    cache_dir: str | None = None,
+    batches: Batches = Batches(),
+    evaluation: Evaluation = Evaluation(),
+    periods: Periods = Periods(),
+    precision: Precision = Precision(),
+    layout: Layout = Layout(),
+    layers: Layers = Layers(),
+    loss: Loss = Loss(),
     configuration: "Configuration | None" = None,
 ) -> None:
     """Trains a method on a task or mixture, scores it, and writes its adapter.
@@ -83,88 +76,69 @@ def train(
 
     Args:
       model_dir: the run's folder; see `adalink_jax.runs.folder.RunFolder`.
-      mixture_or_task_name: registered with SeqIO.
-      task_feature_lengths: {"inputs": T, "targets": L} in tokens; longer ones are truncated.
+      data: the task and its lengths.
       train_steps: steps in all, counted from 0.
-      batch_size: rows of the global batch.
       method: what is trained.
       optimizer: learning rate -> optax transformation, e.g. `optimizers.adafactor`.
       learning_rate: the schedule.
-      initial_checkpoint_path: the base; None for random weights (full fine-tuning only).
+      initial_checkpoint_path: the base's path, or from Python what `load_base` returned; None for
+        random weights (full fine-tuning only).
       model: the architecture; None takes it from the checkpoint.
-      seed: of the initialisation, the dropout and the order of the data.
-      eval_period: steps between evaluations; the last step is always evaluated.
-      checkpoint_period: steps between checkpoints; the last step is always saved.
-      keep_checkpoints: how many of the latest checkpoints stay.
-      log_period: steps between lines of metrics.
-      packing: whether rows hold several examples, or are bucketed by length.
-      few_shot: how many examples of each task are trained on, chosen by `seed`; None for all.
-      gradient_accumulation_steps: parts of a batch, one in memory at a time.
-      model_parallelism: devices that share the products of one model.
-      fully_sharded: whether the base's matrices are split over all devices of a slice.
-      slices: groups of devices with a slower network between them, as `sharding.Layout`.
-      devices: how many devices the run expects; None takes what is there.
-      dtype: of the activations, "float32" or "bfloat16"; adapters are float32.
-      frozen_dtype: in which devices store the frozen base: "float32", "bfloat16" or "int8".
+      seed: of the initialization, the dropout and the order of the data.
       dropout_rate: of the base's dropouts while training.
-      scan_layers: whether layers are stacked and scanned; None where a stack has more than 12.
-      remat: what the backward pass computes again: "none", "minimal" or "full".
-      z_loss: coefficient of the z-loss.
-      label_smoothing: mass that leaves the target token.
-      evaluation_mode: "rank_classification", "greedy" or "beam".
-      eval_batch_size: rows of a batch in evaluation.
-      eval_limit: examples of a split that are evaluated; None for all.
-      cache_dir: where token arrays are cached.
+      batches: what a step sees.
+      evaluation: how the task is scored.
+      periods: when to evaluate, save and log.
+      precision: the dtypes of activations and frozen base.
+      layout: how model and batches lie on devices.
+      layers: whether layers are scanned, and what the backward pass computes again.
+      loss: z-loss and label smoothing.
       configuration: what gin resolved these arguments from, for the records.
 
     Raises:
       UserError: whatever the user can mend; nothing is overwritten.
     """
-    from adalink_jax import data
+    from adalink_jax.data import TrainBatches
 
     agree_on_code(configuration)
-    periods = Periods(eval_period, checkpoint_period, log_period)
-    check_counts(train_steps=train_steps, eval_batch_size=eval_batch_size, **vars(periods))
-    check_frozen_dtype(frozen_dtype, method)
-    layout = sharding.Layout(model_parallelism, fully_sharded, slices, devices)
-    mesh = checked_mesh(layout, batch_size, gradient_accumulation_steps, eval_batch_size)
+    check_counts(train_steps=train_steps)
+    check_frozen_dtype(precision.frozen_dtype, method)
+    parts = batches.gradient_accumulation_steps
+    mesh = checked_mesh(layout, batches.batch_size, parts, evaluation.batch_size)
     folder = RunFolder(model_dir)
-    folder.claim("configuration", configuration.values if configuration else {})
+    folder.claim("configuration", recorded(configuration.values) if configuration else {})
     if folder.is_finished(train_steps):
         return say(f"{model_dir} holds this run, finished; nothing to do")
-    how = {"dtype": dtype, "dropout_rate": dropout_rate, "scan_layers": scan_layers, "remat": remat}
+    how = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
     base = prepared_base(initial_checkpoint_path, model, method, seed, how)
     folder.claim("base", base.identity)
-    batches = data.TrainBatches(
-        mixture_or_task_name, task_feature_lengths, batch_size, seed, packing, cache_dir, few_shot
-    )
-    folder.claim("data", batches.identity)
-    hosts.agree(data=batches.identity)
-    check_fit(method, base.config, batches)
-    say(batches.summary)
+    source = TrainBatches(
+        data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
+        batches.packing, data.cache_dir, batches.few_shot,
+    )  # fmt: skip
+    folder.claim("data", source.identity)
+    hosts.agree(data=source.identity)
+    check_fit(method, base.config, source)
+    say(source.summary)
 
     transformation = per_module(optimizer(learning_rate), method)
     train_step = make_train_step(
-        Transformer(base.config, method, batches.max_routes_per_row),
+        Transformer(base.config, method, source.max_routes_per_row),
         transformation,
         learning_rate,
-        z_loss=z_loss,
-        label_smoothing=label_smoothing,
-        accumulation_steps=gradient_accumulation_steps,
+        **vars(loss),
+        accumulation_steps=parts,
     )
     with sharding.on_mesh(mesh):
-        of_eval = (mesh, evaluation_mode, eval_batch_size, eval_limit, cache_dir)
-        evaluation = _Evaluation(
-            evaluator(base.config, method, batches.tasks, task_feature_lengths, *of_eval)
-        )
+        scorer = _Scorer(evaluator(base.config, method, source.tasks, data, evaluation, mesh))
         state = initial_state(
-            base, method, batches, transformation, seed, mesh, layout, frozen_dtype
+            base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
         )
         base = dataclasses.replace(base, params=None)  # The state has copies of its own.
-        store = Store(folder.path / "checkpoints", keep_checkpoints)
+        store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
         state = _restored(state, store, train_steps)
         folder.start(configuration.text if configuration else "", int(state.step))
-        placed = placed_batches(batches, mesh, int(state.step), train_steps)
+        placed = placed_batches(source, mesh, int(state.step), train_steps)
         with contextlib.closing(folder), contextlib.closing(placed):
             state = train_loop(
                 state,
@@ -174,15 +148,15 @@ def train(
                 periods=periods,
                 log=folder,
                 store=store,
-                evaluate=evaluation,
+                evaluate=scorer,
             )
-        results = evaluation.latest or evaluation.of(state)
+        results = scorer.latest or scorer.of(state)
     folder.record_seconds()
-    _write_outcome(folder, state, base, method, batches.tasks, results)
+    _write_outcome(folder, state, base, method, source.tasks, results)
     store.close()
 
 
-class _Evaluation:
+class _Scorer:
     """Scores a state for the loop, and keeps the latest results."""
 
     def __init__(self, evaluator: Callable[[Any], Results]):

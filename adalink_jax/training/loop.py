@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from adalink_jax.checkpoints.training_state import Store
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, check_counts
 from adalink_jax.training.state import TrainState
 
 Metrics = Mapping[str, Any]
@@ -41,11 +41,22 @@ class Log(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """Steps between evaluations, checkpoints and lines of metrics; the last step has all three."""
+    """When a run evaluates, saves and logs; the last step has all three.
 
-    eval_period: int
-    checkpoint_period: int
-    log_period: int
+    Attributes:
+      eval_period: steps between evaluations.
+      checkpoint_period: steps between checkpoints.
+      log_period: steps between lines of metrics.
+      keep_checkpoints: how many of the latest checkpoints stay.
+    """
+
+    eval_period: int = 1000
+    checkpoint_period: int = 1000
+    log_period: int = 10
+    keep_checkpoints: int = 1
+
+    def __post_init__(self):
+        check_counts(**vars(self))
 
 
 def train_loop(

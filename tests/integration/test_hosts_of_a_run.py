@@ -29,10 +29,10 @@ def train(tmp_path, mini_base, token_cache):
             "BATCH_SIZE": 8,
             "CHECKPOINT_PERIOD": 2,
             "EVAL_PERIOD": 100,
-            "runs.train.log_period": 1,
-            "runs.train.eval_limit": 8,
-            "runs.train.eval_batch_size": 8,
-            **{f"runs.train.{key}": value for key, value in more.items()},
+            "Periods.log_period": 1,
+            "Evaluation.limit": 8,
+            "Evaluation.batch_size": 8,
+            **{f"Layout.{key}": value for key, value in more.items()},
         }
         arguments = [sys.executable, *map(str, command)]
         arguments += ["--gin_file=experiments/mini_adalink.gin"]

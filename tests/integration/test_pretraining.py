@@ -35,7 +35,7 @@ def test_the_first_steps_give_the_same_bytes_twice(tmp_path, token_cache):
 
     Of the instructions one skill: all of them take minutes to generate.
     """
-    few = ("TRAIN_STEPS=20", "runs.train.eval_limit=8", "runs.train.log_period=1")
+    few = ("TRAIN_STEPS=20", "Evaluation.limit=8", "Periods.log_period=1")
     train = [sys.executable, str(ROOT / "scripts/train.py")]
     for name in ("one", "two"):
         raw, tuned = tmp_path / name / "raw", tmp_path / name / "tuned"
@@ -64,7 +64,7 @@ def test_the_shipped_raw_base_began_so(tmp_path, token_cache):
     run(
         token_cache,
         [*command, "--gin_file=experiments/mini_raw.gin"],
-        *(f"MODEL_DIR={tmp_path / 'run'}", "TRAIN_STEPS=1", "runs.train.eval_limit=8"),
+        *(f"MODEL_DIR={tmp_path / 'run'}", "TRAIN_STEPS=1", "Evaluation.limit=8"),
     )
     again = json.loads((tmp_path / "run/adapter/adapter.json").read_text())
     assert again["metadata"]["data"] == shipped["metadata"]["data"]
@@ -78,7 +78,7 @@ def test_a_text_file_takes_the_place_of_the_mini_world(tmp_path, token_cache, sh
     run(
         token_cache,
         ["bash", str(ROOT / "scripts/pretrain_mini.sh"), str(tmp_path / "out")],
-        *("TRAIN_STEPS=2", "BATCH_SIZE=4", "runs.train.eval_limit=2"),
+        *("TRAIN_STEPS=2", "BATCH_SIZE=4", "Evaluation.limit=2"),
         TEXT_FILE=str(tmp_path / "english.txt"),
         VOCABULARY=str(shared_data / "vocab/spiece.model"),
     )

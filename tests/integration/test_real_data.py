@@ -99,8 +99,8 @@ def test_a_mixture_of_packed_rows_with_a_route_for_each_task(script, random_base
         ROUTES=8,
         TRAIN_STEPS=3,
         BATCH_SIZE=8,
-        runs__train__packing=True,
-        runs__train__eval_limit=16,
+        Batches__packing=True,
+        Evaluation__limit=16,
     )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["glue"]["absent_tasks"] == []

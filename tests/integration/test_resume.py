@@ -23,9 +23,9 @@ def run(kill_at: int, folder: pathlib.Path, base: pathlib.Path, cache: pathlib.P
         "BATCH_SIZE": 4,
         "EVAL_PERIOD": 4,
         "CHECKPOINT_PERIOD": 3,
-        "runs.train.log_period": 2,
-        "runs.train.eval_limit": 8,
-        "runs.train.eval_batch_size": 8,
+        "Periods.log_period": 2,
+        "Evaluation.limit": 8,
+        "Evaluation.batch_size": 8,
         "DROPOUT_RATE": 0.1,
     }
     return subprocess.run(
@@ -71,7 +71,7 @@ def test_killed_at_any_event_and_started_again(tmp_path, mini_base, token_cache)
     assert re.search(
         r"^error: MODEL_DIR .*seed was 0 and is 1.*another MODEL_DIR", other.stderr, re.M
     )
-    scanned = ("--gin.runs.train.scan_layers=True", "--gin.runs.train.remat='full'")
+    scanned = ("--gin.Layers.scan_layers=True", "--gin.Layers.remat='full'")
     more = run(NEVER, killed, mini_base, token_cache, "--gin.TRAIN_STEPS=8", *scanned)
     assert more.returncode == 0 and "going on from step 7" in more.stdout
     fewer = run(NEVER, killed, mini_base, token_cache, "--gin.TRAIN_STEPS=5")

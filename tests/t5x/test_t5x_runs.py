@@ -275,7 +275,7 @@ def test_adapters_of_either_runner_score_in_the_other(trained, launch, base, sha
         "--gin_file=runs/eval.gin",
         f"--gin.ADAPTER_PATH={trained('adalink')}",
         f"--gin.EVAL_OUTPUT_DIR={tmp_path / 'ours'}",
-        "--gin.runs.evaluate.limit=16",
+        "--gin.Evaluation.limit=16",
     )
     results = json.loads((tmp_path / "ours" / "results.json").read_text())
     assert "accuracy" in json.dumps(results)
@@ -284,7 +284,7 @@ def test_adapters_of_either_runner_score_in_the_other(trained, launch, base, sha
         "--gin_file=experiments/glue_adalink.gin",
         f"--gin.MODEL_DIR={tmp_path / 'run'}",
         "--gin.TRAIN_STEPS=2",
-        "--gin.runs.train.eval_limit=8",
+        "--gin.Evaluation.limit=8",
     )
     done = launch(
         "eval",

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 SHORT = (
     "--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4",
-    "--gin.runs.train.eval_limit=8",
+    "--gin.Evaluation.limit=8",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def sweep(root, script, *arguments, **variables):
 def test_few_shots_and_mixtures_end_in_a_report(pytestconfig, tmp_path):
     root, base = pytestconfig.rootpath, "adalink_jax/bases/mini"
     few = ("few_shot.sh", tmp_path / "few", "experiments/mini_adalink.gin", base, "mini_cola")
-    variables = {"SHOTS": "2", "SEEDS": "0", "EVAL_FLAGS": "--gin.runs.evaluate.limit=8"}
+    variables = {"SHOTS": "2", "SEEDS": "0", "EVAL_FLAGS": "--gin.Evaluation.limit=8"}
     first = sweep(root, *few, *SHORT, **variables)
     assert "\n3 runs: " in first  # Among them the frozen base, without and with examples.
     text = (tmp_path / "few" / "report" / "report.md").read_text()

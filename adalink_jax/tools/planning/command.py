@@ -2,13 +2,11 @@
 
 import argparse
 import dataclasses
-import inspect
 import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from adalink_jax import runs
 from adalink_jax.config import gin_files
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError, nearest
@@ -125,7 +123,5 @@ def _layout(topology: topologies.Topology, flags: argparse.Namespace) -> Layout:
             f"gin/{file}, the layout of {topology.name}, is not there: give --fully_sharded, "
             "--model_parallelism=N or both"
         )
-    parameters = inspect.signature(runs.train).parameters.values()
-    needed = [each.name for each in parameters if each.default is each.empty]
-    set_there = gin_files.build(gin_files.read("adalink_jax.runs.train", [file], supplied=needed))
+    set_there = gin_files.build(gin_files.read(Layout, [file]))
     return Layout(set_there["model_parallelism"], set_there["fully_sharded"])

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from adalink_jax.errors import UserError
-from adalink_jax.runs.setup import check_counts
+from adalink_jax.errors import UserError, check_counts
 from adalink_jax.tools.serving.requests import Request, failure, parse
 from adalink_jax.tools.serving.service import Service
 

@@ -35,7 +35,7 @@ def test_every_shipped_preset_of_a_tpu_is_of_a_slice_and_of_its_size():
     files = list((gin_files.gin_folder() / "hardware").glob("tpu_*.gin"))
     assert files
     for file in files:
-        devices = re.search(r"^runs.train.devices = (\d+)$", file.read_text(), re.MULTILINE)
+        devices = re.search(r"^options.Layout.devices = (\d+)$", file.read_text(), re.MULTILINE)
         assert presets[file.stem].chips == int(devices[1]), file.stem
 
 
