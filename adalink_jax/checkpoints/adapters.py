@@ -12,17 +12,16 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from adalink_jax import files
 from adalink_jax.checkpoints.architecture import (
     Shapes,
     check_shapes,
@@ -31,6 +30,7 @@ from adalink_jax.checkpoints.architecture import (
     differing_fields,
 )
 from adalink_jax.checkpoints.fingerprint import as_float32, file_sha256
+from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
@@ -97,8 +97,7 @@ def save_adapter(
 ) -> None:
     """Writes an adapter: equal arguments give equal bytes, and a reader sees all of it or none.
 
-    Both files are written and synced in a folder beside the target, which then takes its place;
-    an adapter that is already there stays loadable until then. One process writes: with several,
+    An adapter that is already there stays loadable until then. One process writes: with several,
     call it on one, with arrays that are addressable there.
 
     Args:
@@ -115,7 +114,6 @@ def save_adapter(
       UserError: the folder cannot be written (permission, space).
       TypeError: an array is not floating point, or settings or metadata are no JSON values.
     """
-    folder = pathlib.Path(folder)
     flat = traverse_util.flatten_dict(adapter_tree, sep="/")
     arrays = {name: _as_stored(name, flat[name]) for name in sorted(flat)}
     record = {
@@ -128,22 +126,11 @@ def save_adapter(
         "metadata": dict(metadata),
         "tensors": {name: _tensor_entry(array) for name, array in arrays.items()},
     }
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
-        partial.mkdir()
-        # No metadata in its header: safetensors writes that in an arbitrary order.
-        safetensors.numpy.save_file(arrays, partial / TENSORS)
-        record["sha256"] = file_sha256(partial / TENSORS)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    with files.replaced_folder(folder) as partial:
+        record["sha256"] = write_tensors(partial / TENSORS, shapes, arrays.__getitem__)
         text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
-        # safetensors makes files that their owner alone can read; an adapter is to be shared.
-        shutil.copymode(partial / RECORD, partial / TENSORS)
-        _publish(partial, folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"adapter {folder} cannot be written: {error}") from error
 
 
 def _as_stored(name: str, leaf: Any) -> np.ndarray:
@@ -152,40 +139,7 @@ def _as_stored(name: str, leaf: Any) -> np.ndarray:
         raise TypeError(
             f"{name} is {array.dtype}; adapters hold floating-point arrays up to 32 bit"
         )
-    # safetensors copies memory as it lies: a transposed view would be stored transposed.
-    return np.ascontiguousarray(array).reshape(array.shape)
-
-
-def _publish(partial: pathlib.Path, folder: pathlib.Path) -> None:
-    for path in (partial / TENSORS, partial / RECORD, partial):
-        _sync(path)
-    # No folder can be renamed onto a full one. Between the two renames, `_present` finds the old.
-    previous = _previous(folder)
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    partial.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _previous(folder: pathlib.Path) -> pathlib.Path:
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _present(folder: pathlib.Path) -> pathlib.Path:
-    """The folder, or what it was before a replacement that was killed between its two renames."""
-    if not folder.exists() and _previous(folder).is_dir():
-        return _previous(folder)
-    return folder
+    return array
 
 
 def load_adapter(
@@ -213,7 +167,7 @@ def load_adapter(
         unknown, not `method_name` or has no such settings; the adapter belongs to another base.
     """
     asked = pathlib.Path(folder)
-    folder = _present(asked)
+    folder = files.present_folder(asked)
     try:
         for name in (RECORD, TENSORS):
             if not (folder / name).is_file():

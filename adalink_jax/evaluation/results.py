@@ -4,21 +4,19 @@ Nothing here holds a clock value or a path, and numbers are rounded to `DECIMALS
 equal runs give equal bytes.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-from adalink_jax.errors import UserError
+from adalink_jax import files
 
 # The tasks of the GLUE average (WNLI is left out, as in T5's and AdaLink's papers).
 GLUE_TASKS = (
@@ -176,11 +174,10 @@ def write(results: Results, folder: str | os.PathLike[str], step: int | None = N
     folder = pathlib.Path(folder)
     for task, result in results.tasks.items():
         for name, split in result.splits.items():
-            lines = (_line(i, prediction) for i, prediction in enumerate(split.predictions))
-            _write_whole(folder / "predictions" / f"{task}-{name}.jsonl", lines)
-    _write_whole(
-        folder / "results.json", [json.dumps(report(results, step), indent=1, allow_nan=False)]
-    )
+            lines = (f"{_line(i, one)}\n" for i, one in enumerate(split.predictions))
+            files.write_text(folder / "predictions" / f"{task}-{name}.jsonl", "".join(lines))
+    text = json.dumps(report(results, step), indent=1, allow_nan=False)
+    files.write_text(folder / "results.json", text + "\n")
 
 
 def print_table(results: Results, file: TextIO | None = None) -> None:
@@ -279,27 +276,3 @@ def _rounded(value: float | None) -> float | None:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def _write_whole(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """Writes lines under a temporary name, and renames the file when it is on disk."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        # Temporary files are private; results are as readable as the user's other files.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-        raise

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 import adalink_jax
+from adalink_jax import files
 from adalink_jax.errors import UserError
 
 # A run may go on with other values of these: they say where things are, how far to go, or by which
@@ -52,22 +53,20 @@ class RunFolder:
         """Makes the folder.
 
         Raises:
-          UserError: it cannot be made or written.
+          UserError: it cannot be made or written, or is a URL.
         """
-        self.path = pathlib.Path(path)
+        self.path = files.local_path(path)
         self.writes = jax.process_index() == 0
         self.contents: dict[str, Any] = {}
         self._metrics = None
         self._board: Any = None
         self._started = time.monotonic()
-        try:
+        with files.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self.writes:
                 probe = self.path / ".writable"
                 probe.write_text("")
                 probe.unlink()
-        except OSError as error:
-            raise UserError(f"MODEL_DIR {self.path} cannot be written: {error.strerror}") from error
 
     def record(self) -> dict[str, Any] | None:
         """The content of ``run.json``, None in a new folder."""
@@ -160,7 +159,7 @@ class RunFolder:
             "processes": jax.process_count(),
         }
         run = {**self.contents, "starts": [*before.get("starts", []), start]}
-        self.write_text("config.gin", config_text)
+        files.write_text(self.path / "config.gin", config_text)
         self.write_json("run.json", run)
 
     def record_seconds(self) -> None:
@@ -178,7 +177,7 @@ class RunFolder:
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-        self.write_text("metrics.jsonl", b"".join(kept).decode())
+        files.write_text(path, b"".join(kept).decode())
         self._metrics = path.open("a", encoding="utf-8")
 
     def log(
@@ -193,36 +192,23 @@ class RunFolder:
         """
         if self._metrics is None or self._board is None:
             return
-        try:
+        with files.writing(self.path / "metrics.jsonl"):
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            path = self.path / "metrics.jsonl"
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
         for name, value in {**values, **(times or {})}.items():
             self._board.add_scalar(name, value, step)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file as a whole or not at all."""
-        self.write_text(name, json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-    def write_text(self, name: str, content: str) -> None:
-        """Writes a text file as a whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        try:
-            with partial.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
-        except OSError as error:
-            raise UserError(f"{self.path / name} cannot be written: {error.strerror}") from error
+        """Writes a JSON file, whole or not at all."""
+        text = json.dumps(content, indent=1, sort_keys=True)
+        files.write_text(self.path / name, text + "\n")
 
     def sync(self) -> None:
         """Puts the metrics on disk, so that no checkpoint outlives lines from before it."""
         if self._metrics is not None:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            with files.writing(self.path / "metrics.jsonl"):
+                self._metrics.flush()
+                os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Closes the metrics and the TensorBoard file."""

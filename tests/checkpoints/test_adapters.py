@@ -121,6 +121,15 @@ def test_equal_adapters_have_equal_bytes_in_any_order_place_and_process(save, tr
     assert contents(tmp_path / "three") == first
 
 
+def test_tensors_are_the_bytes_that_safetensors_writes(save, tree, tmp_path):
+    more = {**tree, "a": {"scalar": np.float32(1), "empty": np.zeros((0, 3), np.float32)}}
+    more["decoder"] = {"b": np.arange(6, dtype=np.float32).reshape(2, 3).T, "B": jnp.ones((5,))}
+    written = contents(save(tree=more))["adapter.safetensors"]
+    flat = traverse_util.flatten_dict(more, sep="/")
+    arrays = {name: np.array(leaf, np.float32, order="C") for name, leaf in flat.items()}
+    assert written == safetensors.numpy.save(arrays)
+
+
 def test_files_say_what_they_hold(save, tree):
     """Read by the safetensors specification: u64 length, JSON header, little-endian data."""
     found = contents(save())

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 
+from adalink_jax import files
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.config import gin_files
 from adalink_jax.runs.folder import RunFolder
@@ -38,7 +39,7 @@ def watched(function):
 
 
 RunFolder.log = watched(RunFolder.log)
-RunFolder.write_text = watched(RunFolder.write_text)
+files.write_text = watched(files.write_text)
 Store.save = watched(Store.save)
 
 if __name__ == "__main__":

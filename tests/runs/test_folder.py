@@ -1,6 +1,8 @@
 """A run's folder: what it holds, what it refuses, and how metrics are cut back."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -89,3 +91,32 @@ def test_finished_or_not(folder):
 def test_comparable_leaves_out_paths_and_lengths():
     tree = {"model_dir": "/a", "x": {"initial_checkpoint_path": "/b", "y": [1, 2]}, "keep": None}
     assert comparable(tree) == {"x.y": [1, 2], "keep": None}
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_folder_on_another_machine_is_refused_and_none_of_its_name_is_made(
+    path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{path} .* this machine's file system only"):
+        RunFolder(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunFolder("~/runs/a").path == tmp_path / "runs" / "a"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_record(folder, monkeypatch):
+    before = (folder.path / "run.json").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="run.json cannot be written: No space left on device$"):
+        folder.write_json("run.json", {})
+    with pytest.raises(UserError, match="metrics.jsonl cannot be written: No space left"):
+        folder.sync()
+    assert (folder.path / "run.json").read_bytes() == before

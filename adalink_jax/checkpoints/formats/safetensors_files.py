@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -167,6 +166,4 @@ def write_tensors(
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, expected float32 {shape}")
             put(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
             del array  # Before the next is read.
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
