@@ -1,18 +1,19 @@
 """The cost card: models × methods at one shape, as Markdown, CSV, JSON and a plot."""
 
-import csv
 import dataclasses
 import json
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
+from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config
+from adalink_jax.tools import tables
 from adalink_jax.tools.cost import programs
 from adalink_jax.tools.cost.formulas import Shape, flops, parameters
 
@@ -130,17 +131,14 @@ def write(
       config: one of the architectures, for its dtype and dropout.
       folder: made where it is not there; its files of these names are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for one in rows for name in one))
-    with (folder / "cost.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_text(folder / "cost.csv", tables.csv_text(columns, rows))
     record = {"shape": dataclasses.asdict(shape), "device": _device(), "rows": list(rows)}
-    (folder / "cost.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    files.write_text(folder / "cost.json", json.dumps(record, indent=1) + "\n")
     text = markdown(rows, shape, config)
-    (folder / "cost.md").write_text(text, encoding="utf-8")
-    plot(rows, folder / "cost.png")
+    files.write_text(folder / "cost.md", text)
+    with files.replaced_file(folder / "cost.png") as file:
+        plot(rows, file)
     return text
 
 
@@ -154,12 +152,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
     compiled = any("xla_flops" in one for one in rows)
     measured = any("step_p50_s" in one for one in rows)
     table = [_cells(one, compiled, measured) for one in rows]
-    header = list(table[0])
-    lines = [
-        "| " + " | ".join(header) + " |",
-        "|---|---|" + "---:|" * (len(header) - 2),
-        *("| " + " | ".join(cells.values()) + " |" for cells in table),
-    ]
+    text = tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 2)
     facts = {
         "shape": f"{shape.batch} rows of {shape.inputs} + {shape.targets} tokens",
         "dtype": str(config.dtype),
@@ -167,7 +160,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
         "device": _device(),
     }
     notes = _NOTES + _COMPILED * compiled + _MEASURED * measured
-    return "# What each method costs\n\n" + "\n".join(lines) + "\n\n" + notes.format(**facts)
+    return "# What each method costs\n\n" + text + "\n\n" + notes.format(**facts)
 
 
 def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, str]:
@@ -177,18 +170,18 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
         "parameters": f"{one['parameters']:,}",
         "trainable": f"{one['trainable']:,}",
         "stored": f"{one['stored']:,}",
-        "bytes": _binary(one["adapter_bytes"]),
+        "bytes": tables.in_bytes(one["adapter_bytes"]),
         "forward": _products(one, "forward_flops"),
         "step": _products(one, "step_flops"),
         "× base": f"{one['step_to_base_forward']:.2f}",
-        "its own": "" if one["method_flops"] is None else _decimal(one["method_flops"]),
-        "state": _binary(one["state_bytes"]),
+        "its own": "" if one["method_flops"] is None else tables.in_thousands(one["method_flops"]),
+        "state": tables.in_bytes(one["state_bytes"]),
     }
     if compiled:
         there = "xla_flops" in one
-        cells["XLA"] = _decimal(one["xla_flops"]) if there else ""
-        cells["moved"] = _binary(one["xla_bytes_accessed"]) if there else ""
-        cells["peak"] = _binary(one["xla_peak_bytes"]) if there else ""
+        cells["XLA"] = tables.in_thousands(one["xla_flops"]) if there else ""
+        cells["moved"] = tables.in_bytes(one["xla_bytes_accessed"]) if there else ""
+        cells["peak"] = tables.in_bytes(one["xla_peak_bytes"]) if there else ""
     if measured:
         names = {"step p50 / p95": "step"} | {f"b{b}": f"forward_b{b}" for b in LATENCY_BATCHES}
         for title, name in names.items():
@@ -199,27 +192,11 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
 
 def _products(one: Mapping[str, Any], name: str) -> str:
     traced, formula = one[name], one[f"{name}_formula"]
-    text = _decimal(traced)
-    return text if formula in (None, traced) else f"{text} (formula {_decimal(formula)})"
+    text = tables.in_thousands(traced)
+    return text if formula in (None, traced) else f"{text} (formula {tables.in_thousands(formula)})"
 
 
-def _decimal(count: float) -> str:
-    for unit in ("", " k", " M", " G", " T", " P"):
-        if count < 1000 or unit == " P":
-            return f"{count:.4g}{unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def _binary(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def plot(rows: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
+def plot(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
     """Draws what is stored against what a step costs: a panel each, methods as colours."""
     from matplotlib import figure
 
@@ -243,4 +220,4 @@ def plot(rows: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
     panels[0].set_yscale("log")
     names = panels[0].get_legend_handles_labels()
     canvas.legend(*names, loc="outside lower center", ncols=len(methods), fontsize=8)
-    canvas.savefig(path, dpi=150)
+    canvas.savefig(file, dpi=150)

@@ -1,16 +1,15 @@
 """The plan's folder: rows that are kept, and the same as Markdown, CSV and a plot."""
 
-import csv
-import io
 import json
 import math
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adalink_jax import files
 from adalink_jax.errors import UserError
+from adalink_jax.tools import tables
 from adalink_jax.tools.planning.topologies import GIB
 
 Row = Mapping[str, Any]
@@ -53,39 +52,29 @@ def answered(question: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def write(rows: Sequence[Row], missing: int, folder: pathlib.Path) -> None:
-    """Writes plan.json, plan.md and plan.csv, each at once or not at all; complete, plan.png too.
+    """Writes plan.json, plan.md and plan.csv, each whole; of a complete plan, plan.png too.
 
     Args:
       rows: at least one.
       missing: how many rows that were asked for are not there yet.
       folder: made where it is not there; its files of these names are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps({"missing": missing, "rows": list(rows)}, indent=1) + "\n"
-    _replace(folder / _FILE, record.encode())
-    _replace(folder / "plan.md", markdown(rows, missing).encode())
-    _replace(folder / "plan.csv", _csv(rows).encode())
+    files.write_text(folder / _FILE, record)
+    files.write_text(folder / "plan.md", markdown(rows, missing))
+    files.write_text(folder / "plan.csv", _csv(rows))
     if not missing:
-        picture = io.BytesIO()
-        plot(rows, picture)
-        _replace(folder / "plan.png", picture.getvalue())
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+        with files.replaced_file(folder / "plan.png") as file:
+            plot(rows, file)
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
     nested = (dict, list)
-    for row in rows:
-        writer.writerow({k: json.dumps(v) if isinstance(v, nested) else v for k, v in row.items()})
-    return text.getvalue()
+    return tables.csv_text(
+        columns,
+        ({k: json.dumps(v) if isinstance(v, nested) else v for k, v in r.items()} for r in rows),
+    )
 
 
 def markdown(rows: Sequence[Row], missing: int = 0) -> str:
@@ -98,11 +87,7 @@ def markdown(rows: Sequence[Row], missing: int = 0) -> str:
     if not several:
         parts += ["{} rows of {} + {} tokens.".format(*shapes.pop()), ""]
     table = [_cells(row, several) for row in rows]
-    header = list(table[0])
-    text = ("model", "method", "optimizer", "slice", "layout", "verdict")
-    parts.append("| " + " | ".join(header) + " |")
-    parts.append("|" + "|".join("---" if name in text else "---:" for name in header) + "|")
-    parts += ["| " + " | ".join(cells.values()) + " |" for cells in table]
+    parts.append(tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 5))
     parts += ["", _NOTES, *_smallest(rows), *_refusals(rows)]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -124,35 +109,31 @@ def layout(row: Row) -> str:
 
 
 def _cells(row: Row, shape: bool) -> dict[str, str]:
-    cells = {"model": row["model"], "method": row["method"], "optimizer": row["optimizer"]}
+    cells = {
+        "model": row["model"],
+        "method": row["method"],
+        "optimizer": row["optimizer"],
+        "slice": row["topology"],
+        "layout": layout(row),
+    }
     if shape:
         cells["shape"] = f"{row['batch']} × {row['inputs']} + {row['targets']}"
     again = "*" if row["decided_at"] != row["optimization_level"] else ""
     kinds = row["collectives"]  # None of a refused step, empty on one chip.
-    sent = "" if kinds is None else gib(sum(kind["sent_bytes"] for kind in kinds.values()))
+    sent = sum(kind["sent_bytes"] for kind in (kinds or {}).values())
     return cells | {
-        "slice": row["topology"],
-        "layout": layout(row),
-        "parameters": gib(row["parameter_bytes"]),
-        "optimizer state": gib(row["optimizer_bytes"]),
-        "activations": gib(row["activation_bytes"]),
-        "peak": gib(row["peak_bytes"]) + again,
-        "allowed": gib(row["allowed_bytes"]),
+        "parameters": tables.in_bytes(row["parameter_bytes"]),
+        "optimizer state": tables.in_bytes(row["optimizer_bytes"]),
+        "activations": tables.in_bytes(row["activation_bytes"]),
+        "peak": tables.in_bytes(row["peak_bytes"]) + again,
+        "allowed": tables.in_bytes(row["allowed_bytes"]),
         "hardware FLOPs": f"{row['hardware_flops'] / 1e15:.3g} P",
         "model FLOPs": f"{row['model_flops'] / 1e15:.3g} P",
-        "sent": sent,
+        "sent": "" if kinds is None else tables.in_bytes(sent),
         "estimate": f"{row['step_seconds']:.3g} s" if row["fits"] else "",
         "compile": f"{row['compile_seconds']:.0f} s",
         "verdict": "FITS" if row["fits"] else "DOES NOT FIT",
     }
-
-
-def gib(count: float) -> str:
-    """Bytes in the largest binary unit that leaves a number above one."""
-    for unit, size in (("GiB", GIB), ("MiB", 2**20)):
-        if abs(count) >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 2**10:.1f} KiB"
 
 
 def summary(row: Row) -> list[str]:
@@ -161,7 +142,7 @@ def summary(row: Row) -> list[str]:
     for buffer in row["buffers"]:
         lines.append(f"buffer {_words(buffer)}")
     for kind, each in (row["collectives"] or {}).items():
-        lines.append(f"{kind}: {each['count']} times, {gib(each['sent_bytes'])} sent")
+        lines.append(f"{kind}: {each['count']} times, {tables.in_bytes(each['sent_bytes'])} sent")
     if row["fits"]:
         times = {name: row[f"{name}_seconds"] for name in ("compute", "hbm", "ici")}
         parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in times.items())
@@ -179,17 +160,17 @@ def _words(buffer: Mapping[str, Any]) -> str:
 
     arrays = sorted(buffer["shapes"].split(", "), key=values, reverse=True)
     more = f" and {len(arrays) - _ARRAYS} more" if len(arrays) > _ARRAYS else ""
-    return f"{gib(buffer['bytes'])}: {', '.join(arrays[:_ARRAYS])}{more}"
+    return f"{tables.in_bytes(buffer['bytes'])}: {', '.join(arrays[:_ARRAYS])}{more}"
 
 
 def advice(row: Row) -> str:
     """What to change in a step that does not fit: the first change that was compiled and fits."""
     tried = row["tried"]
     if tried and tried[-1]["fits"]:
-        return f"fits with {tried[-1]['change']} ({gib(tried[-1]['peak_bytes'])})"
+        return f"fits with {tried[-1]['change']} ({tables.in_bytes(tried[-1]['peak_bytes'])})"
     compiled = [each for each in tried if each["peak_bytes"] is not None]
     words = [
-        f"{each['change']} needs {gib(each['peak_bytes'])}"
+        f"{each['change']} needs {tables.in_bytes(each['peak_bytes'])}"
         for each in sorted(compiled, key=lambda each: each["peak_bytes"])[:2]
     ]
     ruled_out = len(tried) - len(compiled)
@@ -217,11 +198,9 @@ def _smallest(rows: Sequence[Row]) -> list[str]:
         "",
         "Of those in the table, as laid out there.",
     ]
-    lines += ["", "| step | slices |", "|---|---|"]
-    for name, found in steps.items():
-        slices = ", ".join(found[generation]["topology"] for generation in sorted(found))
-        lines.append(f"| {name} | {slices or 'none'} |")
-    return [*lines, ""]
+    slices = (", ".join(found[g]["topology"] for g in sorted(found)) for found in steps.values())
+    cells = [(name, some or "none") for name, some in zip(steps, slices, strict=True)]
+    return [*lines, "", tables.markdown(("step", "slices"), cells, 2), ""]
 
 
 def _refusals(rows: Sequence[Row]) -> list[str]:

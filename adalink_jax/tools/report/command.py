@@ -1,6 +1,5 @@
 """Writes a report of finished runs into a folder."""
 
-import csv
 import dataclasses
 import functools
 import pathlib
@@ -10,7 +9,9 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from adalink_jax import files
 from adalink_jax.errors import UserError
+from adalink_jax.tools import tables
 from adalink_jax.tools.report import page, plots, sections
 from adalink_jax.tools.report.runs import FROZEN, Run, read
 
@@ -61,11 +62,11 @@ def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
       folder: made where it is not there; its files of these names are replaced.
       title: of the report.
     """
-    folder.mkdir(parents=True, exist_ok=True)
 
     def drawing(plot: Callable) -> Callable[[dict, str], str]:
         def draw(values: dict, file: str) -> str:
-            plot(values, folder / file)
+            with files.replaced_file(folder / file) as image:
+                plot(values, image)
             return file
 
         return draw
@@ -86,24 +87,22 @@ def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
         named = getattr(part, "func", part)
         with_bases = named in (sections.single_task, sections.cost_and_score, sections.commands)
         blocks += part(runs if with_bases else trained)
-    (folder / "report.md").write_text(page.markdown(blocks), encoding="utf-8")
-    (folder / "report.html").write_text(page.html_page(blocks, folder), encoding="utf-8")
-    _write_csv(runs, folder / "runs.csv")
+    files.write_text(folder / "report.md", page.markdown(blocks))
+    files.write_text(folder / "report.html", page.html_page(blocks, folder))
+    files.write_text(folder / "runs.csv", _csv(runs))
 
 
-def _write_csv(runs: Sequence[Run], path: pathlib.Path) -> None:
+def _csv(runs: Sequence[Run]) -> str:
     """One line for each run and task; a metric that a task does not have is left empty."""
     metrics = sorted({name for run in runs for found in run.metrics.values() for name in found})
-    columns = [*_COLUMNS, *metrics]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for run in runs:
-            record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-            record |= {"method": run.label, "sharing": run.sharing}
-            for task, found in run.metrics.items():
-                score = run.scores.get(task, "")
-                writer.writerow(record | {"task": task, "score": score} | dict(found))
+    rows = []
+    for run in runs:
+        record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        record |= {"method": run.label, "sharing": run.sharing}
+        for task, found in run.metrics.items():
+            score = run.scores.get(task, "")
+            rows.append(record | {"task": task, "score": score} | dict(found))
+    return tables.csv_text([*_COLUMNS, *metrics], rows)
 
 
 def _print_tables(runs: Sequence[Run]) -> None:

@@ -6,6 +6,8 @@ import html
 import pathlib
 from collections.abc import Sequence
 
+from adalink_jax.tools import tables
+
 _STYLE = """\
 body { font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }
@@ -63,11 +65,7 @@ def markdown(blocks: Sequence[Block]) -> str:
         elif isinstance(block, Image):
             parts.append(f"![{block.caption}]({block.file})")
         else:
-            lines = [block.header, *block.rows]
-            cells = [" | ".join(c.replace("|", "\\|") for c in line) for line in lines]
-            numbers = len(block.header) - block.text_columns
-            rule = " | ".join(["---"] * block.text_columns + ["---:"] * numbers)
-            parts.append("\n".join(f"| {line} |" for line in (cells[0], rule, *cells[1:])))
+            parts.append(tables.markdown(block.header, block.rows, block.text_columns))
     return "\n\n".join(parts) + "\n"
 
 

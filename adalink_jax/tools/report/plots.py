@@ -1,10 +1,9 @@
-"""The plots of a report."""
+"""The plots of a report, as PNG."""
 
-import pathlib
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 # Twenty that can be told apart; the dark ones first.
 _COLORS = [f"C{i}" for i in range(10)] + [
@@ -47,7 +46,7 @@ def _legend(canvas: Any, axes: Any) -> None:
     )  # fmt: skip
 
 
-def ranks(lines: Mapping[tuple, Mapping[int, list[float]]], path: pathlib.Path) -> None:
+def ranks(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> None:
     """Score by rank: a panel a mixture, a line a method; a point a seed."""
     mixtures = list(dict.fromkeys(key[1] for key in lines))
     canvas, axes = _figure(len(mixtures))
@@ -69,10 +68,10 @@ def ranks(lines: Mapping[tuple, Mapping[int, list[float]]], path: pathlib.Path) 
         one.set(xlabel="rank or length", ylabel="score (%)", title=mixture)
         one.grid(alpha=0.3)
     _legend(canvas, axes)
-    canvas.savefig(path, dpi=150)
+    canvas.savefig(file, dpi=150)
 
 
-def cost(points: Mapping[tuple, tuple[int, int | None, float]], path: pathlib.Path) -> None:
+def cost(points: Mapping[tuple, tuple[int, int | None, float]], file: BinaryIO) -> None:
     """Score by stored parameters and by operations of a step: a row a mixture."""
     mixtures = list(dict.fromkeys(key[1] for key in points))
     canvas, axes = _figure(2, len(mixtures))
@@ -88,10 +87,10 @@ def cost(points: Mapping[tuple, tuple[int, int | None, float]], path: pathlib.Pa
         for one in row:
             one.grid(alpha=0.3)
     _legend(canvas, axes)
-    canvas.savefig(path, dpi=150)
+    canvas.savefig(file, dpi=150)
 
 
-def interference(cells: Mapping[tuple, float], path: pathlib.Path) -> None:
+def interference(cells: Mapping[tuple, float], file: BinaryIO) -> None:
     """Points gained by mixing: a heat map of rank × number of tasks for each method."""
     names = list(dict.fromkeys(place[0] for place in cells))
     canvas, axes = _figure(len(names))
@@ -111,14 +110,14 @@ def interference(cells: Mapping[tuple, float], path: pathlib.Path) -> None:
         one.set(xlabel="tasks", ylabel="rank or length")
         one.set_title(name, fontsize=9)
     canvas.colorbar(shown, ax=axes, label="points")
-    canvas.savefig(path, dpi=150)
+    canvas.savefig(file, dpi=150)
 
 
 def _places(grid: list[list[float]]) -> list[tuple[int, int]]:
     return [(i, j) for i, row in enumerate(grid) for j, value in enumerate(row) if value == value]
 
 
-def learning(lines: Mapping[tuple, Mapping[int, list[float]]], path: pathlib.Path) -> None:
+def learning(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> None:
     """Score by step: a panel a mixture, three to a row; a line a method."""
     mixtures: dict[str, list] = defaultdict(list)
     for key, points in lines.items():
@@ -135,4 +134,4 @@ def learning(lines: Mapping[tuple, Mapping[int, list[float]]], path: pathlib.Pat
     for one in list(axes.flat)[len(mixtures) :]:
         one.set_axis_off()
     _legend(canvas, axes)
-    canvas.savefig(path, dpi=150)
+    canvas.savefig(file, dpi=150)

@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.tools.report import page
 from adalink_jax.tools.report.command import find
@@ -27,7 +28,7 @@ def main(folder: str, to: str | None) -> int:
     try:
         grids = grids_of(find(pathlib.Path(folder)))
         if to is not None:
-            pathlib.Path(to).write_text(page.markdown(_document(grids)), encoding="utf-8")
+            files.write_text(to, page.markdown(_document(grids)))
             print(to)
         elif len(grids) > 1:
             kinds = "; ".join(", ".join(kind) for kind in grids)

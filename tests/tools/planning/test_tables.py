@@ -84,12 +84,12 @@ def test_the_table_says_what_fits_and_on_which_slice():
     assert text.count("| FITS |") == 2 and text.count("| DOES NOT FIT |") == 1
     assert "| t5, full, adafactor | v5e:4x8 |" in text
     assert "| t5, adalink, adafactor | v5e:2x2 |" in text
-    assert "| 2.00 GiB | 2.0 KiB | 1.00 GiB | 3.00 GiB | 16.00 GiB |" in text
+    assert "| 2.00 GiB | 2.00 KiB | 1.00 GiB | 3.00 GiB | 16.00 GiB |" in text
 
 
 def test_one_chip_sends_nothing_and_a_refused_step_is_not_known_to():
     alone = tables.markdown([row(collectives={}, topology="v6e:1x1")])
-    assert "| 0.0 KiB | 0.5 s | 40 s | FITS |" in alone
+    assert "| 0 B | 0.5 s | 40 s | FITS |" in alone
     assert "|  |  | 40 s | DOES NOT FIT |" in tables.markdown([REFUSED])
 
 

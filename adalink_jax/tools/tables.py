@@ -1,0 +1,54 @@
+"""Tables and numbers as the tools write them."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """A table in Markdown, without a line break at its end.
+
+    Args:
+      header: the names of the columns.
+      rows: the cells of each row.
+      text_columns: how many of the first columns hold text; the others hold numbers, which stand
+        to the right.
+    """
+    numbers = len(header) - text_columns
+    rule = [*["---"] * text_columns, *["---:"] * numbers]
+    lines = [_escaped(header), rule, *map(_escaped, rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _escaped(cells: Sequence[str]) -> list[str]:
+    return [cell.replace("|", "\\|") for cell in cells]
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table as CSV: its columns of each row, empty where a row lacks one."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes in the largest binary unit of which there is at least one: 15.75 GiB."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:,.2f} {unit}"
+    raise AssertionError
+
+
+def in_thousands(count: float) -> str:
+    """A number with a decimal unit: 12.3 M."""
+    for unit in ("", " k", " M", " G", " T", " P"):
+        if abs(count) < 1000 or unit == " P":
+            return f"{count:.4g}{unit}"
+        count /= 1000
+    raise AssertionError
