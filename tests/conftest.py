@@ -1,19 +1,30 @@
 """Fixtures shared by all tests."""
 
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
-
-# Before jax or TensorFlow is imported anywhere: tests run on the CPU, quietly.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Tests spend their time compiling tiny models; without LLVM's optimisations they take half of it.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
+import time
 
 import pytest
+
+# Before jax or TensorFlow is imported anywhere, here and in the processes that tests start: tests
+# run on the CPU, quietly.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests spend their time compiling tiny models. Without LLVM's optimisations this takes half of the
+# time, and without XLA's emitters of fused loops and its parallel code generation half of that. An
+# XLA that does not know a flag ends the process, so the last two are set where they were tested.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
+# What XLA compiled is kept: for the other worker, for processes that tests start, for next time.
+CACHE = pathlib.Path("~/.cache/adalink_jax/tests_xla").expanduser()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -25,6 +36,15 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path.parent.name}/{path.name} beside the checkout")
     return path
+
+
+def pytest_sessionfinish(session):
+    """Deletes what XLA compiled for tests and was written a month ago."""
+    if hasattr(session.config, "workerinput"):
+        return
+    for path in CACHE.glob("*"):
+        if path.stat().st_mtime < time.time() - 30 * 24 * 3600:
+            path.unlink(missing_ok=True)
 
 
 def pytest_addoption(parser):
