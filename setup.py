@@ -43,6 +43,7 @@ TEST = [
     "beartype>=0.20,<1",
     "chex>=0.1.89,<0.2",
     "hypothesis>=6.100,<7",
+    "pandas>=2.2,<3",
     "pytest>=9,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",

@@ -8,6 +8,7 @@ in T5X as they are.
 """
 
 from tasks.errors import DataError
+from tasks.examples import add_examples
 from tasks.glue import GLUE_TASKS
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
 from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
@@ -35,6 +36,7 @@ __all__ = [
     "DataError",
     "UserVocabulary",
     "add_classification",
+    "add_examples",
     "add_instructions",
     "add_span_corruption",
     "available_splits",

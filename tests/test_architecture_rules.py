@@ -99,6 +99,8 @@ def is_module(name: str) -> bool:
 def test_imports_of_ours_follow_the_arrows(path):
     name = name_of(path)
     part = max((p for p in ARROWS if within(name, [p])), key=len)
+    if path == ROOT / "adalink_jax/__init__.py":
+        return  # It names what it loads later.
     ours = {i for i in imports(path) if within(i, ["adalink_jax", "tasks"])}
     allowed = {*ARROWS[part], *BASIS, *([] if part == "adalink_jax" else [part])}
     wrong = {i for i in ours if not within(i, allowed) and i != "adalink_jax"}
@@ -116,8 +118,10 @@ def test_other_packages_stay_where_they_belong(package):
     assert not wrong, f"{package} must not be imported by {', '.join(wrong)}"
 
 
-def test_the_package_itself_imports_nothing():
-    assert imports(ROOT / "adalink_jax/__init__.py") == set()
+def test_the_package_itself_loads_nothing():
+    code = "import sys, adalink_jax; print([n for n in sys.modules if n[:12] == 'adalink_jax.'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 def test_scripts_call_one_module_of_ours():

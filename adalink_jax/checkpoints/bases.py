@@ -24,6 +24,10 @@ WRITERS: Mapping[str, Callable[..., None]] = {
 }
 
 
+# Bases that come with the package, by the names that may stand for their paths.
+EMBEDDED = ("mini", "mini_raw")
+
+
 def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) -> StoredBase:
     """Opens a base, recognising its format and inferring its architecture from its arrays.
 
@@ -33,7 +37,7 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     fine-tuning run, or the run's folder).
 
     Args:
-      path: a local folder or ``gs://BUCKET/PATH``.
+      path: a local folder, ``gs://BUCKET/PATH``, or a name in `EMBEDDED` where no such folder is.
       configured: the architecture that the configuration asks for. Another one is an error;
         where nothing stored tells which functions an MLP uses, its are taken. None: as published.
 
@@ -46,6 +50,8 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
         written, in no format that is known or one that this version does not read, or of another
         architecture.
     """
+    if path in EMBEDDED and not os.path.lexists(path):
+        path = pathlib.Path(__file__).parent.parent / "bases" / path
     folder = Folder.at(path)
     if folder.local:
         _check_local(pathlib.Path(folder.path))

@@ -1,0 +1,154 @@
+"""The public names, and the calls of a notebook."""
+
+import doctest
+import json
+
+import numpy as np
+import pytest
+
+import adalink_jax as al
+from adalink_jax import api
+from adalink_jax.data.examples import held_out, pairs
+from adalink_jax.errors import UserError
+
+FILMS = [(f"a {word} film", label) for word, label in (("fine", "good"), ("dull", "bad"))] * 8
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The run of the docstrings' examples, which is finished when they make it again."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    settings = {"train_steps": 1, "model_dir": folder}
+    return al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings), settings
+
+
+def test_every_public_name_is_there():
+    for name in dir(al):
+        assert getattr(al, name) is not None
+    assert al.AdaLink(rank=4) == al.METHODS["adalink"](rank=4)
+    with pytest.raises(AttributeError, match="has no attribute 'AdaLinc'"):
+        _ = al.AdaLinc
+
+
+def test_finetune_leaves_what_train_leaves(trained, capsys):
+    run, settings = trained
+    names = {path.name for path in run.folder.iterdir()}
+    assert names >= {"config.gin", "run.json", "metrics.jsonl", "results.json", "adapter"}
+    assert run.adapter.method == al.AdaLink(rank=1)
+    assert run.history[0]["step"] == 1 and np.isfinite(run.history[0]["train/loss"])
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["configuration"]["method"]["rank"] == 1
+    assert record["data"]["tasks"][0]["source"]["labels"] == ["bad", "good"]
+    again = al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings)
+    assert "nothing to do" in capsys.readouterr().out
+    assert again.scores == run.scores
+    with pytest.raises(UserError, match="eval_limit was None and is 4"):
+        al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, options=[al.Evaluation(limit=4)])
+    with pytest.raises(UserError, match="rank was 1 and is 2"):
+        al.finetune("mini", al.AdaLink(rank=2), FILMS, **settings)
+
+
+def test_a_base_in_memory_is_the_same_run(trained, capsys):
+    from tasks import MINI_VOCABULARY
+
+    run, settings = trained
+    base = al.load_base("mini")
+    al.finetune(base, al.AdaLink(rank=1), FILMS, vocabulary=MINI_VOCABULARY, **settings)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_predictions_are_those_of_the_network(trained):
+    run, _ = trained
+    config, base = al.load_base("mini")
+    from tasks import MINI_VOCABULARY as vocabulary
+
+    (found,) = al.predict("mini", run, ["a fine film"])
+    assert found.prediction == max(found.scores, key=found.scores.get)
+    ids = np.array([[*vocabulary.encode("a fine film"), vocabulary.eos_id]])
+    params = al.merge(base, run.adapter.tree)
+    for label, score in found.scores.items():
+        target = np.array([[*vocabulary.encode(label), vocabulary.eos_id]])
+        given = np.pad(target, ((0, 0), (1, 0)))[:, :-1]
+        model = al.Transformer(config, run.adapter.method)
+        logits = model.apply({"params": params}, ids, given, target, enable_dropout=False)
+        logits = np.asarray(logits[0], np.float64)
+        normalizer = np.log(np.exp(logits).sum(-1))
+        expected = sum(logits[i, t] - normalizer[i] for i, t in enumerate(target[0]))
+        assert score == pytest.approx(expected, abs=1e-4)
+    assert al.predict("mini", run, []) == []
+    with pytest.raises(UserError, match="text 1 is ' '"):
+        al.predict("mini", run, ["a film", " "])
+    with pytest.raises(UserError, match="the routes are all"):
+        al.predict("mini", run, ["a film"], route="rte")
+
+
+def test_another_base_is_refused(trained):
+    with pytest.raises(UserError, match="another base"):
+        al.predict("mini_raw", trained[0], ["a fine film"])
+
+
+def test_docstrings_say_what_happens(trained):
+    run, settings = trained
+    names = {"al": al, "folder": run.folder, "run": run}
+    finder = doctest.DocTestFinder(recurse=False)
+    flags = doctest.ELLIPSIS
+    for function in (api.finetune, api.predict, api.evaluate):
+        (example,) = finder.find(function, function.__name__, globs=names)
+        assert doctest.DocTestRunner(optionflags=flags).run(example).failed == 0
+
+
+class Table:
+    """As a table of Hugging Face's datasets."""
+
+    def __init__(self, columns, names):
+        self.column_names, self._columns = list(columns), columns
+        self.features = {name: type("Feature", (), {}) for name in columns}
+        self.features["label"] = type("ClassLabel", (), {"names": names})
+
+    def __getitem__(self, name):
+        return self._columns[name]
+
+
+def test_examples_of_every_kind_are_the_same_pairs():
+    expected = (FILMS, ("bad", "good"))
+    assert pairs(FILMS) == expected
+    assert pairs([{"text": text, "label": label} for text, label in FILMS]) == expected
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(FILMS, columns=["sentence", "label"])
+    assert pairs(frame) == expected
+    numbers = [int(label == "good") for _, label in FILMS]
+    table = Table({"text": [text for text, _ in FILMS], "label": numbers}, ["bad", "good"])
+    assert pairs(table) == expected
+    assert pairs(frame.assign(label=numbers), labels=["bad", "good"]) == expected
+    assert pairs([("1 + 1", "2"), ("1 + 2", "3")]) == ([("1 + 1", "2"), ("1 + 2", "3")], ())
+    assert pairs(FILMS, labels=())[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("examples", "more", "message"),
+    [
+        ([], {}, "there are no examples"),
+        ("films.tsv", {}, "examples are a str"),
+        (["a film"], {}, "example 0 is 'a film'"),
+        ([("a film", 1)], {}, "give the texts of the labels"),
+        ([("a film", 2)], {"labels": ["a", "b"]}, "the target is 2; there are 2 labels"),
+        ([("a film", None)], {}, "the target is None"),
+        ([("", "good")], {}, "the text is ''"),
+        ([("a film", "fine")], {"labels": ["good", "bad"]}, "none of the labels good, bad"),
+        ([{"film": "x", "label": "y"}], {}, "the columns are film, label"),
+        ([{"film": "x", "label": "y"}], {"columns": ("text", "label")}, "no column 'text'"),
+    ],
+)
+def test_examples_that_cannot_be_read(examples, more, message):
+    with pytest.raises(UserError, match=message):
+        pairs(examples, **more)
+
+
+def test_a_tenth_is_held_out_and_nothing_is_in_both():
+    many = [(f"text {i}", "a") for i in range(40)]
+    rest, scored = held_out(many)
+    assert len(scored) == 4 and sorted(rest + scored) == sorted(many)
+    assert held_out(many[::-1])[1] == scored[::-1]
+    assert not set(held_out(FILMS)[0]) & set(held_out(FILMS)[1])
+    with pytest.raises(UserError, match="cannot be divided"):
+        held_out([("a", "b")])
