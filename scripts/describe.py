@@ -1,19 +1,8 @@
-"""Says what a configuration is without running it: `python scripts/describe.py --help`."""
+"""Says what a configuration is without running it: `adalink describe`. Needs `pip install -e .`."""
 
-import os
-import pathlib
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
-sys.path[0] = str(
-    pathlib.Path(__file__).resolve().parent.parent
-)  # This checkout, installed or not.
-sys.path.append(os.getcwd())  # The user's own modules of tasks, which gin files import.
-
-from adalink_jax.config import gin_files  # noqa: E402
+from adalink_jax.cli import main
 
 if __name__ == "__main__":
-    switches = {"json": "print one JSON object instead of tables"}
-    sys.exit(
-        gin_files.main("adalink_jax.runs.describe", run_file="runs/describe.gin", switches=switches)
-    )
+    sys.exit(main(["describe", *sys.argv[1:]]))

@@ -1,16 +1,8 @@
-"""Trains a method on a task or mixture and scores it: `python scripts/train.py --help`."""
+"""Trains a method on a task or mixture and scores it: `adalink train`. Needs `pip install -e .`."""
 
-import os
-import pathlib
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
-sys.path[0] = str(
-    pathlib.Path(__file__).resolve().parent.parent
-)  # This checkout, installed or not.
-sys.path.append(os.getcwd())  # The user's own modules of tasks, which gin files import.
-
-from adalink_jax.config import gin_files  # noqa: E402
+from adalink_jax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(gin_files.main("adalink_jax.runs.train"))
+    sys.exit(main(["train", *sys.argv[1:]]))

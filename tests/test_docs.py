@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from adalink_jax.adapters import export, load
+from adalink_jax import cli
+from adalink_jax.adapters import load
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
@@ -103,7 +104,8 @@ def test_transformers_runs_it_from_inputs_embeds(base, write_adapter, inputs_emb
 def test_a_program_runs_with_jax_alone(base, write_adapter, tmp_path, monkeypatch):
     adapter = write_adapter(METHODS["adalink"](rank=3), base)
     programs = tmp_path / "programs"
-    assert export.main(str(adapter), str(base), str(programs), "stablehlo") == 0
+    flags = {"adapter": adapter, "base": base, "to": programs, "format": "stablehlo"}
+    assert cli.main(["export", *(f"--{name}={value}" for name, value in flags.items())]) == 0
     shutil.copytree(adapter, tmp_path / "adapter")
     shutil.copytree(base, tmp_path / "base")
     monkeypatch.chdir(tmp_path)

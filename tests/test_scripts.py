@@ -1,4 +1,4 @@
-"""The command lines, as a user calls them: from any folder, without an installation."""
+"""The scripts, as a user calls them: from any folder."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ADAPTED = ("--gin_file=models/mini.gin", "--gin_file=methods/adalink.gin")
 
 
 def run(script: str, *arguments: str, folder: pathlib.Path) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "GLUE_DIR")}
+    environment = {k: v for k, v in os.environ.items() if k != "GLUE_DIR"}
     return subprocess.run(
         [sys.executable, ROOT / "scripts" / script, *arguments],
         cwd=folder,
@@ -28,7 +28,8 @@ def run(script: str, *arguments: str, folder: pathlib.Path) -> subprocess.Comple
 def test_help_and_a_mistake(script, tmp_path):
     done = run(script, "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"usage: {script} --gin_file=FILE" in done.stdout
+    name = script.removesuffix(".py")
+    assert f"usage: adalink {name} --gin_file=FILE" in done.stdout
     done = run(script, "--gin_file=no/such.gin", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     # One line, whatever libraries have to say at import.

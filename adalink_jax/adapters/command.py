@@ -1,27 +1,53 @@
-"""The command line of adapters on disk."""
+"""Says what an adapter is, whether it is active on its base, how two differ; joins, divides."""
 
-import sys
+import argparse
 from collections.abc import Callable
-from typing import Any
 
 from adalink_jax.adapters.inspect import diff, info, verify
 from adalink_jax.adapters.routes import import_peft, split_routes, stack
-from adalink_jax.errors import UserError
 
-COMMANDS: dict[str, Callable[..., int]] = {
-    "info": info,
-    "verify": verify,
-    "diff": diff,
-    "import": import_peft,
-    "stack": stack,
-    "split": split_routes,
-}
+_FOLDER = "an adapter's folder or its run's"
 
 
-def main(command: str, **arguments: Any) -> int:
-    """Runs one of `COMMANDS`; returns the exit code, 2 for a user's mistake."""
-    try:
-        return COMMANDS[command](**arguments)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a subcommand for each thing to do."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[..., int], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(function=function)
+        return added
+
+    added = command("info", info, "print method, settings, routes, sizes, base and metadata")
+    added.add_argument("adapter", help=_FOLDER)
+    added.add_argument("--json", dest="as_json", action="store_true", help="as one JSON object")
+
+    added = command("verify", verify, "check that it fits and is active; exit code 2 if not")
+    added.add_argument("adapter", help=_FOLDER)
+    added.add_argument("base", help="the base it was trained on")
+
+    added = command("diff", diff, "print what differs; exit code 1 if anything does")
+    added.add_argument("first", help=_FOLDER)
+    added.add_argument("second", help="another's")
+
+    about = "take over an adapter of Hugging Face's PEFT (LoRA or prompt tuning)"
+    added = command("import", import_peft, about)
+    added.add_argument("peft", help="the folder that PEFT wrote")
+    added.add_argument("--base", required=True, help="the base it was trained on")
+    added.add_argument("--to", required=True, help="the adapter's folder to write")
+
+    about = "make adapters of one method and base the routes of one adapter, bit for bit"
+    added = command("stack", stack, about)
+    added.add_argument("adapters", nargs="+", help="folders of adapters or of their runs")
+    added.add_argument("--to", required=True, help="the adapter's folder to write")
+
+    about = "make each route of an adapter an adapter of its own, bit for bit"
+    added = command("split", split_routes, about)
+    added.add_argument("adapter", help=_FOLDER)
+    added.add_argument("--to", required=True, help="the folder to write them into")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does what was asked; returns the exit code."""
+    given = dict(vars(arguments))
+    return given.pop("function")(**given)

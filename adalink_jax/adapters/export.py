@@ -1,8 +1,8 @@
-"""Adaptations for other frameworks: folded models, PEFT's adapters, portable programs."""
+"""Writes an adaptation for other frameworks: a folded model, PEFT's adapter, portable programs."""
 
+import argparse
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Mapping
 
 import jax
@@ -37,26 +37,25 @@ _OWN_TABLE = {
 }
 
 
-def main(adapter: str, base: str, to: str, format: str, route: str | None = None) -> int:
-    """Writes an adaptation in another format and checks what was written.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which adaptation is written where, and how."""
+    parser.add_argument("--adapter", required=True, help="the adapter's folder or its run's")
+    parser.add_argument("--base", required=True, help="the base it was trained on")
+    parser.add_argument("--to", required=True, help="the folder to write; never overwritten")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="huggingface, t5x: base and adapter folded into one model; peft: LoRA or a prompt; "
+        "stablehlo: encode, score and greedy as programs that need only jax to run",
+    )
+    parser.add_argument("--route", help="which route, by name, of an adapter with several")
 
-    Args:
-      adapter: the adapter's folder or its run's.
-      base: the base it was trained on.
-      to: the folder to write, at which nothing is yet.
-      format: a name in `FORMATS`.
-      route: a route's name, for an adapter with several; programs hold all of them.
 
-    Returns:
-      The exit code, 2 for a user's mistake.
-    """
-    try:
-        adaptation = load_adaptation(adapter, base)
-        FORMATS[format](adaptation, to, route)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def run(arguments: argparse.Namespace) -> None:
+    """Writes an adaptation in another format and checks what was written."""
+    adaptation = load_adaptation(arguments.adapter, arguments.base)
+    FORMATS[arguments.format](adaptation, arguments.to, arguments.route)
 
 
 def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None) -> None:

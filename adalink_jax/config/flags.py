@@ -1,10 +1,11 @@
 """The flags of the command lines that gin configures, without what their values mean."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
-import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from adalink_jax.errors import UserError, nearest
 
@@ -26,7 +27,6 @@ class Flags:
       bindings: ``NAME=VALUE``, in their order.
       environment: variables that flags stand for.
       switches: flags without a value.
-      help: whether help was asked for.
     """
 
     gin_files: list[str] = dataclasses.field(default_factory=list)
@@ -34,7 +34,6 @@ class Flags:
     bindings: list[str] = dataclasses.field(default_factory=list)
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     switches: set[str] = dataclasses.field(default_factory=set)
-    help: bool = False
 
 
 def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
@@ -68,8 +67,6 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
                 flags.search_paths += value.split(",")
             else:
                 flags.environment[_HOSTS[name]] = value
-        elif argument in ("--help", "-h"):
-            flags.help = True
         elif name in switches and argument == f"--{name}":
             flags.switches.add(name)
         elif argument.startswith("-"):
@@ -82,25 +79,44 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
     return flags
 
 
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for the duration of a call."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def help_text(
-    usage: str, folder: pathlib.Path, run_file: str | None, switches: Mapping[str, str]
+    program: str,
+    usage: str,
+    folder: pathlib.Path,
+    run_file: str | None,
+    switches: Mapping[str, str],
 ) -> str:
-    """What ``--help`` prints.
+    """Returns what ``--help`` prints of the flags.
 
     Args:
-      usage: of which the first line says what the program does.
+      program: its name.
+      usage: what it does, in one line.
       folder: of the shipped gin files.
       run_file: a gin file that is read before those of the user.
       switches: flags without a value, with their help.
     """
-    program = pathlib.Path(sys.argv[0]).name
     shipped = sorted(p.relative_to(folder).as_posix() for p in folder.glob("experiments/*.gin"))
     first = f" {run_file} is read before them." if run_file else ""
     listed = "".join(f"\n  --{name:<26}{text}" for name, text in switches.items())
     return f"""\
 usage: {program} --gin_file=FILE [--gin_file=FILE …] [--gin.NAME=VALUE …]
 
-{usage.splitlines()[0]}
+{usage}
 
   --gin_file=FILE             read a gin file; repeatable, later files win.{first}
   --gin.NAME=VALUE            set a macro (--gin.RANK=8) or a parameter

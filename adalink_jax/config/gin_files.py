@@ -78,10 +78,6 @@ def main(
     _show_notices()
     try:
         given = flags.parse(argv, switches)
-        if given.help:
-            usage = inspect.getdoc(_entry(entry).object) or _entry(entry).name
-            print(flags.help_text(usage, gin_folder(), run_file, switches))
-            return 0
         files = [run_file] * bool(run_file) + given.gin_files
         if not files:
             raise UserError("no gin file: give --gin_file=FILE; --help says which are shipped")
@@ -94,7 +90,7 @@ def main(
             command=argv,
         )
         arguments = {name: name in given.switches for name in switches}
-        with _environment({**configuration.environment, **given.environment}):
+        with flags.environment({**configuration.environment, **given.environment}):
             arguments |= build(configuration)
             _entry(entry).object(**arguments, configuration=configuration)
     except (UserError, *_data_errors()) as error:
@@ -225,21 +221,6 @@ def _data_errors() -> tuple[type[Exception], ...]:
     """Returns the error of `tasks` if that is loaded: importing it here would load TensorFlow."""
     error = getattr(sys.modules.get("tasks"), "DataError", None)
     return (error,) if error else ()
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for the duration of a call."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _show_notices() -> None:

@@ -4,8 +4,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from rich.console import Console
@@ -74,23 +73,16 @@ def convert(source: str, target: str, format_name: str) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: converts, and returns the exit code, 2 after a user's mistake.
-
-    Args:
-      arguments: those after the program's name. None: of this process.
-    """
-    parser = argparse.ArgumentParser(description=(convert.__doc__ or "").partition("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which base is written where, and how."""
     parser.add_argument("--from", required=True, metavar="PATH", dest="source", help=_SOURCE)
     parser.add_argument("--to", required=True, metavar="PATH", dest="target", help="a new folder")
     parser.add_argument("--format", required=True, choices=list(WRITERS))
-    flags = parser.parse_args(arguments)
-    try:
-        convert(flags.source, flags.target, flags.format)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Converts; see `convert`."""
+    convert(arguments.source, arguments.target, arguments.format)
 
 
 def _check(source: str, copy: pathlib.Path, fingerprint: str, console: Console) -> None:

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from adalink_jax.adapters import command, load
+from adalink_jax import cli
+from adalink_jax.adapters import load
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.checkpoints import (
     fingerprint,
@@ -53,7 +54,7 @@ def call(capsys):
     """Runs a command: (exit code, lines of output, lines of errors)."""
 
     def run(command, **arguments):
-        code = command.main(command, **{k: str(v) for k, v in arguments.items()})
+        code = cli.main(["adapter", command, *map(str, arguments.values())])
         out, errors = capsys.readouterr()
         return code, out.splitlines(), errors.splitlines()
 
@@ -156,7 +157,7 @@ def test_what_does_not_fit_is_said_in_one_line(call, base, write_adapter, write_
 
 def test_info_says_what_it_is(base, write_adapter, capsys):
     folder = write_adapter(METHODS_ROUTED["adalink"], base)
-    assert command.main("info", adapter=str(folder), as_json=True) == 0
+    assert cli.main(["adapter", "info", str(folder), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["method"] == "adalink"
     assert record["settings"] == {
@@ -170,7 +171,7 @@ def test_info_says_what_it_is(base, write_adapter, capsys):
     assert record["metadata"]["scores"] == {"rte": 61.0}
     assert record["tensors"]["encoder/adalink/down"] == [2, 12, 2]
     # A run's folder is as good as its adapter's.
-    assert command.main("info", adapter=str(folder.parent), as_json=False) == 0
+    assert cli.main(["adapter", "info", str(folder.parent)]) == 0
     lines = capsys.readouterr().out.splitlines()
     for line in ("method: adalink", "routes: task_0, task_1", "parameters: 96",
                  "metadata.scores.rte: 61.0"):  # fmt: skip

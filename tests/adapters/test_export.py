@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from adalink_jax import cli
 from adalink_jax.adapters import export, load
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.checkpoints import load_base
@@ -56,7 +57,8 @@ def run(capsys, tmp_path):
 
     def call(adapter, base, format, to="exported", **arguments):
         target = tmp_path / to
-        code = export.main(str(adapter), str(base), str(target), format, **arguments)
+        flags = {"adapter": adapter, "base": base, "to": target, "format": format, **arguments}
+        code = cli.main(["export", *(f"--{name}={value}" for name, value in flags.items())])
         return code, target, *capsys.readouterr()
 
     return call

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from adalink_jax.adapters import command
+from adalink_jax import cli
 from adalink_jax.checkpoints import load_adapter
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
@@ -30,6 +30,14 @@ def base(write_base):
     return write_base(CONFIG)
 
 
+def stack(adapters, to):
+    return cli.main(["adapter", "stack", *map(str, adapters), f"--to={to}"])
+
+
+def split(adapter, to):
+    return cli.main(["adapter", "split", str(adapter), f"--to={to}"])
+
+
 def name_task(folder, task):
     """Writes into an adapter's record what a run on one task writes."""
     path = folder / "adapter.json"
@@ -44,24 +52,24 @@ def test_adapters_become_routes_and_adapters_again(name, base, write_adapter, tm
     for folder, task in zip(folders, ("glue_rte", "glue_cola", "glue_qnli"), strict=True):
         name_task(folder, task)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command.main("stack", adapters=list(map(str, folders)), to=str(whole)) == 0
+    assert stack(folders, whole) == 0
     stacked = load_adapter(whole)
     assert stacked.route_names == ("glue_rte", "glue_cola", "glue_qnli")
     assert stacked.method == dataclasses.replace(SINGLE[name], routes=3)
     # It fits its base, on which each route changes something.
-    assert command.main("verify", adapter=str(whole), base=str(base)) == 0
+    assert cli.main(["adapter", "verify", str(whole), str(base)]) == 0
 
-    assert command.main("split", adapter=str(whole), to=str(parts)) == 0
+    assert split(whole, parts) == 0
     for folder, task in zip(folders, stacked.route_names, strict=True):
         one, again = folder / "adapter.safetensors", parts / task / "adapter.safetensors"
         assert one.read_bytes() == again.read_bytes()
         assert load_adapter(parts / task).method == SINGLE[name]
     # What was split is stacked under the same names, and a stacked adapter takes in another.
     both = [str(parts / "glue_cola"), str(parts / "glue_rte")]
-    assert command.main("stack", adapters=both, to=str(tmp_path / "two")) == 0
+    assert stack(both, tmp_path / "two") == 0
     assert load_adapter(tmp_path / "two").route_names == ("glue_cola", "glue_rte")
     more = [str(tmp_path / "two"), str(folders[2])]
-    assert command.main("stack", adapters=more, to=str(tmp_path / "three")) == 0
+    assert stack(more, tmp_path / "three") == 0
     three = load_adapter(tmp_path / "three")
     assert three.route_names == ("glue_cola", "glue_rte", "glue_qnli")
     for got, expected in zip(_leaves(three), _leaves(stacked), strict=True):
@@ -90,12 +98,12 @@ def test_mistakes_are_one_line_and_write_nothing(base, write_adapter, write_base
         ([full, adalink], "whole model"),
         ([adalink, str(tmp_path)], "no file adapter.json"),
     ):
-        assert command.main("stack", adapters=others, to=to) == 2
+        assert stack(others, to) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line
-    assert command.main("split", adapter=adalink, to=to) == 2
+    assert split(adalink, to) == 2
     assert "nothing to split" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
     (tmp_path / "to").mkdir()
-    assert command.main("stack", adapters=[adalink], to=to) == 2
+    assert stack([adalink], to) == 2
     assert "not overwritten" in capsys.readouterr().err

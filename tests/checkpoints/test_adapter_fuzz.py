@@ -17,7 +17,8 @@ from flax import traverse_util
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adalink_jax.adapters import command, load
+from adalink_jax import cli
+from adalink_jax.adapters import load
 from adalink_jax.checkpoints import load_adapter, save_adapter
 from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
@@ -191,8 +192,8 @@ def attack(data, intact, tiny, method, tree, fit):
         same_arrays(found.tree, tree)
     if fit:
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert command.main("info", adapter=str(folder), as_json=False) == 0
-            assert command.main("info", adapter=str(folder), as_json=True) == 0
+            assert cli.main(["adapter", "info", str(folder)]) == 0
+            assert cli.main(["adapter", "info", str(folder), "--json"]) == 0
         out.getvalue().encode()
         if found.method != method or kind == "tensors":
             refused_or(lambda: load.check_adapter(tiny, found.method, found.tree, str(folder)))

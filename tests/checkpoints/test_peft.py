@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from adalink_jax.adapters import command, load
+from adalink_jax import cli
+from adalink_jax.adapters import load
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.checkpoints import load_adapter, load_base
 from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
@@ -305,10 +306,11 @@ def test_the_command_takes_one_over_as_an_adapter_of_its_base(write_base, tmp_pa
     _, base = load_base(folder)
     method = LoRA(rank=2, linears=("attention/query",))
     save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
-    arguments = {"peft": str(tmp_path / "peft"), "base": str(folder), "to": str(tmp_path / "to")}
-    assert command.main("import", **arguments) == 0
+    to = tmp_path / "to"
+    command = ["adapter", "import", str(tmp_path / "peft"), f"--base={folder}", f"--to={to}"]
+    assert cli.main(command) == 0
     found = load_adapter(tmp_path / "to")
     assert found.method == method
-    assert command.main("verify", adapter=arguments["to"], base=str(folder)) == 0
-    assert command.main("import", **arguments) == 2
+    assert cli.main(["adapter", "verify", str(to), str(folder)]) == 0
+    assert cli.main(command) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err

@@ -310,13 +310,6 @@ def test_explain_speaks_only_of_what_the_message_names(toy, configuration):
     assert known.explain("no room in MODEL_DIR").endswith("(MODEL_DIR, command line)")
 
 
-def test_help_names_the_flags_and_the_shipped_experiments(capsys, toy):
-    assert gin_files.main("toy.train", ["--help"], switches={"json": "print JSON"}) == 0
-    printed = capsys.readouterr().out
-    for part in ("Trains a toy.", "--gin_file=FILE", "--gin.NAME=VALUE", "--json", "glue_adalink"):
-        assert part in printed
-
-
 def test_read_and_build_alone(toy):
     known = gin_files.read(toy.train, ["base.gin"], ["MODEL_DIR=x"], supplied=["configuration"])
     assert gin_files.build(known)["method"] == toy.Method(4)

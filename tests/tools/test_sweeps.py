@@ -1,5 +1,6 @@
 """The sweeps' shell scripts on the shipped base: a few steps, then the report; again is at once."""
 
+import io
 import json
 import os
 import shlex
@@ -9,6 +10,9 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from adalink_jax import cli
+from adalink_jax.tools.sweep import experiment, pool, quickstart, trainings
 
 SHORT = (
     "--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4",
@@ -67,7 +71,7 @@ def test_side_by_side_each_is_trained_as_alone(pytestconfig, tmp_path):
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir() if (p / "results.json").exists()) == ["a", "b"]
     record = json.loads((tmp_path / "b" / "run.json").read_text())
-    assert record["starts"][0]["command"].startswith("scripts/train.py --gin_file=experiments/mini")
+    assert record["starts"][0]["command"].startswith("adalink train --gin_file=experiments/mini")
     assert record["starts"][0]["seconds"] > 0
     alone = subprocess.run(
         [sys.executable, "scripts/train.py", *line("alone")], cwd=root, capture_output=True
@@ -83,18 +87,100 @@ def test_side_by_side_each_is_trained_as_alone(pytestconfig, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", ["0", "1000"])
-def test_a_wrong_number_of_processes_is_one_line(pytestconfig, jobs):
-    command = [sys.executable, "scripts/sweep.py", "--jobs", jobs]
-    done = subprocess.run(
-        command, cwd=pytestconfig.rootpath, input="", capture_output=True, text=True
+def test_a_wrong_number_of_processes_is_one_line(monkeypatch, capsys, jobs):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert cli.main(["sweep", "--jobs", jobs]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --jobs={jobs}; this machine")
+
+
+def test_a_line_that_is_no_command_line_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("--gin.SEED=1\n--gin.A='b\n"))
+    assert cli.main(["sweep"]) == 2
+    assert "error: not a command line (No closing quotation): --gin.A='b" in capsys.readouterr().err
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What a sweep does, in its order, without doing it."""
+    done = []
+    monkeypatch.setattr(pool, "call", lambda *words: done.append(words))
+
+    def train_all(commands, jobs):
+        done.extend(("train", *words) for words in commands)
+        return 0
+
+    monkeypatch.setattr(pool, "train_all", train_all)
+    for module in (trainings, experiment, quickstart):
+        monkeypatch.setattr(module, "report", lambda runs, to, *_: done.append(("report", to)))
+    return done
+
+
+def test_every_glue_task_is_trained_with_every_method_and_seed(asked):
+    chosen = ["--tasks", "glue_rte glue_cola", "--methods=adalink,full", "--seeds", "0 1"]
+    assert cli.main(["glue", "out", "base", *chosen, "--gin.TRAIN_STEPS=5"]) == 0
+    assert len(asked) == 2 * 2 * 2 + 1 and asked[-1] == ("report", "out/report")
+    assert asked[5] == (
+        "train", "--gin_file=experiments/glue_full.gin",
+        "--gin.MODEL_DIR=out/full/glue_rte/seed1", "--gin.MIXTURE_OR_TASK_NAME=glue_rte",
+        "--gin.INITIAL_CHECKPOINT_PATH=base", "--gin.SEED=1", "--gin.TRAIN_STEPS=5",
+    )  # fmt: skip
+
+
+def test_ranks_are_trained_on_each_base(asked):
+    chosen = ["--ranks", "1 4", "--bases", "some/a some/b/"]
+    assert cli.main(["rank-sweep", "out", "e.gin", *chosen]) == 0
+    folders = [word for line in asked for word in line if word.startswith("--gin.MODEL_DIR")]
+    assert folders == [
+        f"--gin.MODEL_DIR=out/{base}/rank{rank}/seed0" for base in "ab" for rank in (1, 4)
+    ]
+    assert asked[2][2] == "--gin.RANK=1" and asked[2][-1] == "--gin.INITIAL_CHECKPOINT_PATH=some/b/"
+
+
+def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
+    monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
+    chosen = ["--methods", "adalink full", "--seeds=7", "--tuning-tasks=cola", "--raw=r"]
+    assert cli.main(["experiment", "out", "--stages", "mixed equal", *chosen, "--gin.X=1"]) == 0
+    assert len(asked) == 4 + 2 + 2
+    shared, per_task = asked[2:4]  # AdaLink's on the raw base.
+    assert shared[1:4] == (
+        "--gin_file=experiments/mini_adalink.gin",
+        "--gin.MODEL_DIR=out/mixed/raw/adalink/shared/seed7",
+        "--gin.INITIAL_CHECKPOINT_PATH=r",
     )
-    assert done.returncode == 2 and done.stderr.startswith(f"error: --jobs={jobs}; this machine")
+    assert shared[-4:] == (
+        "--gin.X=1", "--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400", "--gin.ROUTES=1",
+    )  # fmt: skip
+    assert per_task[-1] == "--gin.ROUTES=8"
+    assert all("ROUTES" not in word for line in asked[4:6] for word in line)  # full's
+    # 1,024 parameters at D = 128: rank 4.
+    assert [line[-1] for line in asked[6:]] == ["--gin.RANK=4"] * 2
 
 
 @pytest.mark.parametrize(
-    "script", ["few_shot.sh", "multitask_sweep.sh", "rank_sweep.sh", "glue.sh", "experiment.sh"]
+    ("line", "words"),
+    [
+        (["glue", "out", "base", "--gim.SEED=1"], "unknown flag --gim.SEED"),
+        (["experiment", "out", "--stages=single,rank"], "no stage 'rank'; did you mean 'ranks'?"),
+        (["multitask", "out", "e.gin", "--mixtures=glue_equal"], "is not NAME:NUMBER_OF_TASKS"),
+    ],
 )
-def test_without_arguments_they_say_how_they_are_called(pytestconfig, script):
-    command = ["bash", f"scripts/{script}"]
-    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True)
-    assert done.returncode == 2 and f"bash scripts/{script} OUT" in done.stderr
+def test_mistakes_are_found_before_the_first_training(asked, capsys, line, words):
+    assert cli.main(line) == 2 and not asked
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["few-shot", "multitask", "rank-sweep", "glue", "experiment", "pretrain-mini"]
+)
+def test_without_arguments_they_say_how_they_are_called(name, capsys):
+    assert cli.main([name]) == 2
+    assert f"usage: adalink {name}" in capsys.readouterr().err
+
+
+def test_a_script_says_its_commands_usage(pytestconfig):
+    command = ["bash", "scripts/rank_sweep.sh"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(
+        command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "usage: adalink rank-sweep" in done.stderr

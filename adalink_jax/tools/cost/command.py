@@ -1,22 +1,21 @@
-"""The command line of cost cards and budgets."""
+"""What each method costs on each model: parameters, operations, memory, time; and budgets.
+
+adalink cost --model t5_1_1_xl --batch 32 --inputs 512 --targets 16 --to runs/cost
+adalink cost --model mini --method adalink:RANK=16 --method full --compile --measure
+adalink cost --model flan_t5_base --budget 65536
+"""
 
 import argparse
 import dataclasses
 import pathlib
-import sys
-from collections.abc import Sequence
 
 from adalink_jax.config import gin_files
-from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost import budget, card
 
 
-def main(usage: str, argv: Sequence[str] | None = None) -> int:
-    """Prints and writes the card, or prints what meets the budget; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds models, methods, the batch, and what is asked of them."""
     parser.add_argument("--model", action="append", required=True, help="a file of gin/models")
     parser.add_argument("--method", action="append", help="NAME[:MACRO=VALUE…]; all by default")
     parser.add_argument("--batch", type=int, default=32, help="rows")
@@ -27,15 +26,16 @@ def main(usage: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--measure", action="store_true", help="time it on this device")
     parser.add_argument("--budget", type=int, help="parameters to match, instead of the card")
     parser.add_argument("--to", default="cost", help="the folder to write (default: cost)")
-    try:
-        _run(parser.parse_args(argv))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
-def _run(flags: argparse.Namespace) -> None:
+def run(flags: argparse.Namespace) -> None:
+    """Prints and writes the card, or prints what meets the budget."""
+    if flags.budget is not None:
+        for model in flags.model:
+            for label in flags.method or METHODS:
+                name = label.partition(":")[0]
+                print(f"{model}, {name}: {matched(model, label, flags.budget).line()}")
+        return
     candidates = []
     for model in flags.model:
         for label in flags.method or METHODS:
@@ -45,9 +45,19 @@ def _run(flags: argparse.Namespace) -> None:
             changes = {"dtype": flags.dtype, "scan_layers": False}
             architecture = dataclasses.replace(architecture, **changes)
             candidates.append(card.Candidate(model, architecture, label, method))
-            if flags.budget is not None:
-                print(f"{model}, {name}: {budget.match(architecture, name, flags.budget).line()}")
-    if flags.budget is None:
-        shape = card.Shape(flags.batch, flags.inputs, flags.targets)
-        rows = card.rows(candidates, shape, flags.compile, flags.measure)
-        print(card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to)))
+    shape = card.Shape(flags.batch, flags.inputs, flags.targets)
+    rows = card.rows(candidates, shape, flags.compile, flags.measure)
+    print(card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to)))
+
+
+def matched(model: str, label: str, parameters: int) -> budget.Match:
+    """Finds the settings at which a method of a model stores a number of parameters.
+
+    Args:
+      model: a file of gin/models.
+      label: ``NAME[:MACRO=VALUE…]``, a file of gin/methods.
+      parameters: the budget.
+    """
+    name, *settings = label.split(":")
+    architecture, _ = gin_files.shipped(model, name, settings)
+    return budget.match(architecture, name, parameters)

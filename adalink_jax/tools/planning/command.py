@@ -1,11 +1,15 @@
-"""The command line of plans."""
+"""Does a training step fit on a TPU slice: compiled for it on any machine, before it is rented.
+
+adalink plan --model t5_1_1_xxl --method adalink --topology v5e:4x8 --remat full
+adalink plan --model t5_1_1_xl --topology v5e:2x2 --topology v6e:1x1 --to plans/xl
+"""
 
 import argparse
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from adalink_jax.config import gin_files
 from adalink_jax.distributed.sharding import Layout
@@ -17,11 +21,8 @@ from adalink_jax.tools.planning import rows, tables, topologies
 from adalink_jax.tools.planning.compiling import LEVELS, OPTIMIZERS, Case
 
 
-def main(usage: str, argv: Sequence[str] | None = None) -> int:
-    """Prints and writes a plan; returns the exit code, 0 whether or not a step fits."""
-    parser = argparse.ArgumentParser(
-        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds models, methods, slices, the batch and the layout."""
     parser.add_argument("--model", action="append", required=True, help="a file of gin/models")
     parser.add_argument("--method", action="append", help="NAME[:MACRO=VALUE…]; all by default")
     parser.add_argument("--topology", action="append", required=True, help="e.g. v5e:4x8, v4-8")
@@ -36,15 +37,10 @@ def main(usage: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--optimization_level", default="O1", help=", ".join(LEVELS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--to", help="a folder; rows that it holds are not compiled again")
-    try:
-        _run(parser.parse_args(argv))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
-def _run(flags: argparse.Namespace) -> None:
+def run(flags: argparse.Namespace) -> None:
+    """Prints and writes a plan, whether or not a step fits."""
     _check(flags)
     cases = list(_cases(flags))
     level = flags.optimization_level

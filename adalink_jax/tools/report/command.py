@@ -1,5 +1,9 @@
-"""Writes a report of finished runs into a folder."""
+"""Makes one folder of finished runs: tables, plots, CSV, and a page that opens without a network.
 
+adalink report runs/glue runs/ranks --to report
+"""
+
+import argparse
 import dataclasses
 import functools
 import pathlib
@@ -21,18 +25,33 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def main(runs: Sequence[str], to: str, title: str) -> int:
-    """Reads the runs and writes the report; returns the exit code, 2 for a user's mistake."""
-    try:
-        found = [run for path in runs for run in find(pathlib.Path(path))]
-        found.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
-        write(found, pathlib.Path(to), title)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+_TITLE = "Methods side by side"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the runs, and the folder to write."""
+    parser.add_argument("runs", nargs="+", help="folders of runs, or folders above them")
+    parser.add_argument("--to", required=True, help="the folder to write")
+    parser.add_argument("--title", default=_TITLE, help="of the report")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the report; see `report`."""
+    report(arguments.runs, arguments.to, arguments.title)
+
+
+def report(runs: Sequence[str], to: str, title: str = _TITLE) -> None:
+    """Reads the runs at or below some folders, writes their report and prints its main tables.
+
+    Raises:
+      UserError: there is none, or one is damaged.
+      OSError: the report cannot be written.
+    """
+    found = [run for path in runs for run in find(pathlib.Path(path))]
+    found.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
+    write(found, pathlib.Path(to), title)
     _print_tables(found)
     print(f"{len(found)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
-    return 0
 
 
 def find(path: pathlib.Path) -> list[Run]:

@@ -1,8 +1,12 @@
-"""Grids of learning rates: their scores, and which rate is best for each base and method."""
+"""Prints the best learning rate of one base's and method's runs, or writes a table of many grids.
 
+adalink learning-rates runs/experiment/rates/tuned/adalink
+adalink learning-rates runs/experiment/rates --to learning_rates.md
+"""
+
+import argparse
 import pathlib
 import statistics
-import sys
 from collections.abc import Sequence
 
 from adalink_jax import files
@@ -18,27 +22,34 @@ _NOTE = (
 )
 
 
-def main(folder: str, to: str | None) -> int:
-    """Prints the best rate, or writes the grid; returns the exit code, 2 for a user's mistake.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the runs, and the file to write."""
+    parser.add_argument("folder", help="has the runs, one for each rate and task, below it")
+    parser.add_argument("--to", help="the Markdown file to write")
 
-    Args:
-      folder: has the runs below it; without `to`, those of one base and method.
-      to: the Markdown file to write with the grids of all bases and methods.
-    """
-    try:
-        grids = grids_of(find(pathlib.Path(folder)))
-        if to is not None:
-            files.write_text(to, page.markdown(_document(grids)))
-            print(to)
-        elif len(grids) > 1:
-            kinds = "; ".join(", ".join(kind) for kind in grids)
-            raise UserError(f"{folder} holds grids of several bases or methods: {kinds}")
-        else:
-            print(best(next(iter(grids.values()))))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the best rate, or writes the grids of all bases and methods."""
+    if arguments.to is None:
+        print(best_of(arguments.folder))
+    else:
+        write(arguments.folder, arguments.to)
+
+
+def best_of(folder: str) -> float:
+    """Returns the best rate of one base's and method's runs below a folder; see `grids_of`."""
+    grids = grids_of(find(pathlib.Path(folder)))
+    if len(grids) > 1:
+        kinds = "; ".join(", ".join(kind) for kind in grids)
+        raise UserError(f"{folder} holds grids of several bases or methods: {kinds}")
+    return best(next(iter(grids.values())))
+
+
+def write(folder: str, to: str) -> None:
+    """Writes the grids of all bases and methods with runs below a folder as Markdown."""
+    grids = grids_of(find(pathlib.Path(folder)))
+    files.write_text(to, page.markdown(_document(grids)))
+    print(to)
 
 
 def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, dict[str, list[float]]]]:

@@ -1,4 +1,13 @@
-"""The command line of `scripts/infer.py`: lines in, lines out, batched as they come."""
+"""Answers requests with many adapters of one base, batched together.
+
+    adalink infer --base BASE --adapters RUNS --vocabulary spiece.model < requests.jsonl
+
+A request is a line: {"text": "rte sentence1: …", "adapter": "rte"}, and at will "labels" to choose
+among and an "id" to repeat; or, in a *.tsv file, text<TAB>adapter. Without an adapter the base
+answers. An adapter is a folder below --adapters, read when it is first asked for and again when it
+was written anew; NAME:ROUTE asks for one task of a multi-task adapter. An answer is a line too:
+the prediction, and each label's log-likelihood; or the error of that line only.
+"""
 
 import argparse
 import contextlib
@@ -7,7 +16,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO
 
 from adalink_jax.errors import UserError, check_counts
@@ -15,11 +24,8 @@ from adalink_jax.tools.serving.requests import Request, failure, parse
 from adalink_jax.tools.serving.service import Service
 
 
-def main(usage: str, argv: Sequence[str] | None = None) -> int:
-    """Answers all lines of the input; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the base, the adapters, and what is read and written."""
     parser.add_argument("--base", required=True, help="the base's checkpoint")
     parser.add_argument("--adapters", help="a folder of adapters, or of runs that wrote one")
     parser.add_argument("--vocabulary", help="T5's SentencePiece file, or 'mini'; else VOCABULARY")
@@ -29,16 +35,10 @@ def main(usage: str, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resident", type=int, default=64, help="adapters of a kind in memory")
     parser.add_argument("--inputs", type=int, default=512, help="tokens of a text at most")
     parser.add_argument("--targets", type=int, default=16, help="tokens generated at most")
-    flags = parser.parse_args(argv)
-    try:
-        _run(flags)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
-def _run(flags: argparse.Namespace) -> None:
+def run(flags: argparse.Namespace) -> None:
+    """Answers all lines of the input."""
     import tasks
 
     names = ("batch_size", "resident", "inputs", "targets")

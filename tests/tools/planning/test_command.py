@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from adalink_jax import cli
 from adalink_jax.config import gin_files
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.methods import METHODS
@@ -46,7 +47,7 @@ def compiled(monkeypatch):
 
 
 def refused(capsys, *flags) -> str:
-    assert command.main("", [*FLAGS, *flags]) == 2
+    assert cli.main(["plan", *FLAGS, *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
@@ -74,14 +75,14 @@ def test_a_mistake_is_one_line(capsys, tmp_path, flag, words):
 
 def test_rows_that_are_there_are_kept(capsys, tmp_path, compiled):
     flags = [*FLAGS, f"--to={tmp_path}"]
-    assert command.main("", flags) == 0
+    assert cli.main(["plan", *flags]) == 0
     assert len(compiled) == 1
     first = (tmp_path / "plan.json").read_text()
-    assert command.main("", [*flags, "--optimizer=adafactor", "--json"]) == 0
+    assert cli.main(["plan", *flags, "--optimizer=adafactor", "--json"]) == 0
     assert len(compiled) == 1 and (tmp_path / "plan.json").read_text() == first
     # Another method is compiled, and the first stays in the table; so does another batch.
-    assert command.main("", [*flags, "--method=full"]) == 0
-    assert command.main("", [*flags, "--batch=64"]) == 0
+    assert cli.main(["plan", *flags, "--method=full"]) == 0
+    assert cli.main(["plan", *flags, "--batch=64"]) == 0
     assert [(case.label, case.shape.batch) for case in compiled] == [
         ("adalink", 128), ("full", 128), ("adalink", 64),
     ]  # fmt: skip
@@ -100,7 +101,7 @@ def test_the_preset_is_the_layout_unless_one_is_given():
 
 
 def test_full_fine_tuning_keeps_float32_and_adapters_a_bfloat16_base(compiled):
-    assert command.main("", [*FLAGS, "--method=full", "--optimizer=adamw"]) == 0
+    assert cli.main(["plan", *FLAGS, "--method=full", "--optimizer=adamw"]) == 0
     assert [(case.label, case.frozen_dtype, case.optimizer) for case in compiled] == [
         ("adalink", "bfloat16", "adamw"), ("full", "float32", "adamw"),
     ]  # fmt: skip

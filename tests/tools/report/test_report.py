@@ -11,10 +11,11 @@ import sys
 
 import pytest
 
+from adalink_jax import cli
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools.cost.formulas import stored_parameters
-from adalink_jax.tools.report import command, page, rates
+from adalink_jax.tools.report import page
 
 ARCHITECTURE = {
     "vocab_size": 32, "emb_dim": 8, "num_heads": 2, "num_encoder_layers": 2,
@@ -120,7 +121,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    assert command.main([str(runs)], str(folder), "Made up") == 0
+    assert cli.main(["report", str(runs), f"--to={folder}", "--title=Made up"]) == 0
     return folder
 
 
@@ -248,7 +249,7 @@ def test_markdown_keeps_its_columns():
 
 def test_mistakes_are_one_line(tmp_path, capsys):
     def error(*runs):
-        assert command.main([*map(str, runs)], str(tmp_path / "to"), "") == 2
+        assert cli.main(["report", *map(str, runs), f"--to={tmp_path / 'to'}"]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
         assert not (tmp_path / "to").exists()
         return line
@@ -278,19 +279,19 @@ def test_the_rate_with_the_best_mean_is_chosen(tmp_path, capsys):
         for task, seed in zip(TASKS, seeds, strict=False):
             folder = tmp_path / "adalink" / str(rate) / task
             write_run(folder, "adalink", {"rank": 2}, [task], seed, rate=rate)
-    assert rates.main(str(tmp_path), None) == 0
+    assert cli.main(["learning-rates", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "0.001\n"  # 10, 10 and 8 points; the smaller of two equal.
     write_run(tmp_path / "full" / "0.1", "full", {}, TASKS[:1], 0, rate=0.1)
-    assert rates.main(str(tmp_path), None) == 2
+    assert cli.main(["learning-rates", str(tmp_path)]) == 2
     assert (
         "several bases or methods: tuned (abcdef), adalink, rank 2; tuned"
         in capsys.readouterr().err
     )
-    assert rates.main(str(tmp_path), str(tmp_path / "rates.md")) == 0
+    assert cli.main(["learning-rates", str(tmp_path), f"--to={tmp_path / 'rates.md'}"]) == 0
     lines = (tmp_path / "rates.md").read_text().splitlines()
     assert [line for line in lines if "chosen" in line and "adalink" in line][0].split(" | ")[
         2
     ] == "0.001"
     write_run(tmp_path / "adalink" / "1", "adalink", {"rank": 2}, TASKS[:1], 0, rate=1.0)
-    assert rates.main(str(tmp_path / "adalink"), None) == 2
+    assert cli.main(["learning-rates", str(tmp_path / "adalink")]) == 2
     assert "no run of mini_b at rate 1.0" in capsys.readouterr().err

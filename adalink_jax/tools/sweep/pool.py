@@ -4,7 +4,6 @@ A process takes one training after another, so that Python, TensorFlow and JAX s
 of them share what XLA compiled: trainings that differ in seed or data alone compile once.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import gc
@@ -12,49 +11,60 @@ import io
 import multiprocessing
 import os
 import shlex
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from adalink_jax.config import gin_files
+from adalink_jax.errors import UserError
 
 
-def main(usage: str, argv: Sequence[str] | None = None) -> int:
-    """Reads command lines from the standard input and trains them all.
+def train_all(commands: Iterable[Sequence[str]], jobs: int) -> int:
+    """Trains command lines of ``adalink train``, some of them side by side, each once.
 
-    A training that fails is reported, and the others go on.
+    The cores are divided among the processes. A training that fails is reported, and the others
+    go on.
+
+    Args:
+      commands: the flags of each.
+      jobs: how many are trained at a time.
 
     Returns:
-      The exit code: 0, or 2 if a training failed or was never started.
+      How many failed or were never started.
+
+    Raises:
+      UserError: there are not as many cores.
     """
-    parser = argparse.ArgumentParser(
-        description=usage, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
-    jobs = parser.parse_args(argv).jobs
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = available_cores()
     count = len(cores) or os.cpu_count() or 1  # Where cores cannot be chosen, they are shared.
     if not 1 <= jobs <= count:
-        print(f"error: --jobs={jobs}; this machine has {count} cores", file=sys.stderr)
-        return 2
-    try:
-        given = [words for line in sys.stdin if (words := _words(line))]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    commands = list(dict.fromkeys(map(tuple, given)))
-    return 2 if _train_all(commands, [cores[i::jobs] for i in range(jobs)]) else 0
+        raise UserError(f"--jobs={jobs}; this machine has {count} cores")
+    once = list(dict.fromkeys(map(tuple, commands)))
+    return _train_all(once, [cores[i::jobs] for i in range(jobs)])
 
 
-def _words(line: str) -> list[str]:
-    try:
-        return shlex.split(line, comments=True)
-    except ValueError as error:
-        raise ValueError(f"not a command line ({error}): {line.strip()}") from None
+def available_cores() -> list[int]:
+    """Returns the cores that this process may use, or nothing where they cannot be chosen."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def call(*words: str) -> None:
+    """Runs one command of `adalink` in a process of its own, whose output is shown.
+
+    In this process it would hold the accelerator that the trainings after it need.
+
+    Raises:
+      SystemExit: it failed, with its exit code; it has said why.
+    """
+    sys.stdout.flush()
+    done = subprocess.run([sys.executable, "-m", "adalink_jax", *words])
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[int]]) -> int:
@@ -112,7 +122,7 @@ def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
 
 def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     """Trains one; returns its exit code, seconds, last line, and all that it printed."""
-    sys.argv = ["scripts/train.py", *command]  # What run.json records as its command.
+    sys.argv = ["adalink", "train", *command]  # What run.json records as its command.
     started, output = time.monotonic(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:

@@ -1,0 +1,271 @@
+"""The command `adalink`: one table of commands; the one place where a mistake gets its exit code.
+
+A command's module has ``add_arguments(parser)`` and ``run(arguments) -> int | None``; its docstring
+is what ``--help`` prints. `run` raises `UserError` or `OSError` for a user's mistake. Nothing but
+this table is imported before the command is known.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import inspect
+import os
+import pathlib
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from adalink_jax.errors import UserError, nearest
+
+# libtpu then compiles without looking for a TPU, in several processes at once.
+_WITHOUT_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # Only so that it does not warn that there is none.
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command with arguments of its own.
+
+    Attributes:
+      help: one line.
+      module: has `add_arguments` and `run`.
+      environment: variables that are set before the module is imported.
+    """
+
+    help: str
+    module: str
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class GinCommand:
+    """A command whose arguments are gin files and bindings.
+
+    Attributes:
+      help: one line.
+      entry: dotted name of the function that gin configures.
+      run_file: the gin file that declares what the function takes.
+      reads_run_file: whether that file is read before those of the user.
+      switches: flags without a value, with their help.
+    """
+
+    help: str
+    entry: str
+    run_file: str
+    reads_run_file: bool = True
+    switches: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+# fmt: off
+GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
+    "Train and score": {
+        "train": GinCommand(
+            "train a method on a task or mixture, and score it",
+            "adalink_jax.runs.train", "runs/finetune.gin", reads_run_file=False,
+        ),
+        "eval": GinCommand(
+            "score an adapter, or a base alone, on a task or mixture",
+            "adalink_jax.runs.evaluate", "runs/eval.gin",
+        ),
+        "infer": Command(
+            "answer requests with many adapters of one base", "adalink_jax.tools.serving.command"
+        ),
+    },
+    "Look before you run": {
+        "describe": GinCommand(
+            "say what a configuration is: parameters, method, architecture",
+            "adalink_jax.runs.describe", "runs/describe.gin",
+            switches={"json": "print one JSON object instead of tables"},
+        ),
+        "cost": Command(
+            "what methods cost: parameters, operations, memory, time",
+            "adalink_jax.tools.cost.command",
+        ),
+        "plan": Command(
+            "whether a training step fits on a TPU slice, compiled without one",
+            "adalink_jax.tools.planning.command", _WITHOUT_TPU,
+        ),
+    },
+    "Adapters and models": {
+        "adapter": Command(
+            "inspect, verify, compare, import, join or split adapters",
+            "adalink_jax.adapters.command",
+        ),
+        "export": Command(
+            "write an adaptation for other frameworks", "adalink_jax.adapters.export"
+        ),
+        "convert": Command(
+            "write a base in another format, and check the copy", "adalink_jax.tools.convert",
+            # The logits that it compares are a CPU's float32.
+            {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
+        ),
+    },
+    "Many runs": {
+        "sweep": Command(
+            "train many command lines side by side", "adalink_jax.tools.sweep.command"
+        ),
+        "glue": Command("every GLUE task × method × seed", "adalink_jax.tools.sweep.glue"),
+        "rank-sweep": Command("one task at several ranks", "adalink_jax.tools.sweep.rank_sweep"),
+        "few-shot": Command("a task from few examples", "adalink_jax.tools.sweep.few_shot"),
+        "multitask": Command(
+            "mixtures of tasks, with shared modules and one for each task",
+            "adalink_jax.tools.sweep.multitask",
+        ),
+        "experiment": Command(
+            "the paper's experiment, from learning rates to the report",
+            "adalink_jax.tools.sweep.experiment",
+        ),
+        "pretrain-mini": Command(
+            "make the bases of the mini world", "adalink_jax.tools.sweep.pretrain_mini"
+        ),
+        "report": Command(
+            "finished runs side by side: tables, plots, a page",
+            "adalink_jax.tools.report.command",
+        ),
+        "learning-rates": Command(
+            "the best learning rate of a grid of runs", "adalink_jax.tools.report.rates"
+        ),
+    },
+    "Set up": {
+        "quickstart": Command(
+            "adapt the embedded base with every method, in minutes",
+            "adalink_jax.tools.sweep.quickstart",
+        ),
+    },
+}
+# fmt: on
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+      argv: the command and its arguments; those of the process by default.
+
+    Returns:
+      The exit code: 0, 2 after a user's mistake (said in one line on the standard error), or what
+      the command returns.
+    """
+    if argv is None:
+        sys.argv[0] = "adalink"  # What a run records as its command.
+        argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(help_text())
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in COMMANDS:
+        guess = nearest(name, COMMANDS)
+        print(f"error: no command '{name}'{guess} adalink --help lists them", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
+    _order_path()
+    try:
+        return _run(name, COMMANDS[name], rest)
+    except (UserError, OSError, *_data_errors()) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "adalink_jax", "tasks"):
+            raise
+        print(
+            f"error: {package}, which adalink {name} needs, is not installed; adalink doctor says "
+            "what to install",
+            file=sys.stderr,
+        )
+    return 2
+
+
+def help_text() -> str:
+    """Returns what ``adalink --help`` prints."""
+    lines = ["usage: adalink COMMAND …", ""]
+    for title, commands in GROUPS.items():
+        lines.append(f"{title}:")
+        lines += [f"  {name:<16}{command.help}" for name, command in commands.items()]
+        lines.append("")
+    lines.append("adalink COMMAND --help says what a command takes.")
+    return "\n".join(lines)
+
+
+def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
+    from adalink_jax.config import flags
+
+    if isinstance(command, GinCommand):
+        if {"-h", "--help"} & set(argv):
+            print(_gin_help(name, command))
+            return 0
+        from adalink_jax.config import gin_files
+
+        run_file = command.run_file if command.reads_run_file else None
+        return gin_files.main(command.entry, argv, run_file=run_file, switches=command.switches)
+    with flags.environment(command.environment):
+        module = importlib.import_module(command.module)
+        parser = argparse.ArgumentParser(
+            prog=f"adalink {name}",
+            description=inspect.getdoc(module),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(parser)
+        try:
+            arguments, more = parser.parse_known_args(argv)
+            if more and "flags" not in arguments:
+                parser.error(f"unrecognized arguments: {' '.join(more)}")
+        except SystemExit as stopped:  # argparse has printed its help, or a mistake.
+            return int(stopped.code or 0)
+        if "flags" in arguments:
+            flags.parse(more, {})  # A mistake in them is found before the first run.
+            arguments.flags = more
+        return module.run(arguments) or 0
+
+
+def _gin_help(name: str, command: GinCommand) -> str:
+    """The flags, then the macros that the command reads, with the files that have them."""
+    from adalink_jax.config import flags, macros
+
+    usage = f"{command.help[0].upper()}{command.help[1:]}."
+    first = command.run_file if command.reads_run_file else None
+    text = flags.help_text(f"adalink {name}", usage, macros.gin_folder(), first, command.switches)
+    found = macros.macros()
+    kinds = [(command.run_file, "")]
+    if any(macro.name == "METHOD" for macro in found if macro.file == command.run_file):
+        kinds.append(tuple(m.file for m in found if m.file.startswith("methods/")))
+    meanings: dict[str, str] = {}
+    values: dict[str, dict[str, list[str]]] = {}
+    for macro in (macro for files in kinds for macro in found if macro.file in files):
+        meanings.setdefault(macro.name, macro.meaning)
+        value = "required" if macro.required else macro.default
+        files = values.setdefault(macro.name, {}).setdefault("" if "@" in value else value, [])
+        files.append(macro.file or "also an environment variable")
+    lines = [text, "", "Macros, each with its value in the gin files that have it:"]
+    for name, meaning in meanings.items():
+        where = "; ".join(f"{v} ({', '.join(files)})".strip() for v, files in values[name].items())
+        fill = functools.partial(textwrap.fill, width=94, subsequent_indent=" " * 6)
+        lines += [fill(f"{name}: {where}", initial_indent="  ")]
+        lines += [fill(meaning, initial_indent=" " * 6)]
+    return "\n".join(lines)
+
+
+def _order_path() -> None:
+    """Puts the user's folder, whose task modules gin files import, last in the search for modules.
+
+    The package and its `tasks` come before it, so that no module of the user's hides them.
+    """
+    own, user = str(pathlib.Path(__file__).resolve().parent.parent), os.getcwd()
+    sys.path[:] = [folder for folder in sys.path if folder not in ("", user)]
+    for folder in (own, user):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _data_errors() -> tuple[type[Exception], ...]:
+    """Returns the error of `tasks` if that is loaded: importing it here would load TensorFlow."""
+    error = getattr(sys.modules.get("tasks"), "DataError", None)
+    return (error,) if error else ()

@@ -1,0 +1,220 @@
+r"""Runs the paper's experiment: {raw, tuned} base × methods × tasks, ranks, equal sizes, seeds.
+
+adalink experiment runs/mini --jobs 2
+
+On the small world by default, with the bases that come with the package: an hour and a half on two
+cores. On GLUE:
+
+adalink experiment runs/glue --world glue --raw checkpoints/t5_1_1_base \
+    --tuned checkpoints/flan_t5_base --model flan_t5_base --budget 6144 --gin.TRAIN_STEPS=5000
+
+with GLUE_DIR and VOCABULARY as environment variables. The stages, in their order:
+
+  rates   the learning rate of each base and method, on a grid with one seed and two tasks
+  alone   the frozen bases, with and without examples in front of an input
+  single  every task with every method, base and seed
+  mixed   all tasks in one training, with shared modules and with a module for each task
+  ranks   AdaLink at several ranks
+  equal   every method at one number of parameters
+  report  tables and plots of what has been run so far, OUT/report
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Iterator
+
+import adalink_jax
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.methods import METHODS
+from adalink_jax.tools.cost.command import matched
+from adalink_jax.tools.report import rates
+from adalink_jax.tools.report.command import report
+from adalink_jax.tools.sweep import pool, trainings
+
+STAGES = ("rates", "alone", "single", "mixed", "ranks", "equal", "report")
+BASES = ("tuned", "raw")
+_GRID = "0.0003 0.001 0.003 0.01 0.03 0.1"
+_TASKS = "cola sst2 mrpc qqp stsb mnli qnli rte"
+_TITLES = {"ranks": "AdaLink's rank", "equal": "Equal parameters"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds where, in which world, and what is varied."""
+    shipped = pathlib.Path(adalink_jax.__file__).parent / "bases"
+    parser.add_argument("out", metavar="OUT", help="the folder of all runs")
+    about = "of the tasks, WORLD_TASK, and gin files, experiments/WORLD_METHOD.gin (default: mini)"
+    parser.add_argument("--world", default="mini", help=about)
+    tuned, raw = str(shipped / "mini"), str(shipped / "mini_raw")
+    parser.add_argument("--tuned", default=tuned, metavar="BASE", help="a base that is tuned")
+    parser.add_argument("--raw", default=raw, metavar="BASE", help="a base that is not")
+    trainings.add_words(parser, "--stages", " ".join(STAGES), "what is done")
+    trainings.add_words(parser, "--tasks", _TASKS, "tasks of the world")
+    trainings.add_words(parser, "--tuning-tasks", "cola mnli", "tasks of rates, ranks and equal")
+    trainings.add_words(parser, "--methods", trainings.METHODS, "files of gin/methods")
+    trainings.add_words(parser, "--ranks", "1 4 16 64", "values of RANK")
+    about = f"the grid of learning rates (default: {_GRID}; full fine-tuning leaves out the last)"
+    parser.add_argument("--rates", type=trainings.words, metavar="A,B…", help=about)
+    about = "a file of gin/models, of which --budget is meant (default: mini)"
+    parser.add_argument("--model", default="mini", help=about)
+    about = "the number of parameters at which methods are made equal (default: 1024)"
+    parser.add_argument("--budget", type=int, default=1024, help=about)
+    trainings.add_common(parser, seeds="0 1 2")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the stages."""
+    import jax
+
+    for stage in arguments.stages:
+        if stage not in STAGES:
+            raise UserError(f"no stage '{stage}'{nearest(stage, STAGES)}")
+    # The accelerators are the trainings'; between them this process only reads and counts.
+    jax.config.update("jax_platforms", "cpu")
+    study = Study(arguments)
+    for stage in arguments.stages:
+        print(f"== {stage}", flush=True)
+        if stage == "alone":
+            for folder, flags in study.alone():
+                if not pathlib.Path(folder, "results.json").exists():
+                    pool.call("eval", *flags)
+        elif stage == "report":
+            study.report()
+        elif pool.train_all(getattr(study, stage)(), arguments.jobs):
+            return 2
+    return 0
+
+
+class Study:
+    """The grids of one experiment: each stage's command lines.
+
+    Args:
+      arguments: those of `add_arguments`.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self._given = arguments
+        self._bases = {"tuned": arguments.tuned, "raw": arguments.raw}
+        folder = f"{arguments.out}/rates"
+        # The best of the grid, read once.
+        self._rate = functools.cache(lambda *names: rates.best_of("/".join([folder, *names])))
+        self._flags, self._mixed_flags = list(arguments.flags), []
+        self._mixture, self._lengths = "glue_equal", {"inputs": 512, "targets": 16}
+        if arguments.world == "mini":
+            self._flags = ["--gin.TRAIN_STEPS=300", "--gin.EVAL_PERIOD=100", *self._flags]
+            self._mixed_flags = ["--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400"]
+            self._mixture, self._lengths = "mini_glue_equal", {"inputs": 256, "targets": 16}
+
+    def rates(self) -> Iterator[list[str]]:
+        """A grid of learning rates for each base and method, with one seed."""
+        for method in self._given.methods:
+            grid = _GRID.split()
+            if method in METHODS and METHODS[method].trains_base:
+                grid = grid[:-1]  # A trained weight moves in proportion to its size.
+            for base in BASES:
+                for rate in self._given.rates or grid:
+                    for task in self._given.tuning_tasks:
+                        run = f"rates/{base}/{method}/{rate}/{task}"
+                        yield self._training(run, base, method, self._task(task), 0, rate)
+
+    def alone(self) -> Iterator[tuple[str, list[str]]]:
+        """The folder and the flags of each scoring of a frozen base."""
+        for base in BASES:
+            for count in (0, 4):
+                folder = f"{self._given.out}/alone/{base}/in_context{count}"
+                yield (
+                    folder,
+                    trainings.training(
+                        "runs/eval.gin",
+                        ADAPTER_PATH=None,
+                        EVAL_OUTPUT_DIR=folder,
+                        INITIAL_CHECKPOINT_PATH=self._bases[base],
+                        MIXTURE_OR_TASK_NAME=self._mixture,
+                        TASK_FEATURE_LENGTHS=self._lengths,
+                        **{"runs.evaluate.in_context": count},
+                    ),
+                )
+
+    def single(self) -> Iterator[list[str]]:
+        """Every task by itself."""
+        for seed in self._given.seeds:
+            for task in self._given.tasks:
+                for base in BASES:
+                    for method in self._given.methods:
+                        run = f"single/{base}/{method}/{task}/seed{seed}"
+                        rate = self._rate(base, method)
+                        yield self._training(run, base, method, self._task(task), seed, rate)
+
+    def mixed(self) -> Iterator[list[str]]:
+        """All tasks in one training."""
+        for seed in self._given.seeds:
+            for method in self._given.methods:
+                sharings = {"shared": ["--gin.ROUTES=1"], "per_task": ["--gin.ROUTES=8"]}
+                if method in METHODS and METHODS[method].trains_base:
+                    sharings = {"shared": []}
+                for base in BASES:
+                    for sharing, routes in sharings.items():
+                        run = f"mixed/{base}/{method}/{sharing}/seed{seed}"
+                        rate = self._rate(base, method)
+                        line = self._training(run, base, method, self._mixture, seed, rate)
+                        yield line + self._mixed_flags + routes
+
+    def ranks(self) -> Iterator[list[str]]:
+        """AdaLink at several ranks."""
+        for seed in self._given.seeds:
+            for rank in self._given.ranks:
+                for base in BASES:
+                    for task in self._given.tuning_tasks:
+                        run = f"ranks/{base}/rank{rank}/{task}/seed{seed}"
+                        rate = self._rate(base, "adalink")
+                        line = self._training(run, base, "adalink", self._task(task), seed, rate)
+                        yield [*line, f"--gin.RANK={rank}"]
+
+    def equal(self) -> Iterator[list[str]]:
+        """Every method at one number of parameters; LoRA then has room in a single layer."""
+        for method in self._given.methods:
+            if method in METHODS and METHODS[method].trains_base:
+                continue
+            match = matched(self._given.model, method, self._given.budget)
+            if not match.meets:
+                line = f"{self._given.model}, {method}: {match.line()}"
+                print(f"left out: {line}", file=sys.stderr)
+                continue
+            for seed in self._given.seeds:
+                for base in BASES:
+                    for task in self._given.tuning_tasks:
+                        run = f"equal/{base}/{method}/{task}/seed{seed}"
+                        rate = self._rate(base, method)
+                        line = self._training(run, base, method, self._task(task), seed, rate)
+                        yield line + shlex.split(match.flags())
+
+    def report(self) -> None:
+        """Of what has been run so far; a cell of fewer seeds than its neighbors says so."""
+        out = self._given.out
+        os.makedirs(f"{out}/report", exist_ok=True)
+        rates.write(f"{out}/rates", f"{out}/report/learning_rates.md")
+        parts = [f"{out}/{part}" for part in ("alone", "single", "mixed")]
+        title = "Methods, one task at a time and mixed"
+        report([part for part in parts if os.path.isdir(part)], f"{out}/report/methods", title)
+        for part, title in _TITLES.items():
+            if os.path.isdir(f"{out}/{part}"):
+                report([f"{out}/{part}"], f"{out}/report/{part}", title)
+
+    def _task(self, task: str) -> str:
+        return f"{self._given.world}_{task}"
+
+    def _training(self, run, base: str, method: str, task: str, seed, rate) -> list[str]:
+        return (
+            trainings.training(
+                trainings.experiment(self._given.world, method),
+                MODEL_DIR=f"{self._given.out}/{run}",
+                INITIAL_CHECKPOINT_PATH=self._bases[base],
+                MIXTURE_OR_TASK_NAME=task,
+                SEED=seed,
+                LEARNING_RATE=rate,
+            )
+            + self._flags
+        )

@@ -1,0 +1,74 @@
+r"""Trains on few examples of a task: each number of examples with each seed, which chooses them.
+
+adalink few-shot runs/few experiments/glue_adalink.gin checkpoints/flan_t5_base glue_rte \
+    --shots 4,16,32,64 --eval-flags="--gin.VOCABULARY=spiece.model" --gin.VOCABULARY=spiece.model
+
+More examples include the fewer of the same seed. First the frozen base is scored, with none and
+with some examples in front of each input. OUT takes OUT/in_contextN, OUT/shotsN/seedN and
+OUT/report.
+"""
+
+import argparse
+import pathlib
+import shlex
+from collections.abc import Iterator
+
+from adalink_jax.tools.sweep import pool, trainings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds where, what, and what is varied."""
+    parser.add_argument("out", metavar="OUT", help="the folder of all runs")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file of a method")
+    parser.add_argument("base", metavar="BASE", help="a checkpoint")
+    parser.add_argument("task", metavar="TASK", help="a task or mixture")
+    trainings.add_words(parser, "--shots", "4 16 32 64", "numbers of examples to train on")
+    trainings.add_words(parser, "--in-context", "0 4", "numbers of examples before an input")
+    about = "flags of each scoring of the frozen base, as one word"
+    parser.add_argument("--eval-flags", type=shlex.split, default=[], metavar="FLAGS", help=about)
+    trainings.add_common(parser, seeds="0 1 2 3 4")
+
+
+def evaluations(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
+    """The folder and the flags of each scoring of the frozen base."""
+    for shots in arguments.in_context:
+        folder = f"{arguments.out}/in_context{shots}"
+        yield (
+            folder,
+            trainings.training(
+                "runs/eval.gin",
+                ADAPTER_PATH=None,
+                EVAL_OUTPUT_DIR=folder,
+                INITIAL_CHECKPOINT_PATH=arguments.base,
+                MIXTURE_OR_TASK_NAME=arguments.task,
+                **{"runs.evaluate.in_context": shots},
+                TASK_FEATURE_LENGTHS={"inputs": 1024, "targets": 16},
+            )
+            + arguments.eval_flags,
+        )
+
+
+def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """Numbers of examples × seeds."""
+    for shots in arguments.shots:
+        for seed in arguments.seeds:
+            yield (
+                trainings.training(
+                    arguments.experiment,
+                    MODEL_DIR=f"{arguments.out}/shots{shots}/seed{seed}",
+                    INITIAL_CHECKPOINT_PATH=arguments.base,
+                    MIXTURE_OR_TASK_NAME=arguments.task,
+                    **{"Batches.few_shot": shots},
+                    SEED=seed,
+                )
+                + arguments.flags
+            )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scores the base, trains all, then reports."""
+    for folder, flags in evaluations(arguments):
+        if not pathlib.Path(folder, "results.json").exists():
+            pool.call("eval", *flags)
+    title = f"{arguments.task} from few examples"
+    return trainings.finish(commands(arguments), arguments.jobs, arguments.out, title)

@@ -1,0 +1,45 @@
+r"""Trains and scores one task at several ranks; ends with a table and a report of score by rank.
+
+adalink rank-sweep runs/ranks experiments/glue_adalink.gin --ranks 1,4,16,64 \
+    --gin.MIXTURE_OR_TASK_NAME=glue_rte --gin.INITIAL_CHECKPOINT_PATH=checkpoints/flan_t5_base
+
+OUT takes a folder for each run, OUT/[BASE/]rankR/seedN, and OUT/report.
+"""
+
+import argparse
+import os.path
+from collections.abc import Iterator
+
+from adalink_jax.tools.sweep import trainings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds where, what, and what is varied."""
+    parser.add_argument("out", metavar="OUT", help="the folder of all runs")
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file that sets RANK")
+    trainings.add_words(parser, "--ranks", "1 4 16 64 256", "values of RANK")
+    trainings.add_words(parser, "--bases", "", "checkpoints; by default that of the flags")
+    trainings.add_common(parser, seeds="0")
+
+
+def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """Bases × ranks × seeds."""
+    for base in arguments.bases or [None]:
+        below = f"{os.path.basename(base.rstrip('/'))}/" if base else ""
+        for rank in arguments.ranks:
+            for seed in arguments.seeds:
+                yield (
+                    trainings.training(
+                        arguments.experiment,
+                        RANK=rank,
+                        SEED=seed,
+                        MODEL_DIR=f"{arguments.out}/{below}rank{rank}/seed{seed}",
+                        **({"INITIAL_CHECKPOINT_PATH": base} if base else {}),
+                    )
+                    + arguments.flags
+                )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains all, then reports."""
+    return trainings.finish(commands(arguments), arguments.jobs, arguments.out, "Score by rank")

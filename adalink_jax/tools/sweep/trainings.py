@@ -1,0 +1,75 @@
+"""What the grids of trainings share: arguments, the flags of one training, and the end."""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adalink_jax.config.macros import gin_folder
+from adalink_jax.tools.report.command import report
+from adalink_jax.tools.sweep import pool
+
+METHODS = "adalink lora prompt_tuning full"
+AGAIN = (
+    "Run it again after an interruption: a finished run is not run again, a stopped one goes on."
+)
+
+
+def words(text: str) -> list[str]:
+    """Splits a list that a flag holds, at blanks or commas."""
+    return re.findall(r"[^\s,]+", text)
+
+
+def add_words(parser: argparse.ArgumentParser, name: str, default: str, about: str) -> None:
+    """Adds a flag that takes a list as one word: ``--seeds "0 1 2"`` or ``--seeds 0,1,2``."""
+    shown = f"{about} (default: {default})" if default else about
+    parser.add_argument(name, type=words, default=words(default), metavar="A,B…", help=shown)
+
+
+def add_common(parser: argparse.ArgumentParser, seeds: str) -> None:
+    """Adds seeds and jobs; flags that the parser does not know go to every training."""
+    add_words(parser, "--seeds", seeds, "each training is run with each of them")
+    about = "trainings at a time, each on its share of the cores; 1 on accelerators (default: 1)"
+    parser.add_argument("--jobs", type=int, default=1, help=about)
+    parser.set_defaults(flags=[])
+    parser.epilog = f"Other flags, e.g. --gin.TRAIN_STEPS=2000, go to every training.\n{AGAIN}"
+
+
+def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
+    """Returns the flags of one training.
+
+    Args:
+      files: one gin file or several.
+      bindings: macros or parameters by name.
+    """
+    files = [files] if isinstance(files, str) else files
+    named = [f"--gin_file={file}" for file in files]
+    return named + [f"--gin.{name}={value}" for name, value in bindings.items()]
+
+
+def experiment(world: str, method: str) -> list[str]:
+    """Returns the gin files that train a method on a world's tasks, e.g. "glue" or "mini".
+
+    ``experiments/WORLD_METHOD.gin`` where there is one, below the working directory or shipped;
+    else the world's own file with that of the method.
+    """
+    own, shared = f"experiments/{world}_{method}.gin", f"experiments/{world}.gin"
+    there = [name for name in (own, shared) if any(f.is_file() for f in _places(name))]
+    if there == [shared]:
+        return [shared, f"methods/{method}.gin"]
+    return [own]
+
+
+def _places(name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    return pathlib.Path(name), gin_folder() / name
+
+
+def finish(
+    commands: Iterable[Sequence[str]], jobs: int, runs: str, title: str | None = None
+) -> int:
+    """Trains all, then writes the report ``RUNS/report``; returns the exit code."""
+    if pool.train_all(commands, jobs):
+        return 2
+    report([runs], f"{runs}/report", *([title] if title else []))
+    return 0

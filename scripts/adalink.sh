@@ -1,0 +1,6 @@
+# Sourced by the scripts: `adalink` with this checkout's .venv, or with the Python that PYTHON names.
+# shellcheck shell=bash
+here=$(dirname "${BASH_SOURCE[0]}")
+python=${PYTHON:-$([[ -x $here/../.venv/bin/python ]] && echo "$here/../.venv/bin/python" || echo python)}
+
+adalink() { "$python" -m adalink_jax "$@"; }

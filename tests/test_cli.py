@@ -1,0 +1,129 @@
+"""The command `adalink`: its table, its help and what becomes of mistakes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from adalink_jax import cli
+from adalink_jax.cli import COMMANDS, Command, GinCommand
+from adalink_jax.errors import UserError
+
+HEAVY = ("gin", "jax", "matplotlib", "numpy", "seqio", "tensorflow")
+
+
+def test_help_lists_every_command_with_a_line(capsys):
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 for line in printed)
+    for name, command in COMMANDS.items():
+        assert f"  {name:<16}{command.help}" in printed
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["trian"], ["train", "--help"], []])
+def test_nothing_heavy_is_imported_before_the_command_is_known(argv):
+    code = (
+        f"import sys; from adalink_jax import cli; code = cli.main({argv});"
+        f"print(code, *(set({HEAVY}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ("0" if "--help" in argv else "2")
+
+
+def test_a_mistyped_command_gets_the_nearest(capsys):
+    assert cli.main(["rank_sweep"]) == 2
+    assert capsys.readouterr().err == (
+        "error: no command 'rank_sweep'; did you mean 'rank-sweep'? adalink --help lists them\n"
+    )
+
+
+@pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if isinstance(c, Command)])
+def test_every_command_has_help_and_refuses_unknown_flags(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: adalink {name}") and "Adds " not in printed
+    assert cli.main([name, "--no_such_flag"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].partition("error: ")[1]
+
+
+@pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if isinstance(c, GinCommand)])
+def test_gins_commands_list_their_macros_with_what_they_mean(name, capsys):
+    assert cli.main([name, "--gin_file=no.gin", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"usage: adalink {name} --gin_file=FILE" in printed
+    for part in ("--gin.NAME=VALUE", "glue_adalink", "INITIAL_CHECKPOINT_PATH: ", "GLUE_DIR: "):
+        assert part in printed
+    assert ("RANK: 4 (methods/adalink.gin" in printed) == (name != "eval")
+    assert ("BATCH_SIZE: 32 (runs/finetune.gin) Rows of a step" in printed) == (name == "train")
+    assert ("--json" in printed) == (name == "describe")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A command that fails as it is told."""
+
+    def make(error):
+        def run(arguments):
+            raise error
+
+        module = type(sys)("broken")
+        module.add_arguments, module.run = lambda parser: None, run
+        monkeypatch.setitem(sys.modules, "broken", module)
+        monkeypatch.setitem(COMMANDS, "broken", Command("Fails.", "broken", {"FOR_IT": "1"}))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("rank is 0"), "error: rank is 0"),
+        (FileNotFoundError(2, "No such file", "a"), "error: [Errno 2] No such file: 'a'"),
+        (ModuleNotFoundError("No module", name="qwix.more"), "error: qwix, which adalink broken"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_two(broken, capsys, error, line):
+    broken(error)
+    assert cli.main(["broken"]) == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(line)
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), ModuleNotFoundError(name="tasks.no")])
+def test_a_defect_keeps_its_traceback(broken, error, monkeypatch):
+    broken(error)
+    monkeypatch.delenv("FOR_IT", raising=False)
+    with pytest.raises(type(error)):
+        cli.main(["broken"])
+
+
+def test_errors_of_the_data_are_mistakes_too(broken, capsys):
+    tasks = pytest.importorskip("tasks", reason="SeqIO is not installed")
+    broken(tasks.DataError("train.tsv:3: no label"))
+    assert cli.main(["broken"]) == 2
+    assert capsys.readouterr().err == "error: train.tsv:3: no label\n"
+
+
+def test_the_users_folder_comes_last_and_hides_nothing(tmp_path, monkeypatch):
+    """As `python -m` puts it first, with a tasks.py of the user's and a module of his own."""
+    (tmp_path / "tasks.py").write_text("raise SystemExit('the wrong tasks')\n")
+    (tmp_path / "mine.py").write_text("")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from adalink_jax import cli;"
+        "cli._order_path(); import importlib.util as u;"
+        "print(u.find_spec('tasks').origin); print(u.find_spec('mine').origin)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found, mine = done.stdout.split()
+    assert found.endswith("tasks/__init__.py") and mine == str(tmp_path / "mine.py")
+
+
+@pytest.mark.slow
+def test_it_is_installed_and_run_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "adalink_jax", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, cli.help_text() + "\n")
