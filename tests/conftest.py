@@ -190,7 +190,7 @@ def write_adapter(tmp_path_factory):
             tree,
         )
         folder = tmp_path_factory.mktemp("adapted") / "adapter"
-        count = getattr(method, "routes", 1)
+        count = method.routes
         save_adapter(
             folder,
             change(tree),

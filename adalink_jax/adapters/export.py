@@ -17,7 +17,7 @@ from adalink_jax.adapters.programs import save_programs
 from adalink_jax.checkpoints import StoredBase, load_base, save_base
 from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import merge
+from adalink_jax.methods.base import merge, split
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import Transformer
 
@@ -94,8 +94,8 @@ def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
     inputs, options = fixed_inputs(model.config.vocab_size)
     routes = np.arange(len(inputs), dtype=np.int32) % len(adaptation.routes)
     expected = decoding.score_options(model, adaptation.params, inputs, options, routes)
-    trees = ({} if adaptation.method.trains_base else adaptation.base, adaptation.adapter.tree)
-    flat = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in trees)
+    own, frozen = split(adaptation.params, adaptation.method)
+    flat = [traverse_util.flatten_dict(tree, sep="/") for tree in (frozen, own)]
 
     def check(folder: pathlib.Path) -> None:
         score = export.deserialize((folder / "score.stablehlo").read_bytes())

@@ -49,8 +49,7 @@ class Adaptation:
     @property
     def params(self) -> Params:
         """Base and adapter in one tree."""
-        tree = self.adapter.tree
-        return tree if self.method.trains_base else merge(self.base, tree)
+        return merge(self.base, self.adapter.tree)
 
     def route(self, name: str | None) -> int:
         """The number of a route; without a name, that of the only one.
@@ -113,10 +112,10 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
     adapter = load_adapter(folder, architecture=config, base_fingerprint=fingerprint(base))
     method = adapter.method
     check_adapter(config, method, adapter.tree, str(folder))
-    if len(adapter.route_names) != getattr(method, "routes", 1):
+    if len(adapter.route_names) != method.routes:
         raise UserError(
             f"adapter {folder}: {len(adapter.route_names)} names of routes, but its settings say "
-            f"{getattr(method, 'routes', 1)} routes"
+            f"{method.routes} routes"
         )
     return Adaptation(adapter, method, config, base)
 

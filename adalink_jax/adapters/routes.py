@@ -6,9 +6,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from adalink_jax.adapters.load import adapter_folder
 from adalink_jax.checkpoints import (
     Adapter,
@@ -19,7 +16,7 @@ from adalink_jax.checkpoints import (
 )
 from adalink_jax.checkpoints.formats.peft import load_peft
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Params
+from adalink_jax.methods.base import Method, Params
 
 
 def import_peft(peft: str, base: str, to: str) -> int:
@@ -82,9 +79,9 @@ def stack(adapters: Sequence[str], to: str) -> int:
         parts.append(adapter.tree)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two routes would be called '{twice[0]}'; stack each adapter once")
-    tree = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    method, tree = first.method.stack(parts)
     sources = [fingerprint(adapter.tree) for adapter in found]
-    _save(to, first, tree, tuple(names), {"stacked_from": sources})
+    _save(to, first, method, tree, tuple(names), {"stacked_from": sources})
     print(f"{to}: routes {', '.join(names)}")
     return 0
 
@@ -105,14 +102,15 @@ def split_routes(adapter: str, to: str) -> int:
         raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
     whole = fingerprint(found.tree)
     for i, name in enumerate(found.route_names):
-        tree = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], found.tree)
-        _save(os.path.join(to, name), found, tree, ("all",), {"split_from": whole, "route": name})
+        method, tree = found.method.one_route(found.tree, i)
+        metadata = {"split_from": whole, "route": name}
+        _save(os.path.join(to, name), found, method, tree, ("all",), metadata)
         print(f"{os.path.join(to, name)}")
     return 0
 
 
-def _of_one_route(adapter: Adapter) -> dict[str, Any]:
-    return {**adapter.settings, "routes": 1}
+def _of_one_route(adapter: Adapter) -> Method:
+    return adapter.method.one_route(adapter.tree, 0)[0]
 
 
 def _route_name(path: str, adapter: Adapter) -> str:
@@ -127,16 +125,21 @@ def _route_name(path: str, adapter: Adapter) -> str:
 
 
 def _save(
-    to: str, like: Adapter, tree: Params, routes: tuple[str, ...], metadata: dict[str, Any]
+    to: str,
+    like: Adapter,
+    method: Method,
+    tree: Params,
+    routes: tuple[str, ...],
+    metadata: dict[str, Any],
 ) -> None:
-    """Writes a tree as an adapter of the same method and base, with other routes."""
+    """Writes a tree as an adapter of the same base, with other routes."""
     if os.path.lexists(to):
         raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
     save_adapter(
         to,
         tree,
         method_name=like.method_name,
-        settings={**like.settings, "routes": len(routes)},
+        settings=dataclasses.asdict(method),
         architecture=like.architecture,
         base_fingerprint=like.base_fingerprint,
         route_names=routes,

@@ -45,6 +45,8 @@ class AdaLink(Method):
     stacks: tuple[str, ...] = ("encoder",)
 
     scope: ClassVar[str] = "adalink"
+    size_field: ClassVar[str] = "rank"
+    widens: ClassVar[bool] = True  # Every activation maps zero to zero.
 
     def __post_init__(self):
         check_positive(self, "rank", "routes")

@@ -9,8 +9,8 @@ parameters and dropouts are all its own.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import flax.struct
 import jax
@@ -112,8 +112,45 @@ class Method:
     scope: ClassVar[str] = ""
     # Whether the base itself trains, and there are no parameters of the method's own.
     trains_base: ClassVar[bool] = False
-    # The leading axes of every leaf of the adapter along which independent modules are stacked.
-    stacked_axes: ClassVar[tuple[str, ...]] = ("routes",)
+    # Two attributes that a method may make fields of its own. They have no annotation here, which
+    # would give them their place in front of all other fields.
+    # K, how many independent modules each leaf stacks on its leading axis, where it is a field.
+    routes = 1
+    # The numbers of the adapted layers in each stack; None for all.
+    layers = cast(tuple[int, ...] | None, None)
+    # What a new adapter's logits are: "base" (the base's, bit for bit), "near" or "elsewhere".
+    start: ClassVar[str] = "base"
+    # The field that sets how much is stored, e.g. "rank"; None for a method of one size.
+    size_field: ClassVar[str | None] = None
+    # Whether an adapter that zeros fill up to the shapes of `resized` computes what it did. A bank
+    # relies on it: it is False unless a method says otherwise.
+    widens: ClassVar[bool] = False
+    # The fields that only training reads.
+    training_only: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def routed(self) -> bool:
+        """Whether the method's leaves have a leading axis of routes."""
+        return any(field.name == "routes" for field in dataclasses.fields(self))
+
+    @property
+    def size(self) -> int | None:
+        """The value of the field that sets the size; None for a method of one size."""
+        return None if self.size_field is None else getattr(self, self.size_field)
+
+    def resized(self, size: int) -> Self:
+        """The method at another size, with all else as it is."""
+        if self.size_field is None:
+            raise ValueError(f"method '{self.scope}' has one size")
+        return dataclasses.replace(self, **{self.size_field: size})
+
+    def variants(self, depths: Mapping[str, int]) -> Iterator[Self]:
+        """Versions that store less at equal size, the preferred ones first; this one is the first.
+
+        Args:
+          depths: the number of layers of each stack.
+        """
+        yield self
 
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context
@@ -147,11 +184,20 @@ class Method:
         The hooks are not called in the others. Where layers are scanned they are called in all,
         and multiply what they add by `Context.gate`; the others' parameters are zeros there.
         """
-        return np.ones(num_layers, bool)
+        numbers = np.arange(num_layers)
+        return np.isin(numbers, numbers if self.layers is None else self.layers)
+
+    def owns(self, name: str) -> bool:
+        """Whether the parameter of this "/"-joined name is the method's own, not the base's."""
+        return self.scope in name.split("/")
 
     def trainable(self, name: str) -> bool:
-        """Whether the parameter of this "/"-joined name trains."""
-        return self.trains_base or self.scope in name.split("/")
+        """Whether the parameter of this "/"-joined name trains.
+
+        A method may unlock parts of the base, such as its norms. Their values are then a part of
+        the adapter, start from the base's, and are shared by all routes.
+        """
+        return self.trains_base or self.owns(name)
 
     def texts(self, labels: Sequence[str]) -> tuple[str, ...]:
         """The texts whose token ids `initialise` wants, given the task's label strings."""
@@ -174,6 +220,46 @@ class Method:
         """The method and the tree to store: what only training needs is folded in."""
         return self, adapter
 
+    def for_inference(self, adapter: Params) -> tuple["Method", Params]:
+        """The adapter in the form that inference needs, so that equal methods are equal programs.
+
+        Fields that only training reads take neutral values, and scales go into the leaves.
+        """
+        return self, adapter
+
+    def one_route(self, adapter: Params, route: int) -> tuple["Method", Params]:
+        """The adapter of one of the K modules, and its method. Leaves of the base stay whole.
+
+        Raises:
+          UserError: the method has no routes.
+        """
+        flat = self._flat_with_routes(adapter)
+        one = {n: leaf[route : route + 1] if self.owns(n) else leaf for n, leaf in flat.items()}
+        method = dataclasses.replace(self, routes=1)
+        return method, traverse_util.unflatten_dict(one, sep="/")
+
+    def stack(self, adapters: Sequence[Params]) -> tuple["Method", Params]:
+        """Adapters of this method as one, their modules as its routes in the same order.
+
+        Raises:
+          UserError: the method has no routes, or an adapter holds parts of the base.
+        """
+        flat = [self._flat_with_routes(adapter) for adapter in adapters]
+        if shared := [name for name in flat[0] if not self.owns(name)]:
+            raise UserError(
+                f"an adapter of method '{self.scope}' cannot be a route among others: it holds "
+                f"{shared[0]} of the base, which all routes share"
+            )
+        joined = {name: np.concatenate([one[name] for one in flat]) for name in flat[0]}
+        routes = len(next(iter(joined.values())))
+        tree = traverse_util.unflatten_dict(joined, sep="/")
+        return dataclasses.replace(self, routes=routes), tree
+
+    def _flat_with_routes(self, adapter: Params) -> dict[str, Any]:
+        if not self.routed:
+            raise UserError(f"an adapter of method '{self.scope}' has no routes")
+        return traverse_util.flatten_dict(dict(adapter), sep="/")
+
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """A plain base that computes on every token what base and adapter do on one route.
 
@@ -195,15 +281,19 @@ class Method:
 
 
 def merge(base: Params, adapter: Params) -> dict[str, Any]:
-    """One tree with the leaves of both.
+    """One tree with the leaves of both; a leaf in both is the adapter's.
 
     Raises:
-      ValueError: a leaf stands in both, which would hide one of them.
+      ValueError: a leaf in both is of two shapes.
     """
     flat = traverse_util.flatten_dict(dict(base), sep="/")
     extra = traverse_util.flatten_dict(dict(adapter), sep="/")
-    if clash := sorted(flat.keys() & extra.keys()):
-        raise ValueError(f"parameter '{clash[0]}' stands in the base and in the adapter")
+    for name in flat.keys() & extra.keys():
+        shapes = [tuple(leaf.shape) for leaf in (flat[name], extra[name])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"parameter '{name}' is {shapes[0]} in the base and {shapes[1]} in the adapter"
+            )
     return traverse_util.unflatten_dict({**flat, **extra}, sep="/")
 
 

@@ -12,7 +12,6 @@ class Full(Method):
 
     scope: ClassVar[str] = "full"
     trains_base: ClassVar[bool] = True
-    stacked_axes: ClassVar[tuple[str, ...]] = ()
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """There is nothing to fold: the adapter is the model."""

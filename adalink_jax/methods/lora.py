@@ -6,6 +6,7 @@ linear layer of attention and MLP in the encoder's blocks, which is the default 
 
 import dataclasses
 import fnmatch
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -25,6 +26,16 @@ from adalink_jax.methods.base import (
     check_stacks,
 )
 from adalink_jax.methods.low_rank import LowRank
+
+# Which linear layers `LoRA.variants` keeps, from all of them, as AdaLink's paper has it, over the
+# queries and values of LoRA's own paper, down to a single one.
+_FEWER = (
+    ("*attention/*", "mlp/*"),
+    ("*attention/*",),
+    ("mlp/*",),
+    ("*attention/query", "*attention/value"),
+    ("*attention/query",),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +62,9 @@ class LoRA(Method):
     routes: int = 1
 
     scope: ClassVar[str] = "lora"
+    size_field: ClassVar[str] = "rank"
+    widens: ClassVar[bool] = True
+    training_only: ClassVar[tuple[str, ...]] = ("dropout_rate",)
 
     def __post_init__(self):
         check_positive(self, "rank", "routes")
@@ -69,14 +83,33 @@ class LoRA(Method):
                     f"{' or '.join(self.stacks)}{nearest(pattern, sites)}"
                 )
 
+    def resized(self, size: int) -> "LoRA":
+        """As the base class's; the scale alpha / rank stays what it is."""
+        return dataclasses.replace(self, rank=size, alpha=self.alpha * size / self.rank)
+
+    def variants(self, depths: Mapping[str, int]) -> Iterator["LoRA"]:
+        """Gives up layers first, down to one; then kinds of linear layers."""
+        depth = min(depths[stack] for stack in self.stacks)
+        numbers = list(range(depth)) if self.layers is None else sorted(set(self.layers))
+        for linears in dict.fromkeys((self.linears, *_FEWER)):
+            if not self._sites(linears) <= self._sites(self.linears):
+                continue
+            for count in range(len(numbers), 0, -1):
+                spread = np.linspace(0, len(numbers) - 1, count).round().astype(int)
+                chosen = self.layers if count == len(numbers) else tuple(numbers[i] for i in spread)
+                yield dataclasses.replace(self, linears=linears, layers=chosen)
+
+    def _sites(self, linears: tuple[str, ...]) -> set[str]:
+        sites = [site for stack in self.stacks for site in LINEAR_SITES[stack]]
+        return {site for pattern in linears for site in fnmatch.filter(sites, pattern)}
+
     def gates(self, stack: str, num_layers: int) -> np.ndarray:
-        if self.layers is None:
-            return super().gates(stack, num_layers)
-        if stack in self.stacks and not all(0 <= i < num_layers for i in self.layers):
+        chosen = self.layers if stack in self.stacks else None
+        if chosen and not all(0 <= i < num_layers for i in chosen):
             raise UserError(
                 f"LoRA.layers is {self.layers}; the {stack} has layers 0 to {num_layers - 1}"
             )
-        return np.isin(np.arange(num_layers), self.layers)
+        return super().gates(stack, num_layers)
 
     def adapts(self, site: Site) -> bool:
         """Whether a linear layer is one of the chosen, in the layers that `gates` lets through."""
@@ -100,6 +133,13 @@ class LoRA(Method):
             name=self.scope,
         )(x, ctx)
         return y + (ctx.gate * (self.alpha / self.rank)) * delta
+
+    def for_inference(self, adapter: Params) -> tuple[Method, Params]:
+        flat = traverse_util.flatten_dict(dict(adapter), sep="/")
+        scale = np.float32(self.alpha / self.rank)
+        flat = {name: leaf * scale if name.endswith("/up") else leaf for name, leaf in flat.items()}
+        plain = dataclasses.replace(self, alpha=float(self.rank), dropout_rate=0.0)
+        return plain, traverse_util.unflatten_dict(flat, sep="/")
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """Adds alpha/R · W_down · W_up to each adapted kernel, in float32."""

@@ -106,6 +106,11 @@ class PromptTuning(Method):
     routes: int = 1
 
     scope: ClassVar[str] = "prompt_tuning"
+    start: ClassVar[str] = "elsewhere"
+    size_field: ClassVar[str] = "length"
+    training_only: ClassVar[tuple[str, ...]] = (
+        *("reparameterise", "bottleneck", "dropout_rate", "initialisation", "text"),
+    )
 
     def __post_init__(self):
         check_positive(self, "length", "bottleneck", "routes")
@@ -183,6 +188,10 @@ class PromptTuning(Method):
         prompt = reparameterised(adapter["encoder"][self.scope])
         plain = dataclasses.replace(self, reparameterise=False, initialisation="random", text="")
         return plain, {"encoder": {self.scope: {"prompt": prompt}}}
+
+    def for_inference(self, adapter: Params) -> tuple[Method, Params]:
+        plain, tree = self.export(adapter)
+        return dataclasses.replace(plain, bottleneck=1, dropout_rate=0.0), tree
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """Refuses: no parameter of a base holds vectors that stand in front of its input."""

@@ -1,13 +1,17 @@
 """The parameters of a base with a method: their shapes, logical axes and first values."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Method, Params, split
+from adalink_jax.models.stacking import STACKED, STACKS
 from adalink_jax.models.t5 import T5Config, Transformer
 
 
@@ -27,6 +31,31 @@ def _variables(config: T5Config, method: Method, key: Array) -> dict[str, Any]:
 
 def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
     """Shapes and logical axes of all parameters of base and method; allocates nothing."""
+    depths = {stack: getattr(config, f"num_{stack}_layers") for stack in STACKS}
+    gates = {stack: method.gates(stack, depth) for stack, depth in depths.items()}
+    everywhere = method if method.layers is None else dataclasses.replace(method, layers=None)
+    if not all(everywhere.gates(stack, 1).all() for stack in STACKS):
+        return _traced(config, method)
+    # All layers of a stack are alike, so that one is enough, whatever the depth.
+    shallow = dataclasses.replace(config, num_encoder_layers=1, num_decoder_layers=1)
+
+    def deep(tree: Params) -> Params:
+        flat = {}
+        for name, leaf in traverse_util.flatten_dict(dict(tree)).items():
+            if name[1] != f"{STACKED}_0":
+                flat[name] = leaf
+                continue
+            for i, on in enumerate(gates[name[0]]):
+                if on or not method.owns("/".join(name)):
+                    flat[name[0], f"{STACKED}_{i}", *name[2:]] = leaf
+        return traverse_util.unflatten_dict(flat)
+
+    shapes, axes = _traced(shallow, everywhere)
+    return deep(shapes), deep(axes)
+
+
+@functools.lru_cache(maxsize=256)
+def _traced(config: T5Config, method: Method) -> tuple[Params, Params]:
     # The key is abstract too: the mesh in use may be of devices that are not here.
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key: _variables(config, method, key), key)
@@ -45,7 +74,9 @@ def init_adapter(
     key: Array,
     token_ids: Sequence[Sequence[int]] = (),
 ) -> Params:
-    """The method's own tree for this base, e.g. ``{"encoder": {"adalink": {…}}}``.
+    """The method's tree for this base, e.g. ``{"encoder": {"adalink": {…}}}``.
+
+    Leaves of the base that the method unlocks are the base's.
 
     Args:
       config: the base's architecture.
@@ -64,9 +95,45 @@ def init_adapter(
     # Under jit the base's own initialisation is dead code: only the method's leaves are computed.
     @jax.jit
     def own(key):
-        return split(_variables(config, method, key)["params"], method)[0]
+        flat = traverse_util.flatten_dict(_variables(config, method, key)["params"], sep="/")
+        return {name: leaf for name, leaf in flat.items() if method.owns(name)}
 
-    adapter = own(network_key)
-    if not jax.tree.leaves(adapter):
+    flat = own(network_key)
+    for name, leaf in traverse_util.flatten_dict(dict(base), sep="/").items():
+        if method.trainable(name):
+            flat[name] = jnp.asarray(leaf[...], jnp.float32)
+    adapter = traverse_util.unflatten_dict(flat, sep="/")
+    if not flat:
         raise UserError(f"{method} matches no parameter of this architecture: nothing would train")
     return method.initialise(adapter, base, token_ids, method_key)
+
+
+def stored_shapes(config: T5Config, method: Method) -> Params:
+    """Shapes of the tree that an adapter's file holds; allocates nothing."""
+    adapter, _ = split(abstract_params(config, method)[0], method)
+    return jax.eval_shape(lambda tree: method.export(tree)[1], adapter)
+
+
+def widened(
+    config: T5Config, method: Method, adapter: Params, size: int
+) -> tuple[Method, dict[str, Any]]:
+    """The same adapter at a larger size: zeros fill its leaves up.
+
+    Args:
+      config: the base's architecture.
+      method: one that `Method.widens`.
+      adapter: its tree.
+      size: at least the method's.
+
+    Returns:
+      The wider method and its tree, which compute what the given ones do.
+    """
+    if not method.widens or method.size is None or size < method.size:
+        raise ValueError(f"{method} cannot be widened to {size}")
+    wider = method.resized(size)
+    shapes, _ = split(abstract_params(config, wider)[0], wider)
+
+    def fill(leaf: Array, like: jax.ShapeDtypeStruct) -> Array:
+        return jnp.pad(leaf, [(0, n - m) for m, n in zip(leaf.shape, like.shape, strict=True)])
+
+    return wider, jax.tree.map(fill, dict(adapter), shapes)

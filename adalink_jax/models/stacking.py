@@ -61,21 +61,27 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
 
     Args:
       params: a tree with the base's layers, under public names or stacked. An adapter's beside
-        them may be fewer: the layers that a method leaves out become zeros.
+        them may be fewer: the layers that a method leaves out become zeros. A layer's leaf beside
+        its stacked one, which a method unlocks, takes its place in there.
       join: one leaf of each layer, in order → the stacked leaf.
     """
     apart: dict[tuple, dict[int, Any]] = {}
     stacked: dict[tuple, Any] = {}
     for name, leaf in traverse_util.flatten_dict(dict(params)).items():
-        layer = _LAYER.fullmatch(name[1]) if name[0] in STACKS and name[1:] else None
-        if layer:
-            apart.setdefault((name[0], STACKED, *name[2:]), {})[int(layer[1])] = leaf
+        place = place_in_stack(name)
+        if place:
+            apart.setdefault(place[0], {})[place[1]] = leaf
         else:
             stacked[name] = leaf
     counts = _counts(stacked)
     for name, layers in apart.items():
         counts[name[0]] = max(counts.get(name[0], 0), max(layers) + 1)
     for name, layers in apart.items():
+        if name in stacked:
+            for number, leaf in layers.items():
+                # The base may be stored in fewer bits than what trains.
+                stacked[name] = stacked[name].astype(leaf.dtype).at[number].set(leaf)
+            continue
         count = counts[name[0]]
         if len(layers) < count:
             zeros = jax.tree.map(jnp.zeros_like, next(iter(layers.values())))
@@ -85,6 +91,16 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
             lambda *leaves: join(list(leaves)), *map(layers.get, range(count))
         )
     return traverse_util.unflatten_dict(stacked)
+
+
+def place_in_stack(name: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
+    """The name of the stacked leaf that a layer's leaf goes into, and its layer's number.
+
+    Args:
+      name: a public name, as a tuple of its parts; None is returned for one outside of all layers.
+    """
+    layer = _LAYER.fullmatch(name[1]) if name[0] in STACKS and name[1:] else None
+    return ((name[0], STACKED, *name[2:]), int(layer[1])) if layer else None
 
 
 def unstack_layers(

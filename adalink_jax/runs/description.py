@@ -97,7 +97,7 @@ def description(config: T5Config, method: Method) -> dict[str, Any]:
 def _group(name: str, method: Method) -> str:
     """The part of the network that a parameter belongs to, e.g. "encoder layers"."""
     parts = name.split("/")
-    if method.scope in parts:
+    if method.owns(name):
         return f"{parts[0]} {method.scope}"
     if len(parts) > 1 and parts[1].startswith("layers_"):
         return f"{parts[0]} layers"

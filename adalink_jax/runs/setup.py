@@ -143,7 +143,7 @@ def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
 
 def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None:
     """Raises `UserError` where the method's routes or the base's vocabulary do not fit the data."""
-    routes = getattr(method, "routes", 1)
+    routes = method.routes
     if routes not in (1, len(batches.tasks)):
         raise UserError(
             f"routes is {routes}, but {batches.name} has {len(batches.tasks)} "
@@ -237,7 +237,7 @@ def task_routes(
     Raises:
       UserError: a task has no route.
     """
-    if getattr(method, "routes", 1) == 1:
+    if method.routes == 1:
         return dict.fromkeys(tasks, 0)
     names = route_names or tasks
     for task in tasks:

@@ -202,7 +202,7 @@ def _write_outcome(
             settings=dataclasses.asdict(exported),
             architecture=base.config,
             base_fingerprint=base.fingerprint,
-            route_names=tasks if getattr(method, "routes", 1) > 1 else ("all",),
+            route_names=tasks if method.routes > 1 else ("all",),
             metadata={
                 "configuration": comparable(folder.contents["configuration"]),
                 "data": folder.contents["data"],

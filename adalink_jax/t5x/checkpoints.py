@@ -112,7 +112,7 @@ class AdapterWriter:
         self._fingerprint = self._fingerprint or checkpoints.fingerprint(base)
         exported, tree = self.method.export(jax.tree.map(np.asarray, adapter))
         name, names = self.mixture_or_task_name, ["all"]
-        if getattr(self.method, "routes", 1) > 1:
+        if self.method.routes > 1:
             names = [task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task(name))]
         if jax.process_index() == 0:
             checkpoints.save_adapter(

@@ -72,7 +72,7 @@ def routed(mixture_or_task_name: str, method: Method, route_names: Sequence[str]
     Raises:
       UserError: the number of routes is not that of the names, or a task has no route.
     """
-    if getattr(method, "routes", 1) == 1:
+    if method.routes == 1:
         return mixture_or_task_name
     found = seqio.get_mixture_or_task(mixture_or_task_name)
     tasks = seqio.get_subtasks(found)

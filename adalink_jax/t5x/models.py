@@ -58,7 +58,7 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         That is the stored one at `adapter_path`, its folder or its run's; or what the method makes
         of the base at `initial_checkpoint_path` and of the task's `labels`.
         """
-        self._routes = getattr(module.method, "routes", 1)
+        self._routes = module.method.routes
         if self._routes > 1:
             kwargs.setdefault("feature_converter_cls", RoutedFeatureConverter)
         super().__init__(module, *args, **kwargs)

@@ -94,20 +94,43 @@ def per_module(
     """The transformation applied to each of a method's stacked modules by itself.
 
     An adapter's leaf stacks K modules in front. Second moments, clipping and scaling of one task
-    must not depend on another's, so the transformation is mapped over that axis. A base that
-    trains may hold stacked layers (`adalink_jax.models.stacking`), and is mapped over these.
+    must not depend on another's, so the transformation is mapped over that axis. Leaves of the
+    base that the method unlocks have none. A base that trains may hold stacked layers
+    (`adalink_jax.models.stacking`), and is mapped over these.
     """
-    for _ in method.stacked_axes:
-        inner = transformation
-
-        def update(updates, state, params=None, inner=inner):
-            return jax.vmap(inner.update)(updates, state, params)
-
-        transformation = optax.GradientTransformation(jax.vmap(inner.init), update)
+    if method.routed:
+        transformation = _per_route(transformation, method)
     if method.trains_base:
         for stack in STACKS:
             transformation = _per_layer(transformation, stack)
     return transformation
+
+
+def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.GradientTransformation:
+    """Maps over the routes; the state keeps leaves of the base apart, where there are any."""
+
+    def update(updates, state, params=None):
+        return jax.vmap(inner.update)(updates, state, params)
+
+    mapped = optax.GradientTransformation(jax.vmap(inner.init), update)
+
+    def whose(params: Any) -> Any:
+        def label(path, _):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return "method" if method.owns(name) else "base"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    rules = {"method": mapped, "base": inner}
+
+    def chosen(params: Any) -> optax.GradientTransformation:
+        found = set(jax.tree.leaves(whose(params)))
+        return optax.partition(rules, whose) if len(found) > 1 else rules[found.pop()]
+
+    return optax.GradientTransformation(
+        lambda params: chosen(params).init(params),
+        lambda updates, state, params=None: chosen(updates).update(updates, state, params),
+    )
 
 
 def _per_layer(inner: optax.GradientTransformation, stack: str) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.distributed.sharding import (
@@ -30,6 +31,7 @@ from adalink_jax.models.stacking import (
     LayerStack,
     is_stacked,
     map_params,
+    place_in_stack,
     stack_layers,
     unstack_layers,
 )
@@ -44,7 +46,8 @@ class TrainState:
 
     Attributes:
       step: steps done.
-      trainable: the method's tree (full fine-tuning: the whole model).
+      trainable: the method's tree (full fine-tuning: the whole model), with the leaves of the base
+        that the method unlocks.
       opt_state: of the optimizer, for `trainable`.
       frozen: the base (full fine-tuning: empty).
     """
@@ -98,13 +101,23 @@ def _stacked_sharding(layers: Sequence[NamedSharding]) -> NamedSharding:
 def _laid_out(
     params: Params, config: T5Config, method: Method, join: Callable[[list], Any]
 ) -> tuple[Params, Params]:
-    """Divides a whole tree into (trainable, frozen), the base's layers stacked if `config` says."""
+    """Divides a whole tree into (trainable, frozen), the base's layers stacked if `config` says.
+
+    Where a method unlocks a leaf in some layers, the frozen one is stacked with all layers: the
+    network takes the trained ones in place of what stands there.
+    """
     trainable, frozen = split(params, method)
     if not config.stacks_layers:
         return trainable, frozen
     if method.trains_base:
         return stack_layers(trainable, join), frozen
-    return trainable, stack_layers(frozen, join)
+    flat = traverse_util.flatten_dict(dict(frozen))
+    stacked = {place[0] for place in map(place_in_stack, flat) if place}
+    for name, leaf in traverse_util.flatten_dict(dict(trainable)).items():
+        place = place_in_stack(name)
+        if place and place[0] in stacked:
+            flat[name] = leaf
+    return trainable, stack_layers(traverse_util.unflatten_dict(flat), join)
 
 
 def abstract_trees(config: T5Config, method: Method) -> tuple[Params, Params]:
@@ -138,8 +151,7 @@ def create(
     """
     shardings = model_shardings(config, method, mesh, layout)
     trainable_shardings, frozen_shardings = _laid_out(shardings, config, method, _stacked_sharding)
-    params = adapter if method.trains_base else merge(base, adapter)
-    trees = _laid_out(params, config, method, LayerStack)
+    trees = _laid_out(merge(base, adapter), config, method, LayerStack)
     trainable = _place(trees[0], trainable_shardings)
     frozen = _place(trees[1], frozen_shardings, frozen_dtype)
     opt_shardings = _opt_shardings(optimizer, trainable, trainable_shardings, mesh)[1]

@@ -15,6 +15,10 @@ from adalink_jax.training.losses import cross_entropy
 from adalink_jax.training.optimizers import Schedule
 from adalink_jax.training.state import TrainState
 
+# Any number; it divides the stream of dropout from all others of a run's key.
+_DROPOUT = 0xD0
+
+
 Batch = Mapping[str, Array]
 
 # A batch's features under T5X's names, as the network's arguments take them.
@@ -68,6 +72,11 @@ def loss_fn(
     return loss, {"loss": loss, "z_loss": z, "right": right, "tokens": jnp.sum(weights)}
 
 
+def dropout_key(key: Array, step: Array | int) -> Array:
+    """The key of a step's dropout. The initialisation splits `key`: this is another stream."""
+    return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), step)
+
+
 def make_train_step(
     model: Transformer,
     optimizer: optax.GradientTransformation,
@@ -81,7 +90,7 @@ def make_train_step(
 
     Loss and gradients are summed over the accumulated parts of a batch and divided once, by the
     batch's number of target tokens, so that accumulation changes nothing but memory. Dropout
-    depends on (key, step) alone, so that a resumed run repeats it. The key is the same at every
+    depends only on (key, step), so that a resumed run repeats it. The key is the same at every
     step; it is an argument so that runs of different seeds are one compiled program.
 
     Args:
@@ -92,9 +101,8 @@ def make_train_step(
       label_smoothing: mass.
       accumulation_steps: into how many parts a batch is divided.
     """
-    has_dropout = model.config.dropout_rate > 0 or getattr(model.method, "dropout_rate", 0) > 0
 
-    def gradients(trainable: Params, frozen: Params, batch: Batch, key: Array | None):
+    def gradients(trainable: Params, frozen: Params, batch: Batch, key: Array):
         def loss(trainable):
             return loss_fn(model, trainable, frozen, batch, key, z_loss, label_smoothing)
 
@@ -104,7 +112,7 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, key: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(key, state.step) if has_dropout else None
+        key = dropout_key(key, state.step)
         if accumulation_steps == 1:
             grads, sums = gradients(state.trainable, state.frozen, batch, key)
         else:
@@ -158,10 +166,8 @@ def _accumulated(gradients, state: TrainState, batch: Batch, key, parts: int) ->
 
     def add(total, part):
         index, rows = part
-        part_key = None if key is None else jax.random.fold_in(key, index)
-        return jax.tree.map(
-            jnp.add, total, gradients(state.trainable, state.frozen, rows, part_key)
-        ), None
+        found = gradients(state.trainable, state.frozen, rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, found), None
 
     first = jax.tree.map(lambda x: x[0], divided)
     shapes = jax.eval_shape(gradients, state.trainable, state.frozen, first, key)

@@ -24,6 +24,7 @@ from adalink_jax.checkpoints import (
 )
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
+from tests.methods.toys import example
 
 
 @pytest.fixture
@@ -94,8 +95,7 @@ def test_round_trip_is_exact(save, tree, tiny, params):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_settings_of_every_method_make_it_again(save, name):
-    required = [f for f in dataclasses.fields(METHODS[name]) if f.default is dataclasses.MISSING]
-    method = METHODS[name](**{field.name: 4 for field in required})
+    method = example(name)
     folder = save(method_name=name, settings=dataclasses.asdict(method))
     found = load_adapter(folder)
     assert METHODS[found.method_name](**found.settings) == method

@@ -11,6 +11,7 @@ from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.parameters import abstract_params
+from tests.methods.toys import example
 
 
 def test_a_batch_that_the_mesh_does_not_divide():
@@ -31,8 +32,7 @@ def test_devices_that_a_model_cannot_be_spread_over():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_axis_has_a_rule_and_adapters_are_not_split(tiny, name):
-    method = METHODS[name](**({"rank": 2} if name in ("adalink", "lora") else {}))
-    _, axes = abstract_params(tiny[0], method)
+    _, axes = abstract_params(tiny[0], example(name))
     rules = dict(sharding.RULES)
     for parameter, metadata in traverse_util.flatten_dict(dict(axes), sep="/").items():
         places = [rules[axis] for axis in metadata.names]  # A KeyError is an axis without a rule.

@@ -7,6 +7,7 @@ in which the base is stored.
 Several processes join by the environment that `adalink_jax.distributed.hosts.joined` reads.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from adalink_jax.training import optimizers, state, step
 
 STEPS = 20
 BATCH_SIZE = 16
-KWARGS = {"adalink": {"rank": 2}, "lora": {"rank": 2}, "prompt_tuning": {"length": 2}}
+KWARGS = {"prompt_tuning": {"length": 2}}
 CONFIG = T5Config(
     vocab_size=48,
     emb_dim=16,
@@ -60,7 +61,8 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 def losses(name: str, layout: sharding.Layout, base) -> list[float]:
     """The losses of one method's steps on the layout's mesh."""
-    method = METHODS[name](**KWARGS.get(name, {}))
+    required = [f for f in dataclasses.fields(METHODS[name]) if f.default is dataclasses.MISSING]
+    method = METHODS[name](**KWARGS.get(name, {field.name: 2 for field in required}))
     rate = optimizers.factors(base_learning_rate=1e-3)
     plain = method.trains_base
     optimizer = optimizers.per_module(

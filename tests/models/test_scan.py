@@ -22,6 +22,7 @@ from adalink_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.cost import formulas, programs
 from adalink_jax.training import optimizers, state, step
+from tests.methods.toys import required
 
 BOTH = ("encoder", "decoder")
 CASES = {
@@ -30,8 +31,8 @@ CASES = {
     "lora_of_one_layer": ("lora", {"rank": 2, "stacks": BOTH, "layers": (1,), "routes": 3}),
     "prompt_tuning": ("prompt_tuning", {"length": 4, "bottleneck": 5, "dropout_rate": 0.0}),
 }
-# A method that is added to `METHODS` runs through the tests unasked, with its defaults.
-CASES |= {name: (name, {}) for name in METHODS if name not in dict(CASES.values())}
+# A method that is added to `METHODS` runs through the tests unasked.
+CASES |= {name: (name, required(name)) for name in METHODS if name not in dict(CASES.values())}
 STEPS = 5
 
 

@@ -15,8 +15,8 @@ from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.cost import programs
 from adalink_jax.training import optimizers, state, step
+from tests.methods.toys import example
 
-SETTINGS = {"adalink": {"rank": 2}, "lora": {"rank": 2}}
 ADAPTERS = [name for name in METHODS if not METHODS[name].trains_base]
 STORED = ("bfloat16", "int8")
 RATE = optimizers.factors(base_learning_rate=0.01)
@@ -26,7 +26,7 @@ OPTIMIZER = optimizers.adafactor(RATE, multiply_by_parameter_scale=False, factor
 def started(tiny, name: str, frozen_dtype: str):
     """A state before its first step, and the compiled step."""
     config, base, _ = tiny
-    method = METHODS[name](**SETTINGS.get(name, {}))
+    method = example(name)
     optimizer = optimizers.per_module(OPTIMIZER, method)
     mesh = sharding.make_mesh()
     with sharding.on_mesh(mesh):

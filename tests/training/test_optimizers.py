@@ -91,10 +91,11 @@ def test_routes_do_not_disturb_each_other():
     mapped = optimizers.per_module(plain, METHODS["adalink"](rank=130, routes=3))
     params = rng.normal(size=(3, 140, 130)).astype(np.float32)
     grads = (rng.normal(size=params.shape) * np.array([1e-3, 1, 1e3])[:, None, None]).astype("f4")
-    updates, _ = mapped.update({"down": grads}, mapped.init({"down": params}), {"down": params})
+    params_tree, grads_tree = ({"adalink": {"down": leaf}} for leaf in (params, grads))
+    updates, _ = mapped.update(grads_tree, mapped.init(params_tree), params_tree)
     for k in range(3):
         alone, _ = plain.update(grads[k], plain.init(params[k]), params[k])
-        np.testing.assert_allclose(updates["down"][k], alone, rtol=1e-5)
+        np.testing.assert_allclose(updates["adalink"]["down"][k], alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,21 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import Method
 from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training import optimizers, state, step
 from adalink_jax.training.losses import cross_entropy
+from tests.methods.toys import Stabilised
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -77,6 +81,50 @@ def test_dropout_is_a_function_of_seed_and_step(tiny):
     second = run(tiny, 2, 0.3)[1]["loss"]
     assert abs(first - second) > 1e-3  # Another step, another mask.
     assert float(first) != float(run(tiny, 1, 0.0)[1]["loss"])
+
+
+def test_dropout_of_any_name_is_on_while_training(tiny):
+    """Over a base without dropout, a method's own field is enough, whatever it is called."""
+    losses = [
+        float(run(tiny, 2, method=Stabilised(rank=2, bottleneck_dropout=rate))[1]["loss"])
+        for rate in (0.0, 0.5)
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def halves(key):
+    """The bits of a key as four numbers that float32 holds exactly."""
+    bits = jax.random.key_data(key)
+    return jnp.concatenate([bits >> 16, bits & 0xFFFF]).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keys(Method):
+    """Its parameters are the keys that it is initialised with."""
+
+    scope = "keys"
+
+    def inputs(self, x, ctx):
+        dense = nn.Dense(1, False, kernel_init=lambda key, *_: halves(key)[:, None], name="keys")
+        dense(jnp.ones(4))
+        return x, ctx
+
+    def initialise(self, adapter, base, token_ids, key):
+        return {**adapter, "drawn": {"keys": halves(key)}}
+
+
+def test_no_key_of_a_step_is_one_of_the_initialisation(tiny):
+    config, base, _ = tiny
+    key = jax.random.key(5)
+    found = jax.tree.leaves(parameters.init_adapter(config, Keys(), base, key))
+    used = {tuple(np.ravel(leaf).tolist()) for leaf in found}
+    network, method = (tuple(halves(one).tolist()) for one in jax.random.split(key))
+    assert len(used) == 3 and method in used
+    used |= {network, tuple(halves(key).tolist())}
+    # What dropout once had.
+    assert tuple(halves(jax.random.fold_in(key, 0)).tolist()) == network
+    for number in range(4):
+        assert tuple(halves(step.dropout_key(key, number)).tolist()) not in used
 
 
 def test_create_leaves_the_caller_arrays_alone(tiny):

@@ -152,7 +152,7 @@ class _Walk:
 
     def __init__(self, config: T5Config, method: Method, shape: Shape, slots: int):
         self.config, self.method, self.shape = config, method, shape
-        self.slots = min(slots, getattr(method, "routes", 1))
+        self.slots = min(slots, method.routes)
         self.forward = self.backward = self.own = 0
         self.width = config.num_heads * config.head_dim
         prompt = method.length if isinstance(method, PromptTuning) else 0

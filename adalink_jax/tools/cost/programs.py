@@ -78,7 +78,7 @@ def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1)
     model = Transformer(config, method, slots)
     trainable, frozen = abstract_trees(config, method)
     batch = batch_of(config, shape, jax.ShapeDtypeStruct)
-    key = jax.eval_shape(lambda: jax.random.key(0)) if config.dropout_rate else None
+    key = jax.eval_shape(lambda: jax.random.key(0))
 
     def loss(trainable, frozen, batch, key):
         return loss_fn(model, trainable, frozen, batch, key, 1e-4, 0.0)
@@ -201,8 +201,7 @@ def time_forward(config: T5Config, method: Method, shape: Shape, repetitions: in
     config = dataclasses.replace(config, dropout_rate=0.0)
     base = init_base(config, jax.random.key(0))
     adapter = init_adapter(config, method, base, jax.random.key(1))
-    params = adapter if method.trains_base else merge(base, adapter)
-    params = place_params(config, method, params, make_mesh())
+    params = place_params(config, method, merge(base, adapter), make_mesh())
     batch = _random_batch(config, shape)
     model = Transformer(config, method)
 

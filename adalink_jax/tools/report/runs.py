@@ -78,12 +78,12 @@ class Run:
         """How the tasks of a mixture are adapted: "per task", "shared", or "" for a single task."""
         if len(self.tasks) < 2:
             return ""
-        return "per task" if getattr(self.method, "routes", 1) > 1 else "shared"
+        return "per task" if self.method.routes > 1 else "shared"
 
     @property
     def size(self) -> int | None:
-        """Rank or prompt length; None for full fine-tuning."""
-        return getattr(self.method, "rank", getattr(self.method, "length", None))
+        """The method's size, such as a rank; None for a method of one size."""
+        return self.method.size
 
 
 def method_label(name: str, method: Method) -> str:
@@ -91,11 +91,10 @@ def method_label(name: str, method: Method) -> str:
     parts = [name]
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
-        # A stored prompt is the resulting one: how it was trained is no part of it.
-        passing = ("routes", "dropout_rate", "reparameterise", "bottleneck", "initialisation")
-        if field.name in passing:
+        # What is stored is the result: how it was trained is no part of it.
+        if field.name == "routes" or field.name in method.training_only:
             continue
-        if field.name in ("rank", "length") or value != field.default:
+        if field.name == method.size_field or value != field.default:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"{field.name} {shown}")
     return ", ".join(parts)

@@ -1,8 +1,8 @@
 """Adapters that lie stacked in memory as the routes of one method, so that one batch mixes them.
 
-A task, a tenant, a modality are all a route. Adapters of one kind (a method with its settings, but
-for the rank) share a bank: ``down [C,D,R]``, ``up [C,R,F]``, where C is the bank's capacity. Its
-slots are filled and emptied as requests come.
+A task, a tenant, a modality are all a route. Adapters of one kind (a method with its settings, and
+its size where it cannot be widened) share a bank, whose leaves are ``[C, …]``, where C is its
+capacity. Its slots are filled and emptied as requests come.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method, Params, split
-from adalink_jax.models.parameters import abstract_params
+from adalink_jax.models.parameters import abstract_params, widened
 from adalink_jax.models.t5 import T5Config
 
 
@@ -25,46 +25,38 @@ class Module:
     """One route of an adapter, ready to be put into a bank.
 
     Attributes:
-      kind: the method with one route and rank 1; modules of equal kinds share a bank.
-      rank: R; 1 for a method without a rank.
+      kind: its method, as inference needs it; at size 1 where it can be widened. Modules of equal
+        kinds share a bank.
+      size: of the module; 1 where its kind says it.
       tree: the method's tree with one route, float32.
     """
 
     kind: Method
-    rank: int
+    size: int
     tree: Mapping[str, Any]
 
 
 def module(method: Method, tree: Params, route: int) -> Module:
     """Takes one route out of an adapter.
 
-    A rank may be any in one bank, so LoRA's factor alpha / rank goes into its `up`.
-
     Raises:
-      UserError: the method has no routes: it is a whole model.
+      UserError: it is a whole model, or holds parts of the base.
     """
-    if method.trains_base or not hasattr(method, "routes"):
+    names = traverse_util.flatten_dict(dict(tree), sep="/")
+    if not method.routed or not all(map(method.owns, names)):
         raise UserError(f"of method '{method.scope}': it cannot share a batch with others")
-    own = jax.tree.map(lambda leaf: np.asarray(leaf)[route : route + 1], dict(tree))
-    rank, changes = getattr(method, "rank", 1), {"routes": 1}
-    if hasattr(method, "rank"):
-        changes["rank"] = 1
-    if hasattr(method, "alpha"):
-        flat = traverse_util.flatten_dict(own, sep="/")
-        scale = np.float32(method.alpha / rank)
-        flat = {k: v * scale if k.endswith("/up") else v for k, v in flat.items()}
-        own = traverse_util.unflatten_dict(flat, sep="/")
-        changes["alpha"] = 1.0
-    if hasattr(method, "dropout_rate"):
-        changes["dropout_rate"] = 0.0
-    return Module(dataclasses.replace(method, **changes), rank, own)
+    method, tree = method.for_inference(jax.tree.map(np.asarray, dict(tree)))
+    method, tree = method.one_route(tree, route)
+    if method.widens and method.size is not None:
+        return Module(method.resized(1), method.size, tree)
+    return Module(method, 1, tree)
 
 
 class Bank:
     """Modules of one kind on the device, by name; the one unused for longest makes room.
 
     Attributes:
-      method: what the network runs with: `capacity` routes of the largest rank so far.
+      method: what the network runs with: `capacity` routes of the largest size so far.
       params: the method's tree on the device, every leaf [capacity, …].
     """
 
@@ -81,26 +73,26 @@ class Bank:
         self._modules: dict[str, Module] = {}
         self._resize(1)
 
-    def _resize(self, rank: int) -> None:
-        changes: dict[str, Any] = {"routes": self._capacity}
-        if hasattr(self._kind, "rank"):
-            changes["rank"] = rank
-        if hasattr(self._kind, "alpha"):
-            changes["alpha"] = float(rank)  # A factor of 1: the modules hold their own.
-        self._rank = rank
-        self.method = dataclasses.replace(self._kind, **changes)
-        shapes, _ = split(abstract_params(self._config, self.method)[0], self.method)
-        self.params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    def _resize(self, size: int) -> None:
+        self._size = size
+        wide = self._kind.resized(size) if self._kind.widens else self._kind
+        shapes, _ = split(abstract_params(self._config, wide)[0], wide)
+        empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        self.method, params = wide.stack([empty] * self._capacity)
+        self.params = jax.tree.map(jnp.asarray, params)
         for name, slot in self._slots.items():
             self._write(slot, self._modules[name])
 
     def _write(self, slot: int, module: Module) -> None:
-        def put(leaf, value):
-            # A smaller rank is filled up with zeros, which every activation maps to zero.
-            wider = [(0, have - got) for have, got in zip(leaf.shape[1:], value.shape[1:])]  # noqa: B905
-            return leaf.at[slot].set(jnp.pad(value[0], wider))
+        tree = module.tree
+        if self._kind.widens:
+            method = self._kind.resized(module.size)
+            _, tree = widened(self._config, method, tree, self._size)
 
-        self.params = jax.tree.map(put, self.params, dict(module.tree))
+        def put(leaf, value):
+            return leaf.at[slot].set(value[0])
+
+        self.params = jax.tree.map(put, self.params, dict(tree))
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots
@@ -128,9 +120,9 @@ class Bank:
             self.unload(oldest)
         slot = min(set(range(self._capacity)) - set(self._slots.values()))
         self._slots[name], self._modules[name] = slot, module
-        if module.rank > self._rank:
-            # Doubling, so that growing ranks compile few programs.
-            self._resize(1 << (module.rank - 1).bit_length())
+        if module.size > self._size:
+            # Doubling, so that growing sizes compile few programs.
+            self._resize(1 << (module.size - 1).bit_length())
         else:
             self._write(slot, module)
 

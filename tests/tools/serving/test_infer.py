@@ -19,6 +19,7 @@ from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.serving.requests import Request
 from adalink_jax.tools.serving.service import Service
+from tests.methods.toys import Stabilised
 
 LABELS = ("negative", "positive", "acceptable")
 TEXTS = ("the happy dog likes the park", "a cat", "the bad film was not good at all", "dogs sing")
@@ -161,6 +162,23 @@ STREAM = [
     ('{"text": "%s", "labels": ["positive", "negative"]}' % ("dog " * 100_000), None),
     ('{"text": "the end", "id": {"n": 7}, "labels": ["positive"]}', None),
 ]  # fmt: skip
+
+
+def test_a_scale_that_depends_on_the_rank_stays_what_it_is(base, mini_base, tmp_path, monkeypatch):
+    """rsLoRA of ranks 8 and 16, from two tenants of one service."""
+    monkeypatch.setitem(METHODS, "stabilised", Stabilised)
+    trees, methods = {}, {f"rank_{rank}": Stabilised(rank=rank) for rank in (8, 16)}
+    for number, (name, method) in enumerate(methods.items()):
+        monkeypatch.setitem(METHODS_OF, name, method)
+        tree = init_adapter(base[0], method, base[1], jax.random.key(number))
+        rng = np.random.default_rng(number)
+        trees[name] = jax.tree.map(lambda x, r=rng: r.normal(0, 0.2, x.shape).astype("f4"), tree)
+        write(tmp_path / name, base, method, trees[name])
+    service = Service(str(mini_base), str(tmp_path), tasks.MINI_VOCABULARY, {}, max_inputs=32)
+    requests = [Request(i + 1, TEXTS[0], name, LABELS) for i, name in enumerate(methods)]
+    for request, one in zip(requests, service.answers(requests), strict=True):
+        expected = alone(base, trees, request.text, request.adapter)
+        np.testing.assert_allclose(list(one["scores"].values()), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.slow
