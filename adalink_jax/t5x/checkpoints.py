@@ -69,7 +69,7 @@ def check_restored(
     if is_resuming:
         return state_dict
     held, wanted = _parameters(state_dict), _parameters(target_state_dict)
-    own = {name for name in wanted if method.trainable(name) and not method.trains_base}
+    own = {name for name in wanted if method.owns(name)}
     new = own - held
     refuse("lacks", wanted - held - own, "that would start from random values")
     refuse("holds", held - wanted, "that this model has no place for")

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import t5x.models
-from flax import core
+from flax import core, traverse_util
 
 from adalink_jax.checkpoints import load_base
 from adalink_jax.errors import UserError
@@ -72,7 +72,13 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         with self._given_routes(zeros):
             variables = super().get_initial_variables(rng, input_shapes, input_types)
         variables = core.unfreeze(variables)
-        adapter, base = split(variables["params"], self.module.method)
+        method = self.module.method
+        adapter, base = split(variables["params"], method)
+        if base and not all(map(method.owns, traverse_util.flatten_dict(adapter, sep="/"))):
+            raise UserError(
+                f"method '{method.scope}' trains parts of the base, whose values T5X restores with "
+                "the base: train it with this project's own runner"
+            )
         variables["params"] = merge(base, self._initialised(adapter, rng))
         return core.freeze(variables)
 

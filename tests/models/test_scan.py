@@ -20,9 +20,10 @@ from adalink_jax.models import decoding, parameters
 from adalink_jax.models.config import REMATS
 from adalink_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.tools.cost import formulas, programs
+from adalink_jax.tools.cost.counts import Shape, traced_flops
 from adalink_jax.training import optimizers, state, step
 from tests.methods.toys import required
+from tests.tools.cost import formulas
 
 BOTH = ("encoder", "decoder")
 CASES = {
@@ -364,14 +365,14 @@ def test_more_than_twelve_layers_are_scanned_unless_said_otherwise():
         T5Config(8, remat="minimum")
 
 
-FLOPS = formulas.Shape(4, 9, 5)
+FLOPS = Shape(4, 9, 5)
 
 
 @pytest.mark.parametrize("case", ["full", "adalink"])
 def test_products_are_as_many_scanned_as_unscanned(case, small):
     name, kwargs = CASES[case]
     config = dataclasses.replace(small[0], relpos_bias_per_layer=False, scan_layers=True)
-    found = programs.traced_flops(config, METHODS[name](**kwargs), FLOPS)
+    found = traced_flops(config, METHODS[name](**kwargs), FLOPS)
     expected = formulas.flops(config, METHODS[name](**kwargs), FLOPS)
     assert (found.forward, found.train) == (expected.forward, expected.train)
 
@@ -384,7 +385,7 @@ def test_a_scan_goes_back_through_all_of_the_decoders_first_layer(small):
     """
     config = dataclasses.replace(small[0], relpos_bias_per_layer=False, scan_layers=True)
     method = METHODS["adalink"](rank=3)
-    found = programs.traced_flops(config, method, FLOPS)
+    found = traced_flops(config, method, FLOPS)
     expected = formulas.flops(config, method, FLOPS)
     batch, inputs, targets, width = FLOPS.batch, FLOPS.inputs, FLOPS.targets, 16
     linear = 5 * 2 * batch * targets * width**2
@@ -407,9 +408,9 @@ def test_rematerialisation_costs_what_it_should_at_xxl(name):
         num_decoder_layers=24, head_dim=64, mlp_dim=10240, mlp_activations=("gelu", "linear"),
         dropout_rate=0.0,
     )  # fmt: skip
-    shape = formulas.Shape(128, 512, 16)
+    shape = Shape(128, 512, 16)
     for remat, expected in zip(REMATS, RATIOS[name], strict=True):
-        found = programs.traced_flops(dataclasses.replace(config, remat=remat), method, shape)
+        found = traced_flops(dataclasses.replace(config, remat=remat), method, shape)
         ratio = found.train / found.forward
         print(f"{name}, remat {remat}: step ÷ forward {ratio:.3f}, elsewhere {expected}")
         assert ratio == pytest.approx(expected, abs=0.05)

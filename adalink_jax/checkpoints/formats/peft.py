@@ -81,17 +81,16 @@ def save_peft(
     Raises:
       UserError: PEFT has no such method, or the folder exists or cannot be written.
     """
+    # Not of a subclass: it may compute something else.
+    write = next((write for kind, write, _ in _FORMATS.values() if type(method) is kind), None)
+    if write is None:
+        names = " and ".join(f"'{kind.scope}'" for kind, _, _ in _FORMATS.values())
+        raise UserError(
+            f"PEFT has no format for an adapter of method '{method.scope}'; it has one for {names}"
+        )
     flat = traverse_util.flatten_dict(dict(tree), sep="/")
     flat = {name: np.asarray(leaf[route], np.float32) for name, leaf in flat.items()}
-    if isinstance(method, LoRA):
-        settings, tensors = _lora_to_peft(method, flat, config)
-    elif isinstance(method, PromptTuning):
-        settings, tensors = _prompt_to_peft(flat, config)
-    else:
-        raise UserError(
-            f"PEFT has no format for an adapter of method '{method.scope}'; it has one for 'lora' "
-            "and 'prompt_tuning'"
-        )
+    settings, tensors = write(method, flat, config)
     settings |= {
         "base_model_name_or_path": None,
         "inference_mode": True,
@@ -123,15 +122,15 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
     settings = _read_config(folder)
     tensors = _read_tensors(folder)
     kind = settings.get("peft_type")
-    if not isinstance(kind, str) or kind not in _READ:
-        raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; LORA and PROMPT_TUNING are read")
+    if not isinstance(kind, str) or kind not in _FORMATS:
+        read = " and ".join(_FORMATS)
+        raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; {read} are read")
     for name, value in settings.items():
         # Whatever is not known and not off may change what the adapter computes.
         if value and value != "none" and name not in _HARMLESS | _READ[kind]:
             shown = name if name.isprintable() else repr(name)
             raise UserError(f"{folder / CONFIG}: {shown} = {value!r}, which has no equal here")
-    read = _lora_from_peft if kind == "LORA" else _prompt_from_peft
-    method, flat = read(settings, tensors, config, str(folder))
+    method, flat = _FORMATS[kind][2](settings, tensors, config, str(folder))
     tree = {name: np.ascontiguousarray(array)[None] for name, array in flat.items()}
     return method, traverse_util.unflatten_dict(tree, sep="/")
 
@@ -210,7 +209,7 @@ def _lora_to_peft(
 
 
 def _prompt_to_peft(
-    flat: Mapping[str, np.ndarray], config: T5Config
+    method: PromptTuning, flat: Mapping[str, np.ndarray], config: T5Config
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     prompt = flat[f"encoder/{PromptTuning.scope}/prompt"]
     settings = {
@@ -302,3 +301,10 @@ def _prompt_from_peft(
     # PEFT keeps rows for the decoder too, and T5 takes the first alone.
     method = PromptTuning(length=length, reparameterise=False, initialisation="random")
     return method, {f"encoder/{PromptTuning.scope}/prompt": tensors[_PROMPT][:length]}
+
+
+# PEFT's name of a format → the method, its writer and its reader.
+_FORMATS: Mapping[str, tuple[type[Method], Callable[..., Any], Callable[..., Any]]] = {
+    "LORA": (LoRA, _lora_to_peft, _lora_from_peft),
+    "PROMPT_TUNING": (PromptTuning, _prompt_to_peft, _prompt_from_peft),
+}

@@ -15,7 +15,7 @@ from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools import tables
 from adalink_jax.tools.cost import programs
-from adalink_jax.tools.cost.formulas import Shape, flops, parameters
+from adalink_jax.tools.cost.counts import Shape, parameters, traced_flops
 
 LATENCY_BATCHES = (1, 8, 64)
 
@@ -24,10 +24,10 @@ _NOTES = """\
 {dropout_rate}. T is padded: every row counts whole.
 * *stored*: the adapter's parameters, float32 on disk. *trainable*: with what only training needs.
 * *forward*, *step*: operations of matrix products, two to a multiply-add, as counted in the \
-traced program; where the closed formula gives another number, both stand there. *× base*: to the \
-base's own forward pass. A frozen layer is still passed through backwards: that is one forward \
-pass more; freezing saves the gradients of the kernels, which is another.
-* *its own*: operations of the step that are the method's own products; its longer sequence \
+traced program. *× base*: to the base's own forward pass. A frozen layer is still passed through \
+backwards: that is one forward pass more; freezing saves the gradients of the kernels, which is \
+another.
+* *its own*: operations of the step's products in the method's own modules; its longer sequence \
 (prompt tuning) is in *step*.
 * *state*: parameters, gradients and Adafactor's state, without activations.
 """
@@ -87,9 +87,8 @@ def rows(
 def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> dict[str, Any]:
     config, method = candidate.config, candidate.method
     counts = parameters(config, method)
-    base = programs.traced_flops(config, Method(), shape)
-    traced = programs.traced_flops(config, method, shape)
-    formula = flops(config, method, shape)
+    base = traced_flops(config, Method(), shape)
+    traced = traced_flops(config, method, shape)
     found = {
         "model": candidate.model,
         "method": candidate.label,
@@ -99,9 +98,7 @@ def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> 
         "adapter_bytes": counts.adapter_bytes,
         "forward_flops": traced.forward,
         "step_flops": traced.train,
-        "forward_flops_formula": formula and formula.forward,
-        "step_flops_formula": formula and formula.train,
-        "method_flops": formula and formula.method,
+        "method_flops": traced.method,
         "step_to_base_forward": traced.train / base.forward,
         "state_bytes": programs.state_bytes(config, method),
     }
@@ -171,10 +168,10 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
         "trainable": f"{one['trainable']:,}",
         "stored": f"{one['stored']:,}",
         "bytes": tables.in_bytes(one["adapter_bytes"]),
-        "forward": _products(one, "forward_flops"),
-        "step": _products(one, "step_flops"),
+        "forward": tables.in_thousands(one["forward_flops"]),
+        "step": tables.in_thousands(one["step_flops"]),
         "× base": f"{one['step_to_base_forward']:.2f}",
-        "its own": "" if one["method_flops"] is None else tables.in_thousands(one["method_flops"]),
+        "its own": tables.in_thousands(one["method_flops"]),
         "state": tables.in_bytes(one["state_bytes"]),
     }
     if compiled:
@@ -188,12 +185,6 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
             times = [one.get(f"{name}_{quantile}_s") for quantile in ("p50", "p95")]
             cells[title] = "" if None in times else " / ".join(f"{1e3 * t:.3g}" for t in times)
     return cells
-
-
-def _products(one: Mapping[str, Any], name: str) -> str:
-    traced, formula = one[name], one[f"{name}_formula"]
-    text = tables.in_thousands(traced)
-    return text if formula in (None, traced) else f"{text} (formula {tables.in_thousands(formula)})"
 
 
 def plot(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:

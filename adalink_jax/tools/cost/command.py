@@ -59,5 +59,5 @@ def matched(model: str, label: str, parameters: int) -> budget.Match:
       parameters: the budget.
     """
     name, *settings = label.split(":")
-    architecture, _ = gin_files.shipped(model, name, settings)
-    return budget.match(architecture, name, parameters)
+    architecture, method = gin_files.shipped(model, name, settings)
+    return budget.match(architecture, method, parameters)

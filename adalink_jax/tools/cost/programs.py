@@ -1,13 +1,12 @@
-"""What a method costs, by the program itself: traced, compiled, or run on the present device.
+"""What a method costs, by the program itself: compiled, or run on the present device.
 
-Three counts of the same step stand beside the closed formulas (`formulas`): the matrix products
-of its jaxpr, whatever the method and however layers are repeated; what XLA says of the program
-that it compiled, with all elementwise operations; and time on the device.
+Beside the traced products (`counts`) stand what XLA says of the program that it compiled, with all
+elementwise operations, and time on the device.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,10 +18,10 @@ from adalink_jax.distributed.sharding import make_mesh, on_mesh
 from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.tools.cost.formulas import Flops, Shape
+from adalink_jax.tools.cost.counts import Shape, batch_of
 from adalink_jax.training.optimizers import adafactor, per_module
 from adalink_jax.training.state import TrainState, abstract_trees, create, place_params
-from adalink_jax.training.step import loss_fn, make_train_step
+from adalink_jax.training.step import make_train_step
 
 _WARM_UPS = 2
 
@@ -53,79 +52,6 @@ class Latency:
 
     p50: float
     p95: float
-
-
-def batch_of(config: T5Config, shape: Shape, make: Callable[[tuple, Any], Any]) -> dict[str, Any]:
-    """A batch's features, each made by ``make(shape, dtype)``."""
-    inputs, targets = (shape.batch, shape.inputs), (shape.batch, shape.targets)
-    features = {"encoder_input_tokens": inputs, "encoder_routes": inputs}
-    features |= dict.fromkeys(
-        ("decoder_input_tokens", "decoder_target_tokens", "decoder_routes"), targets
-    )
-    batch = {name: make(size, jnp.int32) for name, size in features.items()}
-    return batch | {"decoder_loss_weights": make(targets, jnp.float32)}
-
-
-def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1) -> Flops:
-    """Operations of the products in the jaxprs of the forward pass and of the step's gradients.
-
-    Args:
-      config: the base's architecture, with its dropout and dtype.
-      method: any method.
-      shape: of the batch.
-      slots: how many routes one row may hold.
-    """
-    model = Transformer(config, method, slots)
-    trainable, frozen = abstract_trees(config, method)
-    batch = batch_of(config, shape, jax.ShapeDtypeStruct)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def loss(trainable, frozen, batch, key):
-        return loss_fn(model, trainable, frozen, batch, key, 1e-4, 0.0)
-
-    def gradients(*arguments):
-        return jax.grad(loss, has_aux=True)(*arguments)
-
-    arguments = (trainable, frozen, batch, key)
-    return Flops(
-        forward=product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr),
-        train=product_flops(jax.make_jaxpr(gradients)(*arguments).jaxpr),
-    )
-
-
-def product_flops(jaxpr: Any) -> int:
-    """Operations of all matrix products in a jaxpr: two to a multiply-add, loops unrolled.
-
-    Args:
-      jaxpr: a ``jax.core.Jaxpr``.
-
-    Raises:
-      ValueError: a product stands in a loop whose number of rounds the jaxpr does not tell.
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = 1
-            for axis in contracted:
-                inner *= left[axis]
-            total += 2 * inner * equation.outvars[0].aval.size
-            continue
-        inside = sum(product_flops(inner) for inner in _inner_jaxprs(equation))
-        if inside and name == "while":
-            raise ValueError("a while loop holds matrix products: their number is unknown")
-        total += inside * (equation.params["length"] if name == "scan" else 1)
-    return total
-
-
-def _inner_jaxprs(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)  # A closed jaxpr holds its jaxpr.
-            if hasattr(item, "eqns"):
-                yield item
 
 
 def default_optimizer(method: Method) -> optax.GradientTransformation:

@@ -16,7 +16,7 @@ from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.models.kernels import FROZEN_DTYPES
-from adalink_jax.tools.cost.formulas import Shape
+from adalink_jax.tools.cost.counts import Shape
 from adalink_jax.tools.planning import rows, tables, topologies
 from adalink_jax.tools.planning.compiling import LEVELS, OPTIMIZERS, Case
 

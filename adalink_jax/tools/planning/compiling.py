@@ -16,8 +16,8 @@ from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config, Transformer
-from adalink_jax.tools.cost.formulas import Shape
-from adalink_jax.tools.cost.programs import batch_of, default_optimizer
+from adalink_jax.tools.cost.counts import Shape, batch_of
+from adalink_jax.tools.cost.programs import default_optimizer
 from adalink_jax.tools.planning import collectives, memory
 from adalink_jax.tools.planning.topologies import Topology
 from adalink_jax.training.optimizers import per_module

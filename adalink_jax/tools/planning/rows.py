@@ -8,8 +8,7 @@ import jax
 
 from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.tools.cost import programs
-from adalink_jax.tools.cost.formulas import Flops, Shape, flops
+from adalink_jax.tools.cost.counts import Flops, Shape, traced_flops
 from adalink_jax.tools.planning import advice
 from adalink_jax.tools.planning.compiling import Case, Prepared, Program
 from adalink_jax.tools.planning.topologies import Chip, libtpu_version
@@ -94,12 +93,12 @@ def row(case: Case, level: str) -> dict[str, Any]:
 @functools.cache
 def _flops(config: T5Config, method: Method, shape: Shape) -> dict[str, Flops]:
     """Operations of the step on all chips: as the hardware does them, and without recomputation."""
-    formula = flops(config, method, shape)
-    hardware = programs.traced_flops(config, method, shape)
-    if formula is None:
-        whole = dataclasses.replace(config, remat="none")
-        formula = programs.traced_flops(whole, method, shape)
-    return {"hardware": hardware, "model": formula}
+    # A scan passes backwards through more than the gradients need.
+    plain = dataclasses.replace(config, remat="none", scan_layers=False)
+    return {
+        "hardware": traced_flops(config, method, shape),
+        "model": traced_flops(plain, method, shape),
+    }
 
 
 def estimate(

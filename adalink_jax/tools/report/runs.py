@@ -1,6 +1,7 @@
 """A finished run, or a base's evaluation, read from its folder."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -11,7 +12,10 @@ from adalink_jax.checkpoints.architecture import config_from
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
-from adalink_jax.tools.cost.formulas import Shape, flops
+from adalink_jax.tools.cost.counts import Shape, traced_flops
+
+# Runs of equal settings are traced once.
+_counted = functools.cache(traced_flops)
 
 _RANDOM = "random weights"
 # What stands in a method's place where a base was scored alone.
@@ -38,7 +42,7 @@ class Run:
       bytes: of the adapter's arrays' file.
       seconds: wall-clock, of training with its compiling and evaluations; None where a start of
         the run was cut off before it could tell.
-      step_flops: operations of a training step at the full lengths, by formula; None without one.
+      step_flops: operations of a training step at the full lengths; None without training.
       scores: each evaluated task's score, in percent; tasks without one are left out.
       metrics: each evaluated task's metrics, {"validation/accuracy": …}.
       curve: (step, {task: score}) of each evaluation.
@@ -186,7 +190,6 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
     method = METHODS[adapter["method"]](**settings)
     lengths = record["data"]["lengths"]
     shape = Shape(configured["batch_size"], lengths["inputs"], lengths["targets"])
-    counted = flops(config, method, shape)
     curve = []
     for line in metrics:
         scores = {
@@ -208,7 +211,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
         stored=sum(math.prod(entry["shape"]) for entry in adapter["tensors"].values()),
         bytes=(folder / "adapter/adapter.safetensors").stat().st_size,
         seconds=_seconds(record["starts"]),
-        step_flops=counted and counted.train,
+        step_flops=_counted(config, method, shape).train,
         curve=tuple(curve),
         **_outcome(record, results),
     )

@@ -199,7 +199,7 @@ def cost_and_score(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> lis
         return []
     note = (
         "Parameters and bytes of one adapter. Operations are those of a training step's matrix"
-        " products at the full lengths, by closed formula (two to a multiply-add); seconds are"
+        " products at the full lengths (two to a multiply-add); seconds are"
         " those of one training with its compiling and evaluations, on the machine that it ran on"
         " and beside whatever else ran there."
     )

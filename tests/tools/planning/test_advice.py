@@ -9,7 +9,7 @@ from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.tools.cost.formulas import Shape
+from adalink_jax.tools.cost.counts import Shape
 from adalink_jax.tools.planning import advice, topologies
 from adalink_jax.tools.planning.compiling import Case
 

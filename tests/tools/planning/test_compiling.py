@@ -12,7 +12,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.tools.cost.formulas import Shape, parameters
+from adalink_jax.tools.cost.counts import Shape, parameters
 from adalink_jax.tools.planning import topologies
 from adalink_jax.tools.planning.compiling import Case, Prepared, Program, optimizer_of
 from adalink_jax.training.optimizers import adafactor, per_module

@@ -14,7 +14,7 @@ import pytest
 from adalink_jax import cli
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.tools.cost.formulas import stored_parameters
+from adalink_jax.tools.cost.counts import stored_parameters
 from adalink_jax.tools.report import page
 
 ARCHITECTURE = {

@@ -1,4 +1,4 @@
-"""What a method costs, by closed formulas: parameters, floating-point operations, bytes.
+"""What a method costs, by closed formulas: the oracle of the traced counts.
 
 Letters: B batch, T encoder length, L target length, D model width, W = heads · head width,
 F MLP width, V vocabulary, R rank, P prompt length. An operation is a multiplication or an
@@ -12,78 +12,16 @@ trained parameter are passed through backwards whole, whatever the method. What 
 not. `_Walk` follows the network in this way, layer by layer.
 """
 
-import dataclasses
 import math
 
 from adalink_jax.checkpoints.architecture import expected_shapes
 from adalink_jax.methods.adalink import AdaLink
-from adalink_jax.methods.base import LINEAR_SITES, Method, Site, split
+from adalink_jax.methods.base import LINEAR_SITES, Method, Site
 from adalink_jax.methods.full import Full
 from adalink_jax.methods.lora import LoRA
 from adalink_jax.methods.prompt_tuning import PromptTuning
-from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config
-
-FLOAT32_BYTES = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The sizes of a batch, in rows and tokens.
-
-    Attributes:
-      batch: B.
-      inputs: T, without the vectors that prompt tuning puts in front.
-      targets: L.
-    """
-
-    batch: int
-    inputs: int
-    targets: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-    """How many parameters there are.
-
-    Attributes:
-      total: of base and method.
-      trainable: what gradients are taken of.
-      stored: what the adapter's file holds (prompt tuning's re-parameterisation is folded in).
-    """
-
-    total: int
-    trainable: int
-    stored: int
-
-    @property
-    def adapter_bytes(self) -> int:
-        """Bytes of the adapter's arrays, which are float32."""
-        return FLOAT32_BYTES * self.stored
-
-
-@dataclasses.dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of one batch.
-
-    Attributes:
-      forward: of the forward pass.
-      train: of forward and backward pass; the optimizer's are no products.
-      method: the part of `train` that is spent in the method's own products; None where only
-        sums are known.
-    """
-
-    forward: int
-    train: int
-    method: int | None = None
-
-
-def parameters(config: T5Config, method: Method) -> Parameters:
-    """Counts the parameters of a base with a method; allocates none."""
-    params, _ = abstract_params(config, method)
-    trainable, frozen = (_size(tree) for tree in split(params, method))
-    stored = stored_parameters(config, method)
-    return Parameters(trainable + frozen, trainable, trainable if stored is None else stored)
+from adalink_jax.tools.cost.counts import Flops, Shape
 
 
 def stored_parameters(config: T5Config, method: Method) -> int | None:
@@ -122,12 +60,6 @@ def _lora_widths(config: T5Config, method: LoRA) -> int:
         layers = getattr(config, f"num_{stack}_layers")
         total += widths * int(method.gates(stack, layers).sum())
     return total
-
-
-def _size(tree) -> int:
-    if hasattr(tree, "shape"):
-        return tree.size
-    return sum(_size(child) for child in tree.values())
 
 
 def flops(config: T5Config, method: Method, shape: Shape, slots: int = 1) -> Flops | None:

@@ -1,0 +1,175 @@
+"""What a method costs, counted in the traced program: parameters, and operations of products.
+
+An operation is a multiplication or an addition. Only matrix products are counted, two operations to
+a multiply-add, whatever the method and however layers are repeated. Nothing is compiled or
+allocated.
+
+A backward pass costs, for each product ``A · B``, once the product for each of A and B that
+gradients are taken of. Freezing a kernel saves its gradient, but the gradient of the layer's
+input is needed wherever something that trains lies upstream: the frozen layers behind the first
+trained parameter are passed through backwards whole, whatever the method. What lies before it
+(the decoder up to its first cross-attention, say, where only the encoder's input is adapted) is
+not.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adalink_jax.methods.base import Method, split
+from adalink_jax.models.parameters import abstract_params, stored_shapes
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.training.state import abstract_trees
+from adalink_jax.training.step import loss_fn
+
+FLOAT32_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of a batch, in rows and tokens.
+
+    Attributes:
+      batch: B.
+      inputs: T, without the vectors that prompt tuning puts in front.
+      targets: L.
+    """
+
+    batch: int
+    inputs: int
+    targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """How many parameters there are.
+
+    Attributes:
+      total: of base and method.
+      trainable: what gradients are taken of.
+      stored: what the adapter's file holds (prompt tuning's re-parameterisation is folded in).
+    """
+
+    total: int
+    trainable: int
+    stored: int
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of the adapter's arrays, which are float32."""
+        return FLOAT32_BYTES * self.stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one batch's products.
+
+    Attributes:
+      forward: of the forward pass.
+      train: of forward and backward pass; the optimizer's are no products.
+      method: the part of `train` that is spent inside the method's own scope.
+    """
+
+    forward: int
+    train: int
+    method: int
+
+
+def parameters(config: T5Config, method: Method) -> Parameters:
+    """Counts the parameters of a base with a method; allocates none."""
+    trainable, frozen = map(_size, split(abstract_params(config, method)[0], method))
+    return Parameters(trainable + frozen, trainable, stored_parameters(config, method))
+
+
+def stored_parameters(config: T5Config, method: Method) -> int:
+    """How many parameters an adapter's file holds."""
+    return _size(stored_shapes(config, method))
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def batch_of(config: T5Config, shape: Shape, make: Callable[[tuple, Any], Any]) -> dict[str, Any]:
+    """A batch's features, each made by ``make(shape, dtype)``."""
+    inputs, targets = (shape.batch, shape.inputs), (shape.batch, shape.targets)
+    features = {"encoder_input_tokens": inputs, "encoder_routes": inputs}
+    features |= dict.fromkeys(
+        ("decoder_input_tokens", "decoder_target_tokens", "decoder_routes"), targets
+    )
+    batch = {name: make(size, jnp.int32) for name, size in features.items()}
+    return batch | {"decoder_loss_weights": make(targets, jnp.float32)}
+
+
+def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1) -> Flops:
+    """Operations of the products in the jaxprs of the forward pass and of the step's gradients.
+
+    Args:
+      config: the base's architecture, with its dropout and dtype.
+      method: any method.
+      shape: of the batch.
+      slots: how many routes one row may hold.
+    """
+    model = Transformer(config, method, slots)
+    trainable, frozen = abstract_trees(config, method)
+    batch = batch_of(config, shape, jax.ShapeDtypeStruct)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss(trainable, frozen, batch, key):
+        return loss_fn(model, trainable, frozen, batch, key, 1e-4, 0.0)
+
+    def gradients(*arguments):
+        return jax.grad(loss, has_aux=True)(*arguments)
+
+    arguments = (trainable, frozen, batch, key)
+    forward, _ = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)
+    train, own = product_flops(jax.make_jaxpr(gradients)(*arguments).jaxpr, method.scope)
+    return Flops(forward, train, own)
+
+
+def product_flops(jaxpr: Any, scope: str = "", within: bool = False) -> tuple[int, int]:
+    """Operations of all matrix products in a jaxpr: two to a multiply-add, loops unrolled.
+
+    Args:
+      jaxpr: a ``jax.core.Jaxpr``.
+      scope: the name of a Flax module.
+      within: whether the whole jaxpr is a part of that module.
+
+    Returns:
+      Those of all products, and those of the products inside modules of this name: Flax names what
+      it traces after its modules.
+
+    Raises:
+      ValueError: a product stands in a loop whose number of rounds the jaxpr does not tell.
+    """
+    total = own = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        modules = re.split(r"[/()]", str(equation.source_info.name_stack))
+        inside = within or bool(scope) and scope in modules
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            once = 2 * math.prod(left[axis] for axis in contracted) * equation.outvars[0].aval.size
+            total, own = total + once, own + once * inside
+            continue
+        rounds = equation.params["length"] if name == "scan" else 1
+        for inner in _inner_jaxprs(equation):
+            of_all, of_scope = product_flops(inner, scope, inside)
+            if of_all and name == "while":
+                raise ValueError("a while loop holds matrix products: their number is unknown")
+            total, own = total + rounds * of_all, own + rounds * of_scope
+    return total, own
+
+
+def _inner_jaxprs(equation: Any) -> Iterator[Any]:
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)  # A closed jaxpr holds its jaxpr.
+            if hasattr(item, "eqns"):
+                yield item
