@@ -100,16 +100,17 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
         the adapter says; or the adapter's arrays are not those of its method on this base.
     """
     folder = adapter_folder(adapter_path)
-    functions = load_adapter(folder).architecture.mlp_activations
+    adapter = load_adapter(folder)
+    functions = adapter.architecture.mlp_activations
     stored = open_base(base_path)
     if len(functions) == len(stored.config.mlp_activations):
         # Arrays do not tell which functions an MLP uses; the adapter does.
         configured = dataclasses.replace(stored.config, mlp_activations=functions)
         stored = open_base(base_path, configured)
     config = stored.config
-    load_adapter(folder, architecture=config)  # Before the base's arrays are read.
+    adapter.check_base(folder, architecture=config)  # Before the base's arrays are read.
     base = stored.load()
-    adapter = load_adapter(folder, architecture=config, base_fingerprint=fingerprint(base))
+    adapter.check_base(folder, base_fingerprint=fingerprint(base))
     method = adapter.method
     check_adapter(config, method, adapter.tree, str(folder))
     if len(adapter.route_names) != method.routes:

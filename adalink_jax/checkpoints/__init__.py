@@ -1,6 +1,13 @@
 """Bases and adapters on disk: recognising, reading, checking and writing them."""
 
-from adalink_jax.checkpoints.adapters import Adapter, check_tensors, load_adapter, save_adapter
+from adalink_jax.checkpoints.adapters import (
+    Adapter,
+    AdapterRecord,
+    check_tensors,
+    load_adapter,
+    read_record,
+    save_adapter,
+)
 from adalink_jax.checkpoints.architecture import check_architecture, shapes_of
 from adalink_jax.checkpoints.bases import load_base, open_base, save_base
 from adalink_jax.checkpoints.fingerprint import combined_fingerprint, fingerprint, leaf_digest
@@ -8,6 +15,7 @@ from adalink_jax.checkpoints.lazy import StoredBase
 
 __all__ = [
     "Adapter",
+    "AdapterRecord",
     "StoredBase",
     "check_architecture",
     "check_tensors",
@@ -17,6 +25,7 @@ __all__ = [
     "load_adapter",
     "load_base",
     "open_base",
+    "read_record",
     "save_adapter",
     "save_base",
     "shapes_of",

@@ -57,13 +57,12 @@ _FIELDS: Mapping[str, type] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapter:
-    """An adapter as it was loaded.
+class AdapterRecord:
+    """What an adapter's record says: all of it but the arrays.
 
     Attributes:
       method_name: a name in ``METHODS``.
       settings: the method's fields.
-      tree: nested dicts of float32 NumPy arrays, the method's own tree.
       route_names: what each of the K routes is for, in order.
       metadata: what the run recorded: JSON values.
       architecture: the base it was trained on.
@@ -72,7 +71,6 @@ class Adapter:
 
     method_name: str
     settings: dict[str, Any]
-    tree: dict[str, Any]
     route_names: tuple[str, ...]
     metadata: dict[str, Any]
     architecture: T5Config
@@ -82,6 +80,47 @@ class Adapter:
     def method(self) -> Method:
         """The method with the adapter's settings."""
         return METHODS[self.method_name](**self.settings)
+
+    def check_base(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        architecture: T5Config | None = None,
+        base_fingerprint: str | None = None,
+    ) -> None:
+        """Checks that a base is the one that the adapter was trained on.
+
+        Args:
+          where: the adapter's folder, for the error.
+          architecture: the base's, to be compared; None: not compared.
+          base_fingerprint: its `fingerprint`, to be compared; None: not compared.
+
+        Raises:
+          UserError: it is another base.
+        """
+        theirs = self.base_fingerprint
+        parts = []
+        if base_fingerprint not in (None, theirs):
+            parts.append(
+                f"fingerprint {theirs[:_SHOWN_DIGITS]}, this base's is"
+                f" {base_fingerprint[:_SHOWN_DIGITS]}"
+            )
+        if architecture is not None:
+            differing = differing_fields(self.architecture, architecture)
+            parts += [f"{name} {a}, this base's is {b}" for name, (a, b) in differing.items()]
+        if parts:
+            raise UserError(f"adapter {where} was trained on another base: {'; '.join(parts)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter(AdapterRecord):
+    """An adapter as it was loaded: its record and its arrays.
+
+    Attributes:
+      tree: nested dicts of float32 NumPy arrays, the method's own tree.
+    """
+
+    tree: dict[str, Any]
 
 
 def save_adapter(
@@ -166,30 +205,58 @@ def load_adapter(
         unknown; the arrays are not those that the JSON lists, or not float32; the method is
         unknown, not `method_name` or has no such settings; the adapter belongs to another base.
     """
-    asked = pathlib.Path(folder)
-    folder = files.present_folder(asked)
+    found, raw = _read_record(folder)
+    where = files.present_folder(folder)
+    if method_name is not None and found.method_name != method_name:
+        raise UserError(
+            f"adapter {where}: of method '{found.method_name}', expected '{method_name}'"
+        )
+    found.check_base(where, architecture=architecture, base_fingerprint=base_fingerprint)
     try:
-        for name in (RECORD, TENSORS):
-            if not (folder / name).is_file():
-                raise UserError(f"adapter {asked}: no file {name} in it")
-        record = parse_record((folder / RECORD).read_bytes(), str(folder / RECORD))
-        config = config_from(record["architecture"], str(folder / RECORD))
-        _check_method(record["method"], method_name, folder)
-        settings = {name: _frozen(value) for name, value in record["settings"].items()}
-        _check_settings(record["method"], settings, folder)
-        _check_base(record, config, architecture, base_fingerprint, folder)
-        tree = _read_tensors(folder / TENSORS, record)
+        if not (where / TENSORS).is_file():
+            raise UserError(f"adapter {folder}: no file {TENSORS} in it")
+        tree = _read_tensors(where / TENSORS, raw)
     except OSError as error:
-        raise UserError(f"adapter {asked} cannot be read: {error}") from error
-    return Adapter(
-        method_name=record["method"],
+        raise UserError(f"adapter {folder} cannot be read: {error}") from error
+    return Adapter(**vars(found), tree=tree)
+
+
+def read_record(folder: str | os.PathLike[str]) -> AdapterRecord:
+    """Reads what an adapter is, without its arrays: full fine-tuning's are a whole model.
+
+    Args:
+      folder: the folder that `save_adapter` wrote.
+
+    Raises:
+      UserError: as `load_adapter`, of what the record tells.
+    """
+    return _read_record(folder)[0]
+
+
+def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[str, Any]]:
+    """The record, and its fields as they stand in the file."""
+    path = files.present_folder(folder) / RECORD
+    try:
+        if not path.is_file():
+            raise UserError(f"adapter {folder}: no file {RECORD} in it")
+        raw = parse_record(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"adapter {folder} cannot be read: {error}") from error
+    config = config_from(raw["architecture"], str(path))
+    if raw["method"] not in METHODS:
+        unknown = f"unknown method {raw['method']!r}{nearest(raw['method'], METHODS)}"
+        raise UserError(f"adapter {path.parent}: {unknown}")
+    settings = {name: _frozen(value) for name, value in raw["settings"].items()}
+    _check_settings(raw["method"], settings, path.parent)
+    record = AdapterRecord(
+        method_name=raw["method"],
         settings=settings,
-        tree=tree,
-        route_names=tuple(record["route_names"]),
-        metadata=record["metadata"],
+        route_names=tuple(raw["route_names"]),
+        metadata=raw["metadata"],
         architecture=config,
-        base_fingerprint=record["base_fingerprint"],
+        base_fingerprint=raw["base_fingerprint"],
     )
+    return record, raw
 
 
 def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -> None:
@@ -247,13 +314,6 @@ def check_sha256(digest: str, record: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_method(name: str, wanted: str | None, folder: pathlib.Path) -> None:
-    if name not in METHODS:
-        raise UserError(f"adapter {folder}: unknown method {name!r}{nearest(name, METHODS)}")
-    if wanted is not None and name != wanted:
-        raise UserError(f"adapter {folder}: of method '{name}', expected '{wanted}'")
-
-
 def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Raises `UserError` unless the settings make the method."""
     where = f"adapter {folder}: settings of method '{name}'"
@@ -284,28 +344,6 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is int and type(value) is int:
         return abs(value) < 2**28  # So that sums of sizes are sizes too.
     return type(value) is kind or (kind is types.NoneType and value is None)
-
-
-def _check_base(
-    record: Mapping[str, Any],
-    config: T5Config,
-    architecture: T5Config | None,
-    base_fingerprint: str | None,
-    folder: pathlib.Path,
-) -> None:
-    theirs = record["base_fingerprint"]
-    differing = differing_fields(config, architecture) if architecture is not None else {}
-    other = base_fingerprint is not None and base_fingerprint != theirs
-    if not differing and not other:
-        return
-    parts = []
-    if other:
-        parts.append(
-            f"fingerprint {theirs[:_SHOWN_DIGITS]}, this base's is"
-            f" {base_fingerprint[:_SHOWN_DIGITS]}"
-        )
-    parts += [f"{name} {ours}, this base's is {base}" for name, (ours, base) in differing.items()]
-    raise UserError(f"adapter {folder} was trained on another base: {'; '.join(parts)}")
 
 
 def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from adalink_jax.adapters.load import adapter_folder, check_adapter
-from adalink_jax.checkpoints import load_adapter
+from adalink_jax.checkpoints import load_adapter, read_record
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
@@ -70,25 +70,24 @@ def evaluate(
         raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
     base_path, method, adapter = initial_checkpoint_path, Method(), None
     if adapter_path is not None:
-        adapter = load_adapter(adapter_folder(adapter_path))
-        method = adapter.method
+        method = read_record(adapter_folder(adapter_path)).method
         if method.trains_base:
             if base_path is not None:
                 raise UserError(
                     f"{adapter_path} is a whole model (full fine-tuning), which needs no base; "
                     "leave INITIAL_CHECKPOINT_PATH out"
                 )
-            base_path, method, adapter = adapter_path, Method(), None
+            base_path, method, adapter_path = adapter_path, Method(), None
     how = {"dtype": precision.dtype, "dropout_rate": 0.0, "scan_layers": layers.scan_layers}
     base = prepared_base(base_path, None, Method(), 0, how)
     params = base.params
-    if adapter is not None:
+    if adapter_path is not None:
         adapter = load_adapter(
-            adapter_folder(str(adapter_path)),
+            adapter_folder(adapter_path),
             architecture=base.config,
             base_fingerprint=base.fingerprint,
         )
-        check_adapter(base.config, method, adapter.tree, str(adapter_path))
+        check_adapter(base.config, method, adapter.tree, adapter_path)
         params = merge(params, adapter.tree)
     tasks = mixture(data.mixture_or_task_name).tasks
     with sharding.on_mesh(mesh):

@@ -14,6 +14,7 @@ from adalink_jax import cli
 from adalink_jax.adapters import load
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.checkpoints import (
+    adapters,
     fingerprint,
     load_adapter,
     load_base,
@@ -86,6 +87,15 @@ def test_verify_says_each_routes_largest_change(call, base, write_adapter, name)
         said, value = line.rsplit(" ", 1)
         assert said == f"route task_{route}: largest change of a logit"
         assert float(value) == pytest.approx(float(change), rel=1e-3)
+
+
+def test_an_adapter_is_read_once(base, write_adapter, monkeypatch):
+    folder = write_adapter(METHODS_ROUTED["adalink"], base)
+    read = []
+    digest = adapters.file_sha256
+    monkeypatch.setattr(adapters, "file_sha256", lambda path: read.append(path) or digest(path))
+    load.load_adaptation(str(folder), str(base))
+    assert read == [folder / "adapter.safetensors"]
 
 
 def test_an_adapter_that_changes_nothing_is_not_active(call, base, write_adapter):

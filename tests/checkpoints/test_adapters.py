@@ -19,6 +19,7 @@ from adalink_jax.checkpoints import (
     check_tensors,
     fingerprint,
     load_adapter,
+    read_record,
     save_adapter,
     shapes_of,
 )
@@ -215,6 +216,18 @@ def edit(folder, change):
     record = json.loads((folder / "adapter.json").read_text())
     change(record)
     (folder / "adapter.json").write_text(json.dumps(record))
+
+
+def test_a_record_is_read_without_its_arrays(save):
+    folder = save()
+    loaded = load_adapter(folder)
+    (folder / "adapter.safetensors").unlink()
+    record = read_record(folder)
+    assert vars(record) == {k: v for k, v in vars(loaded).items() if k != "tree"}
+    assert record.method == loaded.method
+    edit(folder, lambda record: record.update(method="adalonk"))
+    with pytest.raises(UserError, match="unknown method 'adalonk'; did you mean 'adalink'"):
+        read_record(folder)
 
 
 def test_missing_and_damaged_files_are_named(save, tmp_path):
