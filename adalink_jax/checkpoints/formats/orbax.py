@@ -71,21 +71,25 @@ def _metadata(folder: Folder) -> Mapping[str, Any]:
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     """Opens an Orbax checkpoint of T5X: every array checked for its presence, none read.
 
+    Reading an array of which a part is missing is an error then.
+
     Args:
       folder: the folder that holds ``_METADATA``.
       configured: the architecture it is expected to have; also says which functions its MLP
         uses, which arrays do not tell. None: as published.
 
     Raises:
-      UserError: the database is damaged; an array or a part of one is missing, unexpected, of
-        another shape than the architecture's, or neither float32 nor bfloat16; or the
-        architecture is not the configured one.
+      UserError: the database is damaged; an array is missing, unexpected, of another shape than the
+        architecture's, or neither float32 nor bfloat16; or the architecture is not the configured
+        one.
     """
     metadata = _metadata(folder)
     store: dict[str, Any] = folder.kvstore()
     database = folder.holds_file(MANIFEST)
     if database:
         store = {"driver": "ocdbt", "base": store}
+    # Earlier versions of Orbax left chunks of nothing but zeros out of the database.
+    sparse = database and not metadata.get("store_array_data_equal_to_fill_value")
     keys, read = _keys(store, folder)
     arrays: dict[str, ZarrArray] = {}
     for key in sorted(keys):
@@ -96,12 +100,10 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         parameter = name.removeprefix(prefix).replace(".", "/")
         if parameter in arrays or not parameter.isprintable():
             raise UserError(f"{folder}: damaged: a parameter {parameter!r}, or two of that name")
+        place = {**store, "path": _below(store, name)}
         arrays[parameter] = describe_zarr(
-            read(key), LAYOUTS[file], f"{folder}: {name}", {**store, "path": _below(store, name)}
+            read(key), LAYOUTS[file], f"{folder}: {name}", place, sparse
         )
-        # Earlier versions of Orbax left chunks of nothing but zeros out of the database.
-        if not database or metadata.get("store_array_data_equal_to_fill_value"):
-            arrays[parameter].check_chunks(keys, f"{name}/")
     if not arrays:
         raise UserError(
             f"{folder}: an Orbax checkpoint without parameters under 'target', where T5X has them"

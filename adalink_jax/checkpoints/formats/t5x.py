@@ -72,15 +72,17 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     """Opens a T5X checkpoint: every array checked for its presence, none read.
 
+    Reading an array of which a part is missing is an error then.
+
     Args:
       folder: the folder that holds the index file.
       configured: the architecture it is expected to have; also says which functions its MLP
         uses, which arrays do not tell. None: as published.
 
     Raises:
-      UserError: the index is unreadable; an array or a part of one is missing, unexpected, of
-        another shape than the architecture's, or neither float32 nor bfloat16; or the
-        architecture is not the configured one.
+      UserError: the index is unreadable; an array is missing, unexpected, of another shape than the
+        architecture's, or neither float32 nor bfloat16; or the architecture is not the configured
+        one.
     """
     leaves = _read_index(folder)
     # The architecture is checked before the arrays, so that what is absent is named as a whole.
@@ -174,5 +176,4 @@ def _open_array(leaf: _Referred, folder: Folder, files: frozenset[str]) -> Array
         raise UserError(
             f"{place}: shape {list(array.shape)}, but the index says {list(leaf.shape)}"
         )
-    array.check_chunks(files, f"{leaf.name}/")
     return array
