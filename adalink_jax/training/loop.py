@@ -89,7 +89,7 @@ def train_loop(
     Raises:
       UserError: a loss is not finite; nothing of that step is saved.
     """
-    first_step, log_period = int(state.step), periods.log_period
+    first_step = logged = int(state.step)
     clock, waited = time.perf_counter(), 0.0
     batches = iter(batches)
     with _progress() as progress:
@@ -107,21 +107,23 @@ def train_loop(
             last = step == train_steps
             evaluates = last or step % periods.eval_period == 0
             saves = last or step % periods.checkpoint_period == 0
-            if step % log_period == 0 or evaluates or saves:
+            logs = last or step % periods.log_period == 0
+            if logs or evaluates or saves:
                 progress.update(bar, completed=step, loss=_finite_loss(*pending))
                 pending = None
-            if step % log_period == 0 or last:
+            if logs:
                 elapsed = max(time.perf_counter() - clock, 1e-9)
-                times = {"steps_per_second": log_period / elapsed, "data_wait": waited / elapsed}
+                rate = (step - logged) / elapsed
+                times = {"steps_per_second": rate, "data_wait": waited / elapsed}
                 log.log(step, _as_floats(metrics), times)
-                clock, waited = time.perf_counter(), 0.0
+                clock, waited, logged = time.perf_counter(), 0.0, step
+            before = time.perf_counter()
             if evaluates:
                 log.log(step, evaluate(state))
-                clock = time.perf_counter()
             if saves:
                 log.sync()
                 store.save(step, state.saved())
-                clock = time.perf_counter()
+            clock += time.perf_counter() - before  # Steps take no part of that time.
     return state
 
 
