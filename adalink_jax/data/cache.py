@@ -1,8 +1,6 @@
-"""Arrays in one file: written at once, memory-mapped, and checked when read. NumPy only.
+"""Arrays in one safetensors file: written whole, memory-mapped, and checked when read.
 
-A file is ``magic (8 bytes) | SHA-256 of all that follows (32) | header length (8) | JSON header |
-arrays``, every array at a multiple of 64 bytes. One file, and not a folder, because a file can be
-replaced in one step: whoever reads sees the old one or the new one, whole.
+The file's metadata holds facts about the arrays, and the SHA-256 of facts and arrays.
 """
 
 import hashlib
@@ -10,14 +8,13 @@ import json
 import mmap
 import os
 import pathlib
-import secrets
-import struct
 
 import numpy as np
+import safetensors.numpy
 
-_MAGIC = b"ADALTOK1"
-_PREAMBLE = len(_MAGIC) + 32
-_ALIGNMENT = 64
+from adalink_jax import files
+
+_DTYPES = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 
 
 class Damaged(Exception):
@@ -27,7 +24,7 @@ class Damaged(Exception):
 def folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
     """Returns the cache folder: the argument, else ADALINK_CACHE_DIR, else ~/.cache/adalink_jax."""
     chosen = cache_dir or os.environ.get("ADALINK_CACHE_DIR") or "~/.cache/adalink_jax"
-    return pathlib.Path(chosen).expanduser()
+    return files.local_path(chosen)
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
@@ -44,52 +41,25 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray], about: dict) -> Non
 
     Args:
       path: the file; its folder is made if need be.
-      arrays: what to store.
+      arrays: what to store: uint8, int32, int64 or float32.
       about: JSON-able facts to store with them.
 
     Raises:
-      OSError: no permission, no space.
+      UserError: no permission, no space.
     """
-    places, end = {}, 0
-    for name, array in arrays.items():
-        places[name] = {"dtype": array.dtype.str, "shape": array.shape, "offset": end}
-        end += _padded(array.nbytes)
-    header = json.dumps({"about": about, "arrays": places, "bytes": end}).encode()
-    header += b" " * (-(_PREAMBLE + 8 + len(header)) % _ALIGNMENT)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's: a cache may be shared, and its files would be for their owner alone.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(_MAGIC + bytes(32))
-            total = hashlib.sha256()
-            for block in (struct.pack("<Q", len(header)), header, *_blocks(arrays)):
-                file.write(block)
-                total.update(block)
-            file.seek(len(_MAGIC))
-            file.write(total.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _blocks(arrays: dict[str, np.ndarray]):
-    for array in arrays.values():
-        if array.size:
-            yield memoryview(np.ascontiguousarray(array)).cast("B")
-        yield bytes(_padded(array.nbytes) - array.nbytes)
-
-
-def _padded(size: int) -> int:
-    """Returns the next multiple of the alignment, at least one."""
-    return (max(size, 1) + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+    facts = json.dumps(about, sort_keys=True)
+    # One entry: safetensors writes several in an arbitrary order.
+    metadata = {"cache": json.dumps({"about": facts, "sha256": _sha256(arrays, facts)})}
+    content = safetensors.numpy.save(arrays, metadata)
+    with files.replaced_file(path) as file:
+        file.write(content)
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
     """Memory-maps what `write` wrote, after checking every byte (about 1 GB/s).
+
+    The safetensors package would copy the arrays; mapped pages are shared between processes and
+    can be dropped.
 
     Returns:
       The arrays, read-only, and the facts stored with them.
@@ -99,21 +69,31 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
       Damaged: it is not whole.
     """
     with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size < _PREAMBLE + 8:
-            raise Damaged("too short")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(data)
-    if view[: len(_MAGIC)] != _MAGIC:
-        raise Damaged("not a token cache of this version")
-    if hashlib.sha256(view[_PREAMBLE:]).digest() != view[len(_MAGIC) : _PREAMBLE]:
-        raise Damaged("its bytes do not match their SHA-256")
-    (length,) = struct.unpack("<Q", view[_PREAMBLE : _PREAMBLE + 8])
-    start = _PREAMBLE + 8 + length
-    header = json.loads(bytes(view[_PREAMBLE + 8 : start]))
-    arrays = {
-        name: np.ndarray(
-            place["shape"], np.dtype(place["dtype"]), buffer=data, offset=start + place["offset"]
-        )
-        for name, place in header["arrays"].items()
-    }
-    return arrays, header["about"]
+        try:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:  # An empty file.
+            raise Damaged("empty") from error
+    try:
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        stored = json.loads(header.pop("__metadata__")["cache"])
+        arrays = {
+            name: np.ndarray(
+                entry["shape"],
+                _DTYPES[entry["dtype"]],
+                buffer=data,
+                offset=start + entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        }
+        if _sha256(arrays, stored["about"]) != stored["sha256"]:
+            raise Damaged("its contents do not match their SHA-256")
+        return arrays, json.loads(stored["about"])
+    except Damaged:
+        raise
+    except Exception as error:  # Altered bytes raise a dozen unrelated classes.
+        raise Damaged(f"not a token cache ({type(error).__name__})") from error
+
+
+def _sha256(arrays: dict[str, np.ndarray], facts: str) -> str:
+    return hashlib.sha256(f"{facts}\n{digest(arrays)}".encode()).hexdigest()

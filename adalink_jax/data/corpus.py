@@ -4,6 +4,7 @@ SeqIO and TensorFlow are imported inside functions only: importing this module c
 what needs no task works on machines without them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,9 +14,12 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 
+import adalink_jax
 from adalink_jax.data import cache
 from adalink_jax.data.ragged import Ragged, Texts
 from adalink_jax.errors import UserError, nearest
@@ -24,6 +28,12 @@ from adalink_jax.errors import UserError, nearest
 FORMAT = 1
 
 FEATURES = ("inputs", "targets")
+
+# What TensorFlow says of every machine without CUDA, in two lines.
+_NOTICE = re.compile(
+    rb"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
+    rb"|^I.*\] Could not find cuda drivers on your machine, GPU will not be used\.$"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -158,20 +168,42 @@ def mixture(name: str) -> Mixture:
 
 
 def _register() -> None:
-    """Makes the tasks of this project known to SeqIO."""
-    if "tasks" in sys.modules:
-        return
-    # TensorFlow's libraries write to the standard error while they load, before they read the
-    # log level that they were given.
+    """Makes the tasks of this project known to SeqIO.
+
+    Raises:
+      UserError: another module named ``tasks`` stands before this project's on Python's path.
+    """
+    with contextlib.nullcontext() if "tasks" in sys.modules else _without_notices():
+        import tasks
+    ours = pathlib.Path(adalink_jax.__file__).parent.parent / "tasks"
+    found = pathlib.Path(getattr(tasks, "__path__", [tasks.__file__])[0])
+    if found.resolve() != ours.resolve():
+        raise UserError(
+            f"Python imports {found} as 'tasks', which hides the tasks of adalink_jax in {ours}; "
+            "give it another name"
+        )
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Leaves TensorFlow's notice that there is no CUDA out of the standard error.
+
+    It is written while a library loads, before TensorFlow reads the log level that it was given,
+    and not by Python: so all that is written meanwhile is kept, and passed on without the notice.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            import tasks  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            others = b"".join(line for line in said if not _NOTICE.search(line))
+            sys.stderr.write(others.decode(errors="replace"))
 
 
 def _rate(found, task) -> float:
@@ -233,7 +265,7 @@ def tokens(task_name: str, split: str, cache_dir: str | os.PathLike | None = Non
         return _as_tokens(*_tokenize(task, split, None))
     hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     stem = re.sub(r"[^\w.-]", "_", f"{task_name}.{split}")
-    path = cache.folder(cache_dir) / f"{stem}.{hashed[:32]}.tokens"
+    path = cache.folder(cache_dir) / f"{stem}.{hashed[:32]}.safetensors"
     return _cached(path, task, split, key["source"])
 
 
@@ -300,10 +332,9 @@ def _cached(path: pathlib.Path, task, split: str, source: dict) -> Tokens:
     arrays, identity = _tokenize(task, split, source)
     try:
         cache.write(path, arrays, identity)
-    except OSError as error:
+    except UserError as error:
         raise UserError(
-            f"cannot write the token cache {path.parent}: {error.strerror or error}; "
-            "set ADALINK_CACHE_DIR to a folder that can be written"
+            f"token cache {error}; set ADALINK_CACHE_DIR to a folder that can be written"
         ) from error
     # Memory-mapped pages are shared between processes and can be dropped; the arrays cannot.
     return _as_tokens(*cache.read(path))

@@ -115,7 +115,7 @@ def test_real_rte_is_what_sentencepiece_makes_of_the_file(shared_data, tmp_path,
         assert found.inputs[i].tolist() == [*processor.encode(text), 1]
         assert found.targets[i].tolist() == [*processor.encode(label), 1]
     (file,) = os.listdir(tmp_path)
-    assert file.startswith("glue_rte.validation.") and file.endswith(".tokens")
+    assert file.startswith("glue_rte.validation.") and file.endswith(".safetensors")
 
 
 # The cache
@@ -292,3 +292,55 @@ def test_a_split_without_examples_is_an_error(tmp_path):
     )
     with pytest.raises(UserError, match="'bytes_empty', split 'train': there are no examples"):
         tokens("bytes_empty", "train", tmp_path)
+
+
+ROOT = pathlib.Path(corpus.__file__).resolve().parents[2]
+
+
+def first_mixture(folder) -> subprocess.CompletedProcess:
+    """What a user's script beside other files sees of this project's tasks."""
+    script = folder / "script.py"
+    script.write_text(
+        "from adalink_jax.data.corpus import mixture\n"
+        "from adalink_jax.errors import UserError\n"
+        "try:\n"
+        "    print(mixture('mini_sst2').tasks)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    return subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["tasks.py", "tasks/__init__.py"])
+def test_a_users_module_named_tasks_is_named(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    done = first_mixture(tmp_path)
+    theirs, ours = tmp_path / name.partition("/")[0], ROOT / "tasks"
+    assert done.stdout == (
+        f"Python imports {theirs} as 'tasks', which hides the tasks of adalink_jax in {ours}; "
+        "give it another name\n"
+    ), done.stderr
+
+
+def test_tensorflows_notice_is_left_out_as_it_says_it(tmp_path):
+    """Fails where TensorFlow says it in other words; where it finds CUDA, it says nothing."""
+    done = first_mixture(tmp_path)
+    assert (done.stdout, done.stderr) == ("('mini_sst2',)\n", "")
+
+
+def test_what_else_libraries_write_while_they_load_is_passed_on(capfd):
+    notices = (
+        b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+        b"I0000 00:00:17.5 1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU"
+        b" will not be used.\n"
+    )
+    with pytest.raises(ImportError), corpus._without_notices():
+        os.write(2, notices + b"E0000 real trouble\n")
+        raise ImportError
+    assert capfd.readouterr().err == "E0000 real trouble\n"
