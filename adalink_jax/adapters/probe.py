@@ -17,8 +17,6 @@ from adalink_jax.checkpoints import fingerprint, load_base
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import Transformer
 
-FRAMEWORKS = ("adalink_jax", "transformers")
-
 _BATCH, _INPUTS, _TARGETS = 2, 24, 8  # Beyond 16 tokens relative positions share buckets.
 
 
@@ -67,7 +65,7 @@ def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray,
 
     Args:
       path: a base in any format, or a Hugging Face folder for "transformers".
-      framework: a name in `FRAMEWORKS`.
+      framework: "adalink_jax" or "transformers".
 
     Returns:
       The logits [2, 8, V], and the base's fingerprint, which is "" from transformers.

@@ -148,37 +148,25 @@ class Evaluator:
         # Replicated, so that every process can fetch all rows.
         return jax.jit(predict, static_argnums=4, out_shardings=replicated(self._mesh))
 
-    @property
-    def num_batches(self) -> int:
-        """How many batches one call runs."""
-        return sum(len(b) for task in self._tasks.values() for b in task.batches.values())
-
-    def __call__(self, params: Params, on_batch: Callable[[], None] | None = None) -> Results:
+    def __call__(self, params: Params) -> Results:
         """Evaluates.
 
         Args:
           params: base and adapter, merged.
-          on_batch: called after each of the `num_batches` batches, for a progress bar.
         """
         results = {}
         for name, task in self._tasks.items():
-            splits = {
-                split: self._split(params, task, split, on_batch or (lambda: None))
-                for split in task.splits
-            }
+            splits = {split: self._split(params, task, split) for split in task.splits}
             results[name] = TaskResult(splits, task.absent_splits)
         return Results(self.mode, results)
 
-    def _split(
-        self, params: Params, task: _Task, split: str, on_batch: Callable[[], None]
-    ) -> SplitResult:
+    def _split(self, params: Params, task: _Task, split: str) -> SplitResult:
         examples = task.splits[split]
         outputs: list[Any] = [None] * len(examples)
         for indices, output in self._outputs(params, task, split):
             for index, row in zip(indices, output, strict=True):
                 if index >= 0:
                     outputs[index] = row
-            on_batch()
         predictions = tuple(
             self._prediction(task, examples, i, output) for i, output in enumerate(outputs)
         )
