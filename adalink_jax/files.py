@@ -30,8 +30,8 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
     text = os.fspath(path)
     if url := _URL.match(text):
         raise UserError(
-            f"{text} is on another machine; files are written to this machine's file system only: "
-            f"give a local path and copy it to {url[1]}://… afterwards"
+            f"{text} cannot be written: files and run folders are on this machine's file system "
+            f"only; give a local path, and copy it to {url[1]}://… afterwards"
         )
     return pathlib.Path(os.path.expanduser(text))
 

@@ -98,7 +98,7 @@ def test_a_folder_on_another_machine_is_refused_and_none_of_its_name_is_made(
     path, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=rf"{path} .* this machine's file system only"):
+    with pytest.raises(UserError, match=rf"{path} .* on this machine's file system only"):
         RunFolder(path)
     assert not list(tmp_path.iterdir())
 
