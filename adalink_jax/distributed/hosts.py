@@ -48,6 +48,9 @@ def joined() -> Iterator[None]:
     it together. If one raises, is killed or falls silent, all others end within a minute, not by an
     exception, with a line that names it.
 
+    ADALINK_HOSTS_TOKEN is a secret that the hosts share: host 0 refuses whoever does not show it.
+    Without one, whoever reaches host 0's port before the last host can take its place.
+
     Raises:
       UserError: the environment is not understood; a host is missing after as many seconds as
         ADALINK_HOSTS_WAIT_SECONDS says (default 300).
@@ -164,7 +167,9 @@ class _Hosts:
     """All hosts of a run, as the process beside this one knows them."""
 
     def __init__(self, address: str, count: int, index: int):
-        self._settings = {"address": address, "count": count, "index": index, "wait": _wait()}
+        token = os.environ.get(watcher.TOKEN, "")
+        self._settings = {"address": address, "count": count, "index": index}
+        self._settings |= {"wait": _wait(), "token": token}
         self._names: list[str] = []
         self._replies: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._begun = self._over = self._failed = False
@@ -190,9 +195,15 @@ class _Hosts:
         self._begun = True
         self._names = here["here"]["names"]
         if not jax.distributed.is_initialized():
-            host = self._settings["address"].rpartition(":")[0]
-            address = f"{host}:{here['here']['port']}"
-            jax.distributed.initialize(address, self._settings["count"], self._settings["index"])
+            host, port = self._settings["address"].rpartition(":")[0], here["here"]["port"]
+            interface = here["here"]["interface"]
+            interface = f"[{interface}]" if ":" in interface else interface
+            jax.distributed.initialize(
+                f"{host}:{port}",
+                self._settings["count"],
+                self._settings["index"],
+                coordinator_bind_address=f"{interface}:{port}" if interface else None,
+            )
             # JAX catches SIGTERM and only notes it, so that nothing but SIGKILL would end a host.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,19 +1,21 @@
 """The process beside each host of a run that watches over all of them. Only Python's own library.
 
 `adalink_jax.distributed.hosts` starts one on every host. That of host 0 listens at the
-coordinator's address; all of them, its own too, connect to it and keep the connection. So every
-host soon knows when one is missing, fails or dies. This is a process and not a thread because JAX
+coordinator's address, and on no other interface of the machine where that address is its own; all
+of them, its own too, connect to it, show the run's token and keep the connection. So every host
+soon knows when one is missing, fails or dies. This is a process and not a thread because JAX
 aborts a host as soon as the coordinator is gone, and because a thread is silent while another one
 holds the interpreter.
 
 Messages are lines of JSON with one key. The run says "gather" (a value), "done", "mistaken" (a
 user's mistake, which it prints itself) or "failed" (any other exception), and is told "here" (the
-names of all hosts and a port for JAX), "gathered" (the values of all hosts), "over" (all are done)
-or "end" (a text: the run must end).
+names of all hosts, a port for JAX, and host 0's interface), "gathered" (the values of all hosts),
+"over" (all are done) or "end" (a text: the run must end).
 """
 
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 import signal
@@ -26,6 +28,8 @@ from typing import Any
 # before it is killed, and from the first failure to the verdict, in which others may say theirs.
 BEAT, SILENCE, MERCY, GRACE = 5, 40, 5, 1
 _LIMIT = 1 << 26  # Bytes of a message.
+# Names the secret that all hosts of a run share.
+TOKEN = "ADALINK_HOSTS_TOKEN"
 
 
 def line(**message: Any) -> bytes:
@@ -33,12 +37,30 @@ def line(**message: Any) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
+def own_interface(host: str) -> str:
+    """The address of the one interface of this machine that a host's name stands for.
+
+    "" where there is no such interface: the name is another machine's, which passes connections on,
+    or is not known here yet; or it stands for the loopback in this machine's own files and for
+    another interface everywhere else, as Debian has it.
+    """
+    try:
+        address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return ""
+    loopback = address == "::1" or address.startswith("127.")
+    return "" if loopback and host not in (address, "localhost") else address
+
+
 class Register:
     """Host 0's list of all hosts: who is here, what they say, and who is gone."""
 
-    def __init__(self, count: int, wait: float):
-        """Expects `count` hosts within `wait` seconds."""
-        self.count, self.wait = count, wait
+    def __init__(self, count: int, wait: float, token: str, interface: str):
+        """Expects `count` hosts with a token within `wait` seconds, on an interface of this one."""
+        self.count, self.wait, self.token, self.interface = count, wait, token, interface
         self.writers: dict[int, asyncio.StreamWriter] = {}
         self.names: dict[int, str] = {}
         self.values: dict[int, Any] = {}
@@ -51,8 +73,12 @@ class Register:
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), SILENCE))["hello"]
             index, count, name = int(hello["index"]), int(hello["count"]), str(hello["name"])
+            token = str(hello["token"]).encode(errors="surrogatepass")
         except (TimeoutError, ValueError, KeyError, TypeError, OSError):
             return writer.close()  # No host of a run.
+        if not hmac.compare_digest(token, self.token.encode(errors="surrogatepass")):
+            writer.write(line(end=f"{name} came with another {TOKEN} than host 0 has"))
+            return writer.close()
         if count != self.count or not 0 <= index < count or index in self.writers:
             reason = f"this run has {self.count} hosts"
             if index in self.writers:
@@ -65,7 +91,7 @@ class Register:
                 free.bind(("", 0))
                 port = free.getsockname()[1]
             names = [self.names[i] for i in range(self.count)]
-            self.tell(here={"names": names, "port": port})
+            self.tell(here={"names": names, "port": port, "interface": self.interface})
         try:
             while message := await asyncio.wait_for(reader.readline(), SILENCE):
                 self.hear(index, json.loads(message))
@@ -122,7 +148,7 @@ class Watcher:
     """One host's part: stands between its run, by pipes, and host 0's register."""
 
     def __init__(self, settings: dict[str, Any]):
-        """Takes what the run says of itself: address, index, count, name, wait and pid."""
+        """Takes what the run says of itself: address, index, count, name, wait, token and pid."""
         self.settings = settings
         self.here = self.over = self.mistaken = False
         self.server: asyncio.StreamWriter | None = None
@@ -139,13 +165,17 @@ class Watcher:
         first = self.settings["index"] == 0
         tasks = []  # asyncio keeps no task alive.
         if first:
-            register = Register(self.settings["count"], self.settings["wait"])
+            interface = own_interface(host.strip("[]"))
+            settings = (self.settings[key] for key in ("count", "wait", "token"))
+            register = Register(*settings, interface)
             try:
-                await asyncio.start_server(register.meet, port=int(port), limit=_LIMIT)
+                await asyncio.start_server(
+                    register.meet, interface or None, int(port), limit=_LIMIT
+                )
             except OSError as error:
                 return self.tell_run(line(end=f"host 0 cannot listen on port {port}: {error}"))
             tasks.append(asyncio.create_task(register.keep()))
-            host = "127.0.0.1"
+            host = interface or "127.0.0.1"
         reader = await self._connect(host.strip("[]"), int(port))
         if reader is None:
             return None
@@ -175,7 +205,7 @@ class Watcher:
                 text = f"host 0 did not answer at {host}:{port} within {wait:g} s ({error})"
                 self.tell_run(line(end=text))
                 return None
-            hello = {key: self.settings[key] for key in ("index", "count", "name")}
+            hello = {key: self.settings[key] for key in ("index", "count", "name", "token")}
             self.server.write(line(hello=hello))
             return reader
 

@@ -17,7 +17,8 @@ with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     print(free.getsockname()[1])")
 
-export JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$hosts
+ADALINK_HOSTS_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+export ADALINK_HOSTS_TOKEN JAX_PLATFORMS=cpu JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$hosts
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICES:-1}"
 pids=()
 for ((host = 0; host < hosts; host++)); do

@@ -13,5 +13,6 @@ name=$1 zone=$2
 shift 2
 # Quoted once more for the hosts' shells.
 command=$(printf '%q ' "$@")
+token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n') # Host 0 takes only hosts that show it.
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
-    --command="cd adalink_jax && source .venv/bin/activate && $command"
+    --command="cd adalink_jax && source .venv/bin/activate && ADALINK_HOSTS_TOKEN=$token $command"

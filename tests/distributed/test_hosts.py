@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -84,7 +85,9 @@ def test_hosts_of_a_tpu_slice_under_gke(monkeypatch):
 class Host:
     """A host without JAX: the process beside it, and its pipes in the test's hands."""
 
-    def __init__(self, address: str, index: int, count: int, wait: float = PATIENCE):
+    def __init__(
+        self, address: str, index: int, count: int, wait: float = PATIENCE, token: str = "secret"
+    ):
         self.address = address
         # What would be the run; it is killed if it does not end by itself.
         self.run = subprocess.Popen(
@@ -97,7 +100,13 @@ class Host:
             stderr=subprocess.PIPE,
         )
         self.say(
-            address=address, index=index, count=count, wait=wait, name=f"n{index}", pid=self.run.pid
+            address=address,
+            index=index,
+            count=count,
+            wait=wait,
+            token=token,
+            name=f"n{index}",
+            pid=self.run.pid,
         )
 
     def say(self, **message) -> None:
@@ -178,6 +187,75 @@ def test_a_host_of_another_run_is_refused(start, index, count):
     finally:
         stranger.close()
     assert host.watcher.poll() is None
+
+
+@pytest.mark.parametrize("token", ["", "secre", "secret2", "\ud83d"])
+def test_a_stranger_without_the_token_is_refused(start, token):
+    (host,) = start((0,), 2)
+    stranger = Host(host.address, 1, 2, token=token)
+    try:
+        expected = "n1 came with another ADALINK_HOSTS_TOKEN than host 0 has"
+        assert stranger.hear() == {"end": expected}
+    finally:
+        stranger.close()
+    # It has taken nobody's place.
+    late = Host(host.address, 1, 2)
+    try:
+        all_here((host, late))
+    finally:
+        late.close()
+
+
+def test_what_speaks_another_language_is_refused(start):
+    (host,) = start((0,), 2)
+    for words in (b"GET / HTTP/1.1\r\n\r\n", b'{"hello": {"index": 1, "count": 2, "name": "x"}}\n'):
+        for _ in range(PATIENCE * 5):
+            try:
+                stranger = socket.create_connection(watched(host.address), timeout=PATIENCE)
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.2)
+        with stranger:
+            stranger.sendall(words)
+            assert stranger.recv(100) == b""
+    assert host.watcher.poll() is None
+
+
+def watched(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def test_host_0_listens_on_the_coordinators_interface_only(start):
+    """All of 127/8 is this machine's, on one interface; what is bound to one answers no other."""
+    (host,) = start((0,), 2)
+    other = Host(host.address, 1, 2)
+    try:
+        all_here((host, other))
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", watched(host.address)[1]), timeout=PATIENCE)
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "resolved", "expected"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("localhost", "127.0.0.1", "127.0.0.1"),
+        ("node-0", "127.0.1.1", ""),  # Debian's own name for itself; it is another for the others.
+        ("balancer", "192.0.2.1", ""),  # Of no machine (RFC 5737).
+        ("not-yet", None, ""),
+    ],
+)
+def test_the_interface_that_a_name_stands_for(monkeypatch, host, resolved, expected):
+    def getaddrinfo(*_, **__):
+        if resolved is None:
+            raise socket.gaierror("Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (resolved, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert watcher.own_interface(host) == expected
 
 
 def test_a_missing_coordinator_is_named(start):
@@ -267,7 +345,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FATE = """
 import os, sys
 import jax
-from adalink_jax import hosts
+from adalink_jax.distributed import hosts
 from adalink_jax.errors import UserError
 
 with hosts.joined():
