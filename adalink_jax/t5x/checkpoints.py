@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import seqio
-import t5x.checkpoints
-import t5x.state_utils
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from adalink_jax import checkpoints
@@ -22,8 +22,15 @@ from adalink_jax.models.t5 import T5Config
 
 
 def steps_before(checkpoint_path: str) -> int:
-    """The step N of a checkpoint ``…/checkpoint_N``, at which a new adapter's moments begin."""
-    return t5x.checkpoints.get_step_from_checkpoint_dir(checkpoint_path)[1]
+    """The step N of a checkpoint ``…/checkpoint_N``, at which a new adapter's moments begin.
+
+    Raises:
+      UserError: the path does not end so.
+    """
+    name = checkpoint_path.rstrip("/").rpartition("/")[2]
+    if not (step := re.fullmatch(r"checkpoint_(\d+)", name)):
+        raise UserError(f"{checkpoint_path} is not the path of a T5X checkpoint, …/checkpoint_N")
+    return int(step[1])
 
 
 def stored_adapter(path: str, base_fingerprint: str | None = None) -> checkpoints.Adapter:
@@ -84,8 +91,12 @@ def check_restored(
 
 
 def _parameters(state_dict: Mapping[str, Any]) -> set[str]:
-    flat = t5x.state_utils.flatten_state_dict(state_dict)
-    return {name.removeprefix("target/") for name in flat if name.startswith("target/")}
+    # An array that is not read yet is a TensorStore spec, a dict.
+    spec = {"driver", "kvstore", "metadata"}
+    target = state_dict["target"]
+    return set(
+        traverse_util.flatten_dict(target, sep="/", is_leaf=lambda _, node: spec <= node.keys())
+    )
 
 
 @dataclasses.dataclass
@@ -153,6 +164,8 @@ def extract_adapter(checkpoint: str, method: Method, model_dir: str, mixture: st
     if (folder / "state").is_dir():
         state = ocp.PyTreeCheckpointer().restore(folder / "state")
     else:
+        import t5x.checkpoints  # The only need of T5X in this module.
+
         state = t5x.checkpoints.load_t5x_checkpoint(str(folder))
     adapter, base = split(state["target"], method)
     if not adapter:
