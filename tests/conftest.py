@@ -53,15 +53,35 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def update_goldens(request):
-    """Compares a JSON-able value with tests/golden/NAME, or rewrites it with --update-goldens."""
+    """Compares a value with tests/golden/NAME, or rewrites it with --update-goldens.
 
-    def compare(name: str, value) -> None:
+    The value is JSON-able, or, for a name that ends in .npz, arrays by name, which are compared up
+    to a tolerance.
+    """
+
+    def compare(name: str, value, tolerance: float = 0.0) -> None:
         path = ROOT / "tests" / "golden" / name
+        if name.endswith(".npz"):
+            return compare_arrays(path, value, tolerance)
         text = json.dumps(value, indent=1, sort_keys=True) + "\n"
         if request.config.getoption("--update-goldens"):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
         assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text)
+
+    def compare_arrays(path: pathlib.Path, arrays, tolerance: float) -> None:
+        import numpy as np
+
+        if request.config.getoption("--update-goldens"):
+            path.parent.mkdir(exist_ok=True)
+            np.savez_compressed(path, **arrays)
+        with np.load(path) as stored:
+            assert set(stored) == set(arrays)
+            for name in stored:
+                expected = stored[name]
+                np.testing.assert_allclose(
+                    arrays[name], expected, atol=tolerance, rtol=tolerance, err_msg=name
+                )
 
     return compare
 

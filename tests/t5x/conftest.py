@@ -2,21 +2,7 @@
 
 import pytest
 
-TINY = {
-    "vocab_size": 64,
-    "dtype": "float32",
-    "emb_dim": 16,
-    "num_heads": 2,
-    "num_encoder_layers": 2,
-    "num_decoder_layers": 2,
-    "head_dim": 8,
-    "mlp_dim": 24,
-    "dropout_rate": 0.0,
-}
-KINDS = {
-    "1.0": {"mlp_activations": ("relu",), "logits_via_embedding": True},
-    "1.1": {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False},
-}
+from tests.t5x.recorded import KINDS, TINY
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +111,9 @@ def padded(examples):
         }
 
     return pad
+
+
+def pytest_collection_modifyitems(config, items):
+    """What is recorded anew is recorded before it is read."""
+    if config.getoption("--update-goldens"):
+        items.sort(key=lambda item: "update_goldens" not in item.fixturenames)

@@ -1,9 +1,13 @@
 """What a restored checkpoint must hold, and adapters in and out of T5X's checkpoints."""
 
+import tarfile
+
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("t5x")
+from tests.t5x import recorded
+
+ARCHIVE = recorded.FOLDER / "adalink.tar.xz"
 
 
 @pytest.fixture
@@ -161,18 +165,72 @@ def test_prompts_start_from_the_bases_table(model, padded, tmp_path):
     assert all((np.abs(table - row).max(axis=1) == 0).any() for row in prompt)
 
 
-@pytest.mark.parametrize("form", ["native", "orbax"])
-def test_a_checkpoint_gives_its_adapter_back(form, model, padded, adalink, tmp_path):
-    """Written by T5X in either form, with optimizer states, read by this project."""
-    import jax
-    from flax import traverse_util
-    from t5x import adafactor, checkpoints, optimizers, partitioning, utils
+def test_a_path_says_the_step_at_which_it_ends():
+    from adalink_jax.errors import UserError
+    from adalink_jax.t5x.checkpoints import steps_before
 
+    assert steps_before("gs://t5/flan/checkpoint_1184000/") == 1184000
+    with pytest.raises(UserError, match="runs/rte is not the path of a T5X checkpoint, …/checkpoi"):
+        steps_before("runs/rte")
+
+
+def test_a_target_that_is_not_read_yet_is_an_array(tree, adalink):
+    """T5X hands over specifications of TensorStore, which are dicts, for arrays that lie apart."""
+    import jax
+
+    from adalink_jax.t5x.checkpoints import check_restored
+
+    held, wanted = tree(adalink)
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": "x"}, "metadata": {}}
+    held = {"target": jax.tree.map(lambda _: spec, held["target"]), "state": {"step": 7}}
+    assert check_restored(held, wanted, method=adalink, base_path="BASE") is held
+
+
+def params_of(method):
+    """Parameters of base and adapter, the same for T5X and for us."""
+    from adalink_jax.models.parameters import abstract_params
+
+    return recorded.parameters(abstract_params(recorded.config("1.1"), method)[0])
+
+
+def check_extracted(checkpoint, adalink, folder):
+    """The adapter in T5X's checkpoint, in its folder, is what T5X was given."""
     from adalink_jax.checkpoints import fingerprint, load_adapter
     from adalink_jax.errors import UserError
     from adalink_jax.methods.base import split
     from adalink_jax.methods.lora import LoRA
     from adalink_jax.t5x.checkpoints import extract_adapter
+
+    extract_adapter(str(checkpoint), adalink, str(folder), "some_task")
+    adapter, base = split(params_of(adalink), adalink)
+    found = load_adapter(
+        folder / "adapter",
+        architecture=recorded.config("1.1"),
+        base_fingerprint=fingerprint(base),
+        method_name="adalink",
+    )
+    assert found.metadata == {"t5x_step": 0, "data": {"name": "some_task"}}
+    for name in ("down", "up"):
+        one, other = (tree["encoder"]["adalink"][name] for tree in (found.tree, adapter))
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(UserError, match="holds no parameters of LoRA"):
+        extract_adapter(str(checkpoint), LoRA(rank=2), str(folder), "some_task")
+
+
+def test_a_recorded_checkpoint_gives_its_adapter_back(adalink, tmp_path):
+    with tarfile.open(ARCHIVE) as files:
+        files.extractall(tmp_path / "saved", filter="data")
+    check_extracted(tmp_path / "saved" / "checkpoint_0", adalink, tmp_path)
+
+
+@pytest.mark.usefixtures("update_goldens")
+@pytest.mark.parametrize("form", ["native", "orbax"])
+def test_a_checkpoint_gives_its_adapter_back(form, model, padded, adalink, tmp_path, request):
+    """Written by T5X in either form, with optimizer states, read by this project."""
+    import jax
+    from flax import core, traverse_util
+    from t5x import adafactor, checkpoints, optimizers, partitioning, utils
+
     from adalink_jax.t5x.optimizers import trainable
 
     own = traverse_util.ModelParamTraversal(trainable(adalink))
@@ -190,6 +248,7 @@ def test_a_checkpoint_gives_its_adapter_back(form, model, padded, adalink, tmp_p
         partitioner=partitioner,
     )
     state = start.from_scratch(jax.random.PRNGKey(0))
+    state = state.replace_params(core.freeze(jax.tree.map(jax.numpy.asarray, params_of(adalink))))
     saved = str(tmp_path / "saved")
     (tmp_path / "saved").mkdir()
     if form == "native":
@@ -198,16 +257,7 @@ def test_a_checkpoint_gives_its_adapter_back(form, model, padded, adalink, tmp_p
         manager = checkpoints.OrbaxCheckpointManagerInterface(saved, state, partitioner)
         manager.save(state)
         manager.close()
-    extract_adapter(f"{saved}/checkpoint_0", adalink, str(tmp_path), "some_task")
-    adapter, base = split(jax.device_get(state.params), adalink)
-    found = load_adapter(
-        tmp_path / "adapter",
-        architecture=ours.module.config,
-        base_fingerprint=fingerprint(base),
-        method_name="adalink",
-    )
-    for name in ("down", "up"):
-        one, other = (tree["encoder"]["adalink"][name] for tree in (found.tree, adapter))
-        np.testing.assert_array_equal(one, other)
-    with pytest.raises(UserError, match="holds no parameters of LoRA"):
-        extract_adapter(f"{saved}/checkpoint_0", LoRA(rank=2), str(tmp_path), "some_task")
+        if request.config.getoption("--update-goldens"):
+            with tarfile.open(ARCHIVE, "w:xz") as files:
+                files.add(f"{saved}/checkpoint_0", "checkpoint_0")
+    check_extracted(f"{saved}/checkpoint_0", adalink, tmp_path)

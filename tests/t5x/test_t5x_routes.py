@@ -1,17 +1,17 @@
-"""Routes from SeqIO's mixtures through T5X's converter and model."""
+"""Routes from SeqIO's mixtures through the converter and T5X's model: recorded, and live."""
 
 import functools
 
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.usefixtures("t5x")
+from tests.t5x import recorded
 
 LENGTHS = {"inputs": 24, "targets": 14}
 
 
 @pytest.fixture
-def mixture(t5x, examples):
+def mixture(examples):
     """A mixture of three registered tasks, and their examples by task."""
     import seqio
     import tensorflow as tf
@@ -47,7 +47,25 @@ def mixture(t5x, examples):
 
 
 def converted(name: str, pack: bool, count: int) -> dict:
-    """Rows of a training data set as T5X's own function makes it."""
+    """Rows of a training data set by SeqIO, as T5X asks for them."""
+    import seqio
+
+    from adalink_jax.t5x.features import RoutedFeatureConverter
+
+    rows = seqio.get_dataset(
+        mixture_or_task_name=name,
+        task_feature_lengths=LENGTHS,
+        dataset_split="train",
+        shuffle=False,
+        num_epochs=None,
+        seed=0,
+        feature_converter=RoutedFeatureConverter(pack=pack),
+    )
+    return next(rows.batch(count).as_numpy_iterator())
+
+
+def t5x_rows(name: str, pack: bool, count: int) -> dict:
+    """The same as T5X's own function makes them."""
     from t5x import utils
 
     from adalink_jax.t5x.features import RoutedFeatureConverter
@@ -68,16 +86,89 @@ def row_of(tokens: list[int], length: int) -> np.ndarray:
     return np.array([tokens + [0] * (length - len(tokens))], np.int32)
 
 
+def both_stacks():
+    from adalink_jax.methods.adalink import AdaLink
+
+    return AdaLink(rank=4, routes=3, stacks=("encoder", "decoder"))
+
+
+def ours_of(**fields):
+    """Our network and the parameters that T5X was given."""
+    from adalink_jax.models.parameters import abstract_params
+    from adalink_jax.models.t5 import Transformer
+
+    config, method = recorded.config("1.1"), both_stacks()
+    params = recorded.parameters(abstract_params(config, method)[0])
+    return Transformer(config, method, **fields), params
+
+
+@pytest.mark.parametrize("name", ["routed_rows", "routed_decoding"])
+def test_rows_of_a_mixture_are_those_recorded(name, mixture):
+    from adalink_jax.t5x.features import routed
+
+    expected = recorded.arrays(name)
+    count = len(expected["encoder_input_tokens"])
+    found = converted(routed(mixture[0], both_stacks()), name == "routed_rows", count)
+    assert set(found) == set(expected) - {"logits", "tokens_1", "tokens_3"}
+    for feature, rows in found.items():
+        np.testing.assert_array_equal(rows, expected[feature], err_msg=feature)
+    assert len(np.unique(found["encoder_routes"])) == 3
+
+
+def test_logits_of_packed_routes_are_those_recorded():
+    import jax
+
+    batch = recorded.arrays("routed_rows")
+    ours, params = ours_of(route_slots=3)
+    names = {name for name in batch if name not in ("logits", "decoder_loss_weights")}
+    given = {name: batch[name] for name in names}
+    apply = jax.jit(functools.partial(ours.apply, enable_dropout=False))
+    logits = apply({"params": params}, **given)
+    real = batch["decoder_target_tokens"] > 0
+    np.testing.assert_allclose(logits[real], batch["logits"][real], atol=1e-5, rtol=1e-5)
+
+
+def test_decoding_of_routes_is_that_recorded():
+    from adalink_jax.models import decoding
+
+    batch = recorded.arrays("routed_decoding")
+    ours, params = ours_of()
+    given = (batch["encoder_input_tokens"], LENGTHS["targets"])
+    routes = batch["encoder_routes"]
+    found = decoding.beam_search(ours, params, *given, beam_size=3, routes=routes)
+    np.testing.assert_array_equal(found, batch["tokens_3"])
+    greedy = decoding.greedy(ours, params, *given, routes=routes)
+    np.testing.assert_array_equal(greedy, batch["tokens_1"])
+
+
+def test_the_model_passes_a_packed_rows_routes(mixture, model, update_goldens):
+    import jax
+
+    from adalink_jax.t5x.features import RoutedFeatureConverter, routed
+
+    method = both_stacks()
+    ours = model("1.1", method)
+    assert ours.FEATURE_CONVERTER_CLS is RoutedFeatureConverter
+    batch = t5x_rows(routed(mixture[0], method), True, 4)
+    params = ours_of()[1]
+    logits = np.asarray(jax.jit(ours._compute_logits)(params, batch))
+    update_goldens("t5x/routed_rows.npz", {**batch, "logits": logits}, 1e-5)
+    batch = t5x_rows(routed(mixture[0], method), False, 6)
+    kept = dict(batch)
+    for beams in (1, 3):
+        predict = functools.partial(ours.predict_batch_with_aux, num_decodes=beams)
+        kept[f"tokens_{beams}"] = np.asarray(jax.jit(predict)(params, batch)[0])
+    update_goldens("t5x/routed_decoding.npz", kept)
+
+
 def test_a_packed_mixture_gives_the_unpacked_examples_logits(mixture, model, perturbed):
     import jax
 
-    from adalink_jax.methods.adalink import AdaLink
-    from adalink_jax.t5x.features import RoutedFeatureConverter, routed
+    from adalink_jax.t5x.features import routed
 
     name, data = mixture
-    method = AdaLink(rank=4, routes=3, stacks=("encoder", "decoder"))
+    method = both_stacks()
     ours = model("1.1", method)
-    assert ours.FEATURE_CONVERTER_CLS is RoutedFeatureConverter
     batch = converted(routed(name, method), True, 4)
     shapes = {feature: value.shape for feature, value in batch.items()}
     params = ours.get_initial_variables(jax.random.key(0), shapes)["params"]
