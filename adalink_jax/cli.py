@@ -135,6 +135,17 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
         ),
     },
     "Set up": {
+        "doctor": Command(
+            "what this installation can run, and how to mend the rest",
+            "adalink_jax.tools.doctor",
+        ),
+        "new": Command(
+            "write a commented gin file for a method, a model and a task", "adalink_jax.tools.new"
+        ),
+        "completion": Command(
+            "print a script that completes commands in bash or zsh",
+            "adalink_jax.tools.completion",
+        ),
         "quickstart": Command(
             "adapt the embedded base with every method, in minutes",
             "adalink_jax.tools.sweep.quickstart",
@@ -191,7 +202,8 @@ def help_text() -> str:
         lines.append(f"{title}:")
         lines += [f"  {name:<16}{command.help}" for name, command in commands.items()]
         lines.append("")
-    lines.append("adalink COMMAND --help says what a command takes.")
+    lines.append("adalink COMMAND --help says what a command takes. To complete them in the shell:")
+    lines.append("adalink completion bash > ~/.local/share/bash-completion/completions/adalink")
     return "\n".join(lines)
 
 

@@ -15,6 +15,8 @@ _HOSTS = {
     "process_count": "JAX_NUM_PROCESSES",
     "process_index": "JAX_PROCESS_ID",
 }
+# The flags with a value, but those of macros and parameters.
+VALUED = ("gin_file", "gin_search_paths", *_HOSTS)
 
 
 @dataclasses.dataclass
@@ -47,7 +49,6 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
       UserError: an unknown flag, or one that lacks its value.
     """
     flags, rest = Flags(), list(argv)
-    valued = ("gin_file", "gin_search_paths", *_HOSTS)
     while rest:
         argument = rest.pop(0)
         flag, equals, value = argument.partition("=")
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
             if not equals:
                 raise UserError(f"{flag} needs a value: {flag}=…")
             flags.bindings.append(argument.removeprefix("--gin."))
-        elif flag.startswith("--") and name in valued:
+        elif flag.startswith("--") and name in VALUED:
             if not equals:
                 if not rest:
                     raise UserError(f"{flag} needs a value: {flag}=…")
@@ -70,7 +71,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
         elif name in switches and argument == f"--{name}":
             flags.switches.add(name)
         elif argument.startswith("-"):
-            known = [f"--{each}" for each in (*valued, "help", *switches)]
+            known = [f"--{each}" for each in (*VALUED, "help", *switches)]
             raise UserError(f"unknown flag {flag}{nearest(flag, known)} --help lists the flags")
         else:
             raise UserError(

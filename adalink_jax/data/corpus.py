@@ -133,6 +133,16 @@ class Mixture:
     vocabulary: object
 
 
+def check_registered(name: str) -> None:
+    """Raises `UserError` unless a mixture or task of this name is registered; opens nothing."""
+    _register()
+    import seqio
+
+    known = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+    if name not in known:
+        raise UserError(f"unknown mixture or task '{name}'{nearest(name, known)}")
+
+
 def mixture(name: str) -> Mixture:
     """Looks up a registered mixture or task.
 
@@ -140,12 +150,9 @@ def mixture(name: str) -> Mixture:
       UserError: the name is unknown, its features are not inputs and targets, its tasks do not
         share one vocabulary, or a mixing rate cannot be computed.
     """
-    _register()
+    check_registered(name)
     import seqio
 
-    known = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
-    if name not in known:
-        raise UserError(f"unknown mixture or task '{name}'{nearest(name, known)}")
     found = seqio.get_mixture_or_task(name)
     members = seqio.get_subtasks(found)
     vocabularies = {}

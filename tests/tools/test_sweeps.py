@@ -153,7 +153,7 @@ def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
     assert per_task[-1] == "--gin.ROUTES=8"
     assert all("ROUTES" not in word for line in asked[4:6] for word in line)  # full's
     # 1,024 parameters at D = 128: rank 4.
-    assert [line[-1] for line in asked[6:]] == ["--gin.RANK=4"] * 2
+    assert [line[-1] for line in asked[6:]] == ["--gin.adalink.AdaLink.rank=4"] * 2
 
 
 @pytest.mark.parametrize(
