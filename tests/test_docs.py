@@ -1,8 +1,18 @@
-"""The code of docs/adaptations.md, run as it stands there."""
+"""The commands and the Python of the README and of docs/, run as they stand there.
 
+Python runs in order, a page in one namespace. Commands are parsed and checked: flags, gin files and
+their bindings, scripts that must exist; the cheap ones run. A block after an HTML comment
+``<!-- not run: WHY -->`` is left out, and `NOT_RUN` counts those.
+"""
+
+import argparse
+import os
 import pathlib
 import re
+import runpy
+import shlex
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -11,11 +21,28 @@ import pytest
 from adalink_jax import cli
 from adalink_jax.adapters import load
 from adalink_jax.adapters.probe import fixed_inputs
+from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")))
+]
+NOT_RUN = {"docs/howto/adapters.md": 3, "docs/howto/t5x.md": 1}
+# What a gin command calls, and the gin file that is read before the user's.
+GIN = {
+    "train": ("adalink_jax.runs.train", []),
+    "eval": ("adalink_jax.runs.evaluate", ["runs/eval.gin"]),
+    "describe": ("adalink_jax.runs.describe", ["runs/describe.gin"]),
+}
+# Commands that take no time and write below the working directory at most.
+RUN = ("describe",)
+# Of other programs; their own documentation is the test.
+FOREIGN = ("cd", "echo", "export", "for", "done", "git", "pip", "mkdocs", "pyright", "pre-commit")
 CONFIG = T5Config(
     vocab_size=40,
     emb_dim=12,
@@ -28,9 +55,177 @@ CONFIG = T5Config(
 )
 
 
+def blocks(page: str, language: str) -> list[str]:
+    """A page's blocks in a language, but those that are marked."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [code for mark, kind, code in BLOCK.findall(text) if kind == language and not mark]
+
+
+def with_blocks(language: str) -> list[str]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def commands(code: str) -> list[list[str]]:
+    """The simple commands of a block of shell, each as its words, without variables in front."""
+    code = re.sub(r"\\\n\s*", " ", code)
+    result = []
+    for line in code.splitlines():
+        words = shlex.split(line, comments=True)
+        for word in ("|", "do", "then"):
+            while word in words:
+                words[words.index(word)] = ";"
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if word == ";" or word.endswith(";"):
+                command += [word[:-1]] if word != ";" else []
+                if command:
+                    result.append(command)
+                command = []
+            elif command or not re.match(r"[A-Z_]+=", word):
+                command.append(word)
+    return result
+
+
+def test_commands_are_taken_apart():
+    code = 'A=1 B="2 3" x y \\\n    --z=1  # w\nfor i in 1 2; do\n    echo a | x b\ndone | c\n'
+    assert commands(code) == [
+        ["x", "y", "--z=1"], ["for", "i", "in", "1", "2"], ["echo", "a"], ["x", "b"], ["done"],
+        ["c"],
+    ]  # fmt: skip
+
+
+def test_few_blocks_are_not_run_and_each_says_why():
+    marked = {}
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found = BLOCK.findall(text)
+        # Every fence is one that is understood.
+        assert len(re.findall(r"^\s*```", text, re.MULTILINE)) == 2 * len(found), page
+        count = sum(bool(mark) and kind in ("bash", "python") for mark, kind, _ in found)
+        marked |= {page: count} if count else {}
+    assert marked == NOT_RUN
+
+
+class Parsed(Exception):
+    """A command line's flags were understood."""
+
+
+def parse(name: str, arguments: list[str], monkeypatch) -> None:
+    """Lets a script understand its arguments, and go no further."""
+    understand = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, given=None, namespace=None):
+        raise Parsed(understand(self, given, namespace))
+
+    script = ROOT / "scripts" / f"{name}.py"
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", [str(script), *arguments])
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(os, "environ", dict(os.environ))
+        with pytest.raises(Parsed):
+            runpy.run_path(str(script), run_name="__main__")
+
+
+def check_gin(name: str, arguments: list[str]) -> None:
+    entry, first = GIN[name]
+    files = [word.removeprefix("--gin_file=") for word in arguments if "--gin_file=" in word]
+    bindings = [word.removeprefix("--gin.") for word in arguments if word.startswith("--gin.")]
+    # A loop's variable stands for a seed or a method.
+    files = [file.replace("$method", "lora") for file in files]
+    bindings = [re.sub(r"\$\w+", "1", binding) for binding in bindings]
+    others = [w for w in arguments if not w.startswith(("--gin.", "--gin_file=", "--json"))]
+    assert not others
+    gin_files.read(entry, [*first, *files], bindings, supplied=("configuration", "json"))
+
+
+def check_sweep(script: str, arguments: list[str]) -> None:
+    """A sweep's own arguments name an experiment; its flags go to every training."""
+    assert (ROOT / "scripts" / script).is_file(), script
+    flags = [word for word in arguments if word.startswith("--gin.")]
+    experiments = [word for word in arguments if word.endswith(".gin")]
+    if script == "glue.sh":
+        experiments = [f"experiments/glue_{m}.gin" for m in METHODS]
+    for experiment in experiments:
+        given = ("MODEL_DIR=a", "SEED=1", "MIXTURE_OR_TASK_NAME=a", "INITIAL_CHECKPOINT_PATH=a")
+        check_gin("train", [f"--gin_file={experiment}", *(f"--gin.{g}" for g in given), *flags])
+
+
+def check_t5x(arguments: list[str]) -> None:
+    """A command of T5X's launcher: our gin files are there, and what names their folder works."""
+    assert arguments[0] in ("t5x.train", "t5x.eval")
+    for ours in re.findall(r"--gin_file=(t5x/(?:methods|runs|tasks)/\S+)", " ".join(arguments)):
+        assert (ROOT / "gin" / ours).is_file(), ours
+    for code in re.findall(r"\$\(python -c '(.*?)'\)", " ".join(arguments)):
+        exec(code, {})
+
+
+def check(command: list[str], monkeypatch) -> None:
+    program, *rest = command
+    if program in FOREIGN:
+        return
+    if program == "scripts/launch/local.sh":
+        assert (ROOT / program).is_file()
+        return check(rest[1:], monkeypatch)
+    if program == "python" and rest[0] == "-m":
+        return check_t5x(rest[1:])
+    if program == "python" and rest[0].startswith("benchmarks/"):
+        assert (ROOT / rest[0]).is_file()
+        return
+    if program == "python" and (script := re.fullmatch(r"scripts/(\w+)\.py", rest[0])):
+        program, rest = "adalink", [script[1], *rest[1:]]
+    if program == "bash":
+        return check_sweep(rest[0].removeprefix("scripts/"), rest[1:])
+    assert program == "adalink", f"what does this do: {shlex.join(command)}"
+    name, *arguments = rest
+    if name in GIN:
+        check_gin(name, arguments)
+    else:
+        parse(name, arguments, monkeypatch)
+    if name in RUN:
+        script = str(ROOT / "scripts" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(script, run_name="__main__")
+        assert done.value.code == 0
+
+
+@pytest.mark.parametrize("page", with_blocks("bash"))
+def test_commands_are_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for code in blocks(page, "gin"):
+        if named := re.match(r"# ([\w.]+\.gin)\n", code):
+            (tmp_path / named[1]).write_text(code.replace("import my_tasks\n", ""))
+    for code in blocks(page, "bash"):
+        for command in commands(code):
+            check(command, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory, mini_base) -> pathlib.Path:
+    """A folder with a tiny base where pages name checkpoints, and the small world's."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(mini_base, folder / "checkpoints/flan_t5_base")
+    shutil.copytree(ROOT / "adalink_jax/bases", folder / "adalink_jax/bases")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in with_blocks("python") if p != "docs/howto/adapters.md"]
+)
+def test_python_runs(page, stand_ins, monkeypatch):
+    monkeypatch.chdir(stand_ins)
+    # As a module, for dataclasses look for the one that defines them.
+    module = type(sys)("a_page")
+    monkeypatch.setitem(sys.modules, "a_page", module)
+    for code in blocks(page, "python"):
+        exec(compile(code, page, "exec"), module.__dict__)
+
+
 def block(start: str) -> str:
-    """The one block of Python in the document that holds a string."""
-    text = (ROOT / "docs" / "adaptations.md").read_text(encoding="utf-8")
+    """The one block of Python of the page about adapters that holds a string."""
+    text = (ROOT / "docs/howto/adapters.md").read_text(encoding="utf-8")
     found = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if start in code]
     assert len(found) == 1
     return found[0]

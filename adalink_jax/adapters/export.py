@@ -28,7 +28,8 @@ TOLERANCE = 1e-4
 _OWN_TABLE = {
     "huggingface": (
         "the encoder has a token table of its own, encoder.embed_tokens.weight: transformers 5 "
-        "keeps it apart from shared.weight; transformers 4 makes them one, see docs/adaptations.md"
+        "keeps it apart from shared.weight; transformers 4 makes them one, see "
+        "docs/howto/adapters.md"
     ),
     "t5x": (
         "the encoder has a token table of its own, encoder/token_embedder/embedding, which this "
