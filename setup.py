@@ -53,6 +53,8 @@ TEST = [
 ]
 # Independent implementations that tests and benchmarks compare with.
 REFERENCE = ["peft>=0.17,<1", "torch==2.13.0", "transformers>=4.56,<6"]
+# The site of docs/.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"]
 # Compiles for TPUs on machines without one; scripts/plan.py alone needs it.
 PLAN = ["libtpu>=0.0.42,<0.1"]
 
@@ -75,6 +77,7 @@ setuptools.setup(
     extras_require={
         "test": TEST,
         "reference": REFERENCE,
+        "docs": DOCS,
         "plan": PLAN,
         "int8": INT8,
         "dev": TEST + REFERENCE,
