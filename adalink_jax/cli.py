@@ -169,18 +169,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         sys.argv[0] = "adalink"  # What a run records as its command.
         argv = sys.argv[1:]
-    if not argv or argv[0] in ("-h", "--help"):
-        print(help_text())
-        return 0 if argv else 2
-    name, *rest = argv
-    if name not in COMMANDS:
-        guess = nearest(name, COMMANDS)
-        print(f"error: no command '{name}'{guess} adalink --help lists them", file=sys.stderr)
-        return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
-    _order_path()
+    name, *rest = argv or ["no command"]
     try:
+        if not argv or name in ("-h", "--help"):
+            print(help_text(), flush=True)
+            return 0 if argv else 2
+        if name not in COMMANDS:
+            guess = nearest(name, COMMANDS)
+            raise UserError(f"no command '{name}'{guess} adalink --help lists them")
+        _order_path()
         return _run(name, COMMANDS[name], rest)
+    except BrokenPipeError:  # Whoever reads the output has left, as head does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except (UserError, OSError, *_data_errors()) as error:
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:

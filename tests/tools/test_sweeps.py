@@ -126,6 +126,17 @@ def test_every_glue_task_is_trained_with_every_method_and_seed(asked):
     )  # fmt: skip
 
 
+def test_a_method_needs_no_gin_file_but_its_own(asked, tmp_path, monkeypatch):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "mine.gin").touch()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["glue", "out", "base", "--methods=mine", "--tasks=glue_rte"]) == 0
+    assert asked[0][1:4] == (
+        "--gin_file=experiments/glue.gin", "--gin_file=methods/mine.gin",
+        "--gin.MODEL_DIR=out/mine/glue_rte/seed0",
+    )  # fmt: skip
+
+
 def test_ranks_are_trained_on_each_base(asked):
     chosen = ["--ranks", "1 4", "--bases", "some/a some/b/"]
     assert cli.main(["rank-sweep", "out", "e.gin", *chosen]) == 0
@@ -160,6 +171,7 @@ def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
     ("line", "words"),
     [
         (["glue", "out", "base", "--gim.SEED=1"], "unknown flag --gim.SEED"),
+        (["glue", "out", "base", "--methods=adalnk"], "no file adalnk.gin in gin/methods; did you"),
         (["experiment", "out", "--stages=single,rank"], "no stage 'rank'; did you mean 'ranks'?"),
         (["multitask", "out", "e.gin", "--mixtures=glue_equal"], "is not NAME:NUMBER_OF_TASKS"),
     ],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from adalink_jax.config.macros import gin_folder
+from adalink_jax.errors import UserError, nearest
 from adalink_jax.tools.report.command import report
 from adalink_jax.tools.sweep import pool
 
@@ -53,16 +54,21 @@ def experiment(world: str, method: str) -> list[str]:
 
     ``experiments/WORLD_METHOD.gin`` where there is one, below the working directory or shipped;
     else the world's own file with that of the method.
+
+    Raises:
+      UserError: there is no file of the method either.
     """
-    own, shared = f"experiments/{world}_{method}.gin", f"experiments/{world}.gin"
-    there = [name for name in (own, shared) if any(f.is_file() for f in _places(name))]
-    if there == [shared]:
-        return [shared, f"methods/{method}.gin"]
-    return [own]
+    own, general = f"experiments/{world}_{method}.gin", f"methods/{method}.gin"
+    if _is_there(own):
+        return [own]
+    if not _is_there(general):
+        known = [path.stem for path in (gin_folder() / "methods").glob("*.gin")]
+        raise UserError(f"no file {method}.gin in gin/methods{nearest(method, known)}")
+    return [f"experiments/{world}.gin", general]
 
 
-def _places(name: str) -> tuple[pathlib.Path, pathlib.Path]:
-    return pathlib.Path(name), gin_folder() / name
+def _is_there(name: str) -> bool:
+    return pathlib.Path(name).is_file() or (gin_folder() / name).is_file()
 
 
 def finish(
