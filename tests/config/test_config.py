@@ -69,6 +69,35 @@ def test_end_of_a_name_is_enough_on_the_command_line(toy):
     assert (toy.RECEIVED["seed"], toy.RECEIVED["method"].kind) == (2, "relu")
 
 
+def place(*flags: str) -> int:
+    return gin_files.main("toy.place", ["--gin_file=place.gin", *flags])
+
+
+def test_groups_are_bound_by_their_class_whether_a_file_names_them_or_not(toy, capsys):
+    toy.write("place.gin", "toy.place.model_dir = 'x'\n")
+    assert place() == 0
+    assert toy.RECEIVED["places"] == toy.Places()
+    assert place("--gin.Places.devices=3") == 0
+    assert toy.RECEIVED["places"] == toy.Places(devices=3)
+    known = toy.RECEIVED["configuration"]
+    assert known.values["places"] == {"@": "toy.Places", "devices": 3, "parts": 2}
+    pathlib.Path("config.gin").write_text(known.text)
+    assert gin_files.main("toy.place", ["--gin_file=config.gin"]) == 0
+    assert toy.RECEIVED["places"] == toy.Places(devices=3)
+    assert place("--gin.Places.devices=0") == 2
+    assert "devices is 0; it must be at least 1 (toy.Places.devices" in capsys.readouterr().err
+
+
+def test_a_former_parameter_is_refused_with_its_place_now(toy, capsys):
+    toy.write("place.gin", "toy.place.model_dir = 'x'\n")
+    assert place("--gin.toy.place.devices=3") == 2
+    assert "has no parameter 'devices'; it is Places.devices now" in capsys.readouterr().err
+    assert place("--gin.toy.place.num_parts=3") == 2
+    assert "it is Places.parts now" in capsys.readouterr().err
+    assert place("--gin.toy.place.part=3") == 2
+    assert "now" not in capsys.readouterr().err
+
+
 def test_functions_can_be_given_called_and_uncalled(toy):
     toy.write("more.gin", "toy.train.optimizer = @toy.optimizer\ntoy.schedule.power = 2\n")
     assert toy.run("--gin_file=more.gin", "--gin.MODEL_DIR=@toy.schedule()") == 0

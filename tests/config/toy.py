@@ -69,6 +69,24 @@ def train(*, model_dir, method, steps, optimizer=None, seed=0, lengths=None, con
         raise UserError("seed 13 is unlucky")
 
 
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """A group of settings."""
+
+    devices: int = 1
+    parts: int = dataclasses.field(default=2, metadata={"recorded_as": "num_parts"})
+
+    def __post_init__(self):
+        if self.devices < 1:
+            raise UserError(f"devices is {self.devices}; it must be at least 1")
+
+
+def place(*, model_dir, places: Places = Places(), configuration):  # noqa: B008
+    """Takes a group, bound or not."""
+    RECEIVED.clear()
+    RECEIVED.update(locals())
+
+
 def describe(*, method, json, configuration):
     """Describes a toy."""
     RECEIVED.clear()
