@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import dataclasses
+import inspect
 import io
 import os
 import pathlib
@@ -26,6 +28,18 @@ KINDS = {
     "experiments": "A run, ready but for what only you know. Only these include other files.",
     "hardware": "How a model lies on a machine. They set options and no macros.",
     "t5x": "The same methods for T5X's launcher ([how](../howto/t5x.md)).",
+}
+
+OPTIONS = ("Data", "Batches", "Evaluation", "Periods", "Precision", "Layout", "Layers", "Loss")
+BOUND = {
+    "adalink_jax.runs.training.train": "what training takes beside the groups",
+    "adalink_jax.runs.scoring.evaluate": "what evaluation takes beside the groups",
+    "adalink_jax.methods.adalink.AdaLink": "AdaLink's fields",
+    "adalink_jax.methods.lora.LoRA": "LoRA's fields",
+    "adalink_jax.methods.prompt_tuning.PromptTuning": "prompt tuning's fields",
+    "adalink_jax.training.optimizers.adafactor": "the optimizer",
+    "adalink_jax.training.optimizers.factors": "the learning rate's schedule",
+    "adalink_jax.models.config.T5Config": "the architecture",
 }
 
 
@@ -64,7 +78,9 @@ def modules(part: str) -> list[str]:
     if part.endswith("command"):
         return []
     found = []
-    for path in (path for path in files if path.stem != "command" and defines(path)):
+    for path in files:
+        if path.stem == "command" or not (path.is_file() and defines(path)):
+            continue
         names = path.relative_to(ROOT).with_suffix("").parts
         found.append(".".join(names[:-1] if names[-1] == "__init__" else names))
     return found
@@ -106,8 +122,10 @@ def gin_page() -> str:
     lines += [cells(f"`{m.name}`", m.meaning) for m in found if not m.file]
     lines += ["", "## Groups of options", ""]
     lines += ["Set as `--gin.GROUP.FIELD=VALUE`; training and evaluation share them.", ""]
-    for module in ("runs.options", "distributed.sharding", "training.loop"):
-        lines += [f"* {', '.join(groups(module))}"]
+    for group in OPTIONS:
+        lines += group_entry(getattr(adalink_jax, group))
+    lines += ["## Other names that can be set", ""]
+    lines += [f"* [`{name.partition('.')[2]}`][{name}]: {about}" for name, about in BOUND.items()]
     for kind, about in KINDS.items():
         lines += ["", f"## {kind}/", "", about, ""]
         for path in sorted((gin_folder() / kind).rglob("*.gin")):
@@ -115,12 +133,17 @@ def gin_page() -> str:
     return "\n".join(lines)
 
 
-def groups(module: str) -> list[str]:
-    """Links to the frozen dataclasses of a module that the package exports as options."""
-    tree = ast.parse((ROOT / f"adalink_jax/{module.replace('.', '/')}.py").read_text("utf-8"))
-    names = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    full = f"adalink_jax.{module}"
-    return [f"[`{n}`][{full}.{n}]" for n in names if adalink_jax._HOME_OF.get(n)]
+def group_entry(group: type) -> list[str]:
+    """A group of options: what it is for, and each field with its default and meaning."""
+    about, _, described = (inspect.getdoc(group) or "").partition("\n\nAttributes:\n")
+    meanings = dict(re.findall(r"^  (\w+): ((?:.+\n?(?:    .*\n?)*))", described, re.MULTILINE))
+    lines = [f"### {group.__name__}", "", inline(about), "", *heads("option", "default", "meaning")]
+    for field in dataclasses.fields(group):
+        required = field.default is dataclasses.MISSING
+        default = "*required*" if required else f"`{field.default!r}`"
+        name = f"`{group.__name__}.{field.name}`"
+        lines.append(cells(name, default, inline(meanings[field.name])))
+    return [*lines, ""]
 
 
 def file_entry(path: pathlib.Path, found: Iterable[Macro]) -> list[str]:
