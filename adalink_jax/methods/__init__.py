@@ -1,4 +1,4 @@
-"""The methods of adaptation. A new method is one file here, one line below, one gin file."""
+"""The adaptation methods. A new method is one file here, one line below, and one gin file."""
 
 from adalink_jax.methods.adalink import AdaLink
 from adalink_jax.methods.base import Method

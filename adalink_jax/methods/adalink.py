@@ -1,8 +1,8 @@
 """AdaLink: a low-rank residual module between the embedding and the frozen blocks.
 
 arXiv 2310.12100, section 3: ``x' = x + f(x · W_down) · W_up`` for every token, with W_down
-[D,R], W_up [R,D], no biases and W_up zero at the start. f may be dropped at almost no loss, so
-the identity is the default. 2·D·R parameters a route, whatever the depth of the network.
+[D,R], W_up [R,D], no biases, and W_up zero at the start. Leaving out f costs almost no quality,
+so the identity is the default. A route has 2·D·R parameters at any depth of the network.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from adalink_jax.methods.base import (
 )
 from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank, routed_low_rank
 
-# Rows of the token table that are folded at a time: 32 MiB of float32 at D = 1024.
+# Rows of the token table folded at a time: 32 MiB of float32 at D = 1024.
 _FOLDED_ROWS = 8192
 
 
@@ -66,7 +66,7 @@ class AdaLink(Method):
             features=x.shape[-1],
             rank=self.rank,
             routes=self.routes,
-            # The paper leaves W_down's initialisation open; unit variance in the bottleneck.
+            # The paper does not give W_down's initialization; this has unit variance after W_down.
             down_init=nn.initializers.variance_scaling(
                 1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
             ),
@@ -76,7 +76,7 @@ class AdaLink(Method):
         return x + delta, ctx
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
-        """Puts the module into the encoder's token table: E' = E + f(E · W_down) · W_up.
+        """Folds the module into the encoder's token table: E' = E + f(E · W_down) · W_up.
 
         The decoder and T5 1.0's tied output keep the base's table.
         """
@@ -91,7 +91,7 @@ class AdaLink(Method):
         encoder = base["encoder"]
         table = encoder.get("token_embedder", base["token_embedder"])["embedding"]
         folded = np.array(table, np.float32)
-        # As `routed_low_rank` computes it, on accelerators too, whose default may be less.
+        # The same precision as `routed_low_rank`; the default of accelerators may be lower.
         with jax.default_matmul_precision("float32"):
             for start in range(0, len(folded), _FOLDED_ROWS):
                 rows = folded[start : start + _FOLDED_ROWS]

@@ -1,11 +1,11 @@
-"""What a method is to the network: a set of hooks at named sites, identities by default.
+"""The interface of a method: hooks at named sites of the network, identities by default.
 
-The network calls a hook wherever a method could intervene and knows no method; a method knows
-the sites and not the network. A method is a frozen dataclass, not a module. What it adds to the
-parameters lives in child scopes named after it (``encoder/adalink/down``): a parameter beside
-the base's own would shift Flax's random-number counters and change the base's initialisation,
-and likewise a Dropout. So a hook makes a `flax.linen` module with ``name=self.scope``, whose
-parameters and dropouts are all its own.
+The network calls a hook at every place where a method may act, and knows no method. A method
+knows the sites, and not the network. A method is a frozen dataclass, not a module. Its parameters
+live in child scopes named after it (``encoder/adalink/down``). A parameter or a Dropout beside
+the base's own would shift Flax's random-number counters and change the base's initialization. So
+a hook makes a `flax.linen` module with ``name=self.scope``, which holds its parameters and
+dropouts.
 """
 
 import dataclasses
@@ -42,12 +42,12 @@ LINEAR_SITES: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A named place in the network, free of the layer's number (layers may be scanned).
+    """A named place in the network, without the layer's number, since layers may be scanned.
 
     Attributes:
       stack: "encoder" or "decoder".
       block: "attention", "self_attention", "encoder_decoder_attention" or "mlp".
-      layer: the linear layer inside the block, "" for the block as a whole.
+      layer: the linear layer inside the block; "" for the whole block.
     """
 
     stack: str
@@ -56,26 +56,26 @@ class Site:
 
     @property
     def linear(self) -> str:
-        """The site as it stands in `LINEAR_SITES`, e.g. "attention/query"."""
+        """The site's name in `LINEAR_SITES`, e.g. "attention/query"."""
         return f"{self.block}/{self.layer}"
 
 
 @flax.struct.dataclass
 class Context:
-    """What a hook may know of the sequence that its argument belongs to.
+    """What a hook knows about the sequence it runs on.
 
     In cross-attention the queries belong to the decoder's sequence, the keys and values to the
     encoder's.
 
     Attributes:
       mask: True where a token is real, False on padding.
-      routes: which module adapts each token, in [0, K); None where the caller gave none.
-      segment_ids: the packed example of each token, from 1; None where a row is one example.
-      positions: position of each token in its example; None where a row is one example.
-      gate: 1.0, or where layers are scanned this layer's entry of `Method.gates`.
+      routes: which module adapts each token, in [0, K); None if the caller gave none.
+      segment_ids: the packed example of each token, from 1; None if a row is one example.
+      positions: position of each token in its example; None if a row is one example.
+      gate: 1.0; if layers are scanned, this layer's entry of `Method.gates`.
       stack: "encoder" or "decoder".
       route_slots: how many distinct routes one row may hold.
-      deterministic: True where dropout is off.
+      deterministic: True if dropout is off.
     """
 
     mask: Bool[Array, "B T"]
@@ -88,7 +88,7 @@ class Context:
     deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
     def lengthened(self, extra: int) -> "Context":
-        """The context of a sequence with `extra` real tokens in front, on the row's first route."""
+        """Returns the context with `extra` real tokens in front, on the row's first route."""
         if extra == 0:
             return self
 
@@ -105,25 +105,26 @@ class Context:
 class Method:
     """The identity method, and the interface of all others.
 
-    Hooks are called inside ``@nn.compact`` methods only and never count layers in Python.
+    Hooks are only called inside ``@nn.compact`` methods, and must not count layers in Python.
     """
 
     # The child scope of the method's parameters, and its key in `METHODS`.
     scope: ClassVar[str] = ""
-    # Whether the base itself trains, and there are no parameters of the method's own.
+    # Whether the base itself trains. The method then has no parameters of its own.
     trains_base: ClassVar[bool] = False
-    # Two attributes that a method may make fields of its own. They have no annotation here, which
-    # would give them their place in front of all other fields.
-    # K, how many independent modules each leaf stacks on its leading axis, where it is a field.
+    # A method may declare the next two as fields. They have no annotation here, since that would
+    # put them before all other fields.
+    # K, the number of independent modules that each leaf stacks on its leading axis.
     routes = 1
     # The numbers of the adapted layers in each stack; None for all.
     layers = cast(tuple[int, ...] | None, None)
-    # What a new adapter's logits are: "base" (the base's, bit for bit), "near" or "elsewhere".
+    # How a new adapter's logits compare with the base's: "base" (equal, bit for bit), "near" or
+    # "elsewhere".
     start: ClassVar[str] = "base"
-    # The field that sets how much is stored, e.g. "rank"; None for a method of one size.
+    # The field that sets how much is stored, e.g. "rank"; None if the method has only one size.
     size_field: ClassVar[str | None] = None
-    # Whether an adapter that zeros fill up to the shapes of `resized` computes what it did. A bank
-    # relies on it: it is False unless a method says otherwise.
+    # Whether an adapter padded with zeros to the shapes of `resized` computes the same function.
+    # A bank relies on it, so it is False unless a method says otherwise.
     widens: ClassVar[bool] = False
     # The fields that only training reads.
     training_only: ClassVar[tuple[str, ...]] = ()
@@ -135,17 +136,17 @@ class Method:
 
     @property
     def size(self) -> int | None:
-        """The value of the field that sets the size; None for a method of one size."""
+        """The value of `size_field`; None if the method has only one size."""
         return None if self.size_field is None else getattr(self, self.size_field)
 
     def resized(self, size: int) -> Self:
-        """The method at another size, with all else as it is."""
+        """Returns the method with another size and all else the same."""
         if self.size_field is None:
             raise ValueError(f"method '{self.scope}' has one size")
         return dataclasses.replace(self, **{self.size_field: size})
 
     def variants(self, depths: Mapping[str, int]) -> Iterator[Self]:
-        """Versions that store less at equal size, the preferred ones first; this one is the first.
+        """Yields this method, then versions of it that store less at the same size, best first.
 
         Args:
           depths: the number of layers of each stack.
@@ -155,61 +156,61 @@ class Method:
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context
     ) -> tuple[Float[Array, "B T2 D"], Context]:
-        """Between the embedding and block 0 of a stack, before the embedding's dropout.
+        """Hook between the embedding and block 0 of a stack, before the embedding's dropout.
 
-        May put P vectors in front of the encoder's sequence; it then returns the context of the
-        longer sequence.
+        It may put P vectors in front of the encoder's sequence. It then returns the context of
+        the longer sequence.
         """
         return x, ctx
 
     def linear(
         self, x: Float[Array, "B T Din"], y: Float[Array, "B T Dout"], site: Site, ctx: Context
     ) -> Float[Array, "B T Dout"]:
-        """After a linear layer that mapped x to y."""
+        """Hook after a linear layer that mapped x to y."""
         return y
 
     def keys_values(
         self, k: Float[Array, "B T N K"], v: Float[Array, "B T N K"], site: Site, ctx: Context
     ) -> tuple[Float[Array, "B T2 N K"], Float[Array, "B T2 N K"]]:
-        """Before attention. May put P keys and values in front, seen by every query."""
+        """Hook before attention. It may put P keys and values in front, which all queries see."""
         return k, v
 
     def sublayer(self, y: Float[Array, "B T D"], site: Site, ctx: Context) -> Float[Array, "B T D"]:
-        """On a block's output, before its dropout and the residual add."""
+        """Hook on a block's output, before its dropout and the residual add."""
         return y
 
     def gates(self, stack: str, num_layers: int) -> np.ndarray:
-        """Which layers of a stack the method adapts, as bools [num_layers].
+        """Returns which layers of a stack the method adapts, as bools [num_layers].
 
-        The hooks are not called in the others. Where layers are scanned they are called in all,
-        and multiply what they add by `Context.gate`; the others' parameters are zeros there.
+        Hooks are not called in the other layers. In scanned layers they are called in all, and
+        multiply what they add by `Context.gate`; parameters of the other layers are zeros.
         """
         numbers = np.arange(num_layers)
         return np.isin(numbers, numbers if self.layers is None else self.layers)
 
     def owns(self, name: str) -> bool:
-        """Whether the parameter of this "/"-joined name is the method's own, not the base's."""
+        """Returns whether a parameter, given by its "/"-joined name, belongs to the method."""
         return self.scope in name.split("/")
 
     def trainable(self, name: str) -> bool:
-        """Whether the parameter of this "/"-joined name trains.
+        """Returns whether a parameter, given by its "/"-joined name, trains.
 
-        A method may unlock parts of the base, such as its norms. Their values are then a part of
-        the adapter, start from the base's, and are shared by all routes.
+        A method may unlock parts of the base, such as its norms. Their values are then part of
+        the adapter. They start from the base's values and are shared by all routes.
         """
         return self.trains_base or self.owns(name)
 
     def texts(self, labels: Sequence[str]) -> tuple[str, ...]:
-        """The texts whose token ids `initialise` wants, given the task's label strings."""
+        """Returns the texts whose token ids `initialise` needs, given the task's labels."""
         return ()
 
     def initialise(
         self, adapter: Params, base: Params, token_ids: Sequence[Sequence[int]], key: Array
     ) -> Params:
-        """Gives the adapter the values that depend on the base. Called once, after loading it.
+        """Sets the values that depend on the base. Called once, after the base is loaded.
 
         Args:
-          adapter: the method's tree as the network initialised it.
+          adapter: the method's tree as the network initialized it.
           base: the base's tree.
           token_ids: the ids of each of `texts`, without EOS.
           key: a PRNG key.
@@ -217,18 +218,18 @@ class Method:
         return adapter
 
     def export(self, adapter: Params) -> tuple["Method", Params]:
-        """The method and the tree to store: what only training needs is folded in."""
+        """Returns the method and the tree to store, with training-only parameters folded in."""
         return self, adapter
 
     def for_inference(self, adapter: Params) -> tuple["Method", Params]:
-        """The adapter in the form that inference needs, so that equal methods are equal programs.
+        """Returns the adapter in its inference form, in which equal methods share one program.
 
-        Fields that only training reads take neutral values, and scales go into the leaves.
+        Training-only fields take neutral values, and scales go into the leaves.
         """
         return self, adapter
 
     def one_route(self, adapter: Params, route: int) -> tuple["Method", Params]:
-        """The adapter of one of the K modules, and its method. Leaves of the base stay whole.
+        """Returns the adapter of one of the K modules, and its method. Base leaves are unchanged.
 
         Raises:
           UserError: the method has no routes.
@@ -239,7 +240,7 @@ class Method:
         return method, traverse_util.unflatten_dict(one, sep="/")
 
     def stack(self, adapters: Sequence[Params]) -> tuple["Method", Params]:
-        """Adapters of this method as one, their modules as its routes in the same order.
+        """Joins adapters of this method into one, with their modules as routes in the same order.
 
         Raises:
           UserError: the method has no routes, or an adapter holds parts of the base.
@@ -261,18 +262,19 @@ class Method:
         return traverse_util.flatten_dict(dict(adapter), sep="/")
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
-        """A plain base that computes on every token what base and adapter do on one route.
+        """Folds one route of the adapter into the base.
 
-        Its architecture is that of its arrays (`checkpoints.architecture.infer_config`), which
-        need not be the base's.
+        The result computes on every token what base and adapter compute on that route. Its
+        architecture follows from its arrays (`checkpoints.architecture.infer_config`) and may
+        differ from the base's.
 
         Args:
           base: the base's tree, of arrays on the host.
-          adapter: the method's tree, as it is stored (`export`).
+          adapter: the method's tree, as stored (`export`).
           route: which of the K modules, in [0, K).
 
         Returns:
-          The new tree: float32 NumPy arrays where it differs, elsewhere the base's own.
+          The new tree: float32 NumPy arrays where it differs, else the base's arrays.
 
         Raises:
           UserError: no plain base computes the same.
@@ -281,10 +283,10 @@ class Method:
 
 
 def merge(base: Params, adapter: Params) -> dict[str, Any]:
-    """One tree with the leaves of both; a leaf in both is the adapter's.
+    """Merges two trees; where both have a leaf, the adapter's is taken.
 
     Raises:
-      ValueError: a leaf in both is of two shapes.
+      ValueError: the two have a leaf of the same name and different shapes.
     """
     flat = traverse_util.flatten_dict(dict(base), sep="/")
     extra = traverse_util.flatten_dict(dict(adapter), sep="/")
@@ -298,7 +300,7 @@ def merge(base: Params, adapter: Params) -> dict[str, Any]:
 
 
 def split(params: Params, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divides a tree into (trainable, frozen); the inverse of `merge`."""
+    """Splits a tree into (trainable, frozen); the inverse of `merge`."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     trainable = {name: leaf for name, leaf in flat.items() if method.trainable(name)}
     frozen = {name: leaf for name, leaf in flat.items() if name not in trainable}
@@ -319,7 +321,7 @@ def check_positive(method: Method, *fields: str) -> None:
 
 
 def check_stacks(method: Method, stacks: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the stacks as a tuple; raises `UserError` where one is no stack of the network."""
+    """Returns the stacks as a tuple; raises `UserError` if the network has no such stack."""
     stacks = (stacks,) if isinstance(stacks, str) else tuple(stacks)
     if not stacks or set(stacks) - set(LINEAR_SITES):
         raise UserError(

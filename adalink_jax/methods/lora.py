@@ -27,8 +27,8 @@ from adalink_jax.methods.base import (
 )
 from adalink_jax.methods.low_rank import LowRank
 
-# Which linear layers `LoRA.variants` keeps, from all of them, as AdaLink's paper has it, over the
-# queries and values of LoRA's own paper, down to a single one.
+# Linear layers that `LoRA.variants` keeps: all of them (AdaLink's paper), queries and values
+# (LoRA's paper), down to a single one.
 _FEWER = (
     ("*attention/*", "mlp/*"),
     ("*attention/*",),
@@ -48,7 +48,7 @@ class LoRA(Method):
       linears: shell patterns over "block/layer", e.g. "*attention/query" or "mlp/*". The blocks
         are "attention" (encoder), "self_attention", "encoder_decoder_attention" (decoder), "mlp".
       stacks: the stacks whose layers are adapted.
-      layers: the numbers of the adapted layers in each stack; None for all.
+      layers: numbers of the adapted layers in each stack; None for all.
       dropout_rate: dropout on the input of the low-rank product.
       routes: K, the number of modules; each token's route chooses one.
     """
@@ -84,11 +84,11 @@ class LoRA(Method):
                 )
 
     def resized(self, size: int) -> "LoRA":
-        """As the base class's; the scale alpha / rank stays what it is."""
+        """Returns LoRA with another rank and the same scale, alpha / rank."""
         return dataclasses.replace(self, rank=size, alpha=self.alpha * size / self.rank)
 
     def variants(self, depths: Mapping[str, int]) -> Iterator["LoRA"]:
-        """Gives up layers first, down to one; then kinds of linear layers."""
+        """Drops layers first, down to one; then kinds of linear layers."""
         depth = min(depths[stack] for stack in self.stacks)
         numbers = list(range(depth)) if self.layers is None else sorted(set(self.layers))
         for linears in dict.fromkeys((self.linears, *_FEWER)):
@@ -112,7 +112,7 @@ class LoRA(Method):
         return super().gates(stack, num_layers)
 
     def adapts(self, site: Site) -> bool:
-        """Whether a linear layer is one of the chosen, in the layers that `gates` lets through."""
+        """Returns whether a linear layer is adapted, in the layers that `gates` selects."""
         chosen = any(fnmatch.fnmatchcase(site.linear, pattern) for pattern in self.linears)
         return chosen and site.stack in self.stacks
 

@@ -1,9 +1,9 @@
-"""The routed low-rank product that AdaLink and LoRA are made of.
+"""The routed low-rank product that AdaLink and LoRA use.
 
-A task's id, a modality's id and a tenant's id are the same thing: a route per token that chooses
-one of K low-rank modules. Cost does not grow with K: only the few modules that a row uses are
-gathered, then two batched products run over all of the row's tokens, with the columns of other
-modules masked.
+A task, a modality and a tenant are all given as a route per token, which chooses one of K
+low-rank modules. Cost does not grow with K: only the few modules that a row uses are gathered.
+Two batched products then run over all tokens of the row, with the columns of other modules
+masked.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,16 @@ def routed_low_rank(
     slots: int = 1,
     activation: Callable[[Array], Array] = ACTIVATIONS["identity"],
 ) -> Float[Array, "B T F"]:
-    """f(x · down[route]) · up[route], with each token's own route.
+    """Computes f(x · down[route]) · up[route], with each token's own route.
 
     Args:
       x: the tokens.
       down: the K down-projections.
       up: the K up-projections.
-      routes: each token's module, in [0, K). May be None where K is 1. Padding must repeat a
-        route of its row.
-      slots: S, how many distinct routes a row holds at most. `jnp.unique` drops surplus routes
-        in silence, so whoever makes the rows keeps to it.
+      routes: each token's module, in [0, K). May be None if K is 1. Padding must repeat a route
+        of its row.
+      slots: S, the maximum number of distinct routes in a row. `jnp.unique` silently drops
+        routes beyond S, so the code that makes the rows must keep to it.
       activation: f; maps zero to zero.
 
     Raises:
@@ -48,8 +48,8 @@ def routed_low_rank(
     """
     num_routes, width, rank = down.shape
     if num_routes == 1:
-        # Over a flat list of tokens: contracting two axes for the gradients of the matrices, XLA
-        # would transpose whole activations, and compute again what is fused into them.
+        # Tokens are flattened, because a contraction over two axes in the gradients of the
+        # matrices makes XLA transpose whole activations and recompute what is fused into them.
         y = activation(x.reshape(-1, width) @ down[0]) @ up[0]
         return y.reshape(*x.shape[:-1], up.shape[-1])
     if routes is None:
@@ -59,7 +59,7 @@ def routed_low_rank(
         ids = routes[:, 0]
         return activation(jnp.einsum("btd,bdr->btr", x, down[ids])) @ up[ids]
     batch = x.shape[0]
-    # ids [B,S]: the routes of each row; slot [B,T]: which of them a token takes.
+    # ids [B,S]: the routes of each row; slot [B,T]: the index of a token's route in ids.
     ids, slot = jax.vmap(
         lambda row: jnp.unique(row, return_inverse=True, size=slots, fill_value=0)
     )(routes)
@@ -72,11 +72,11 @@ def routed_low_rank(
 
 
 class LowRank(nn.Module):
-    """K low-rank modules; the child scope that holds ``down [K,D,R]`` and ``up [K,R,F]``.
+    """K low-rank modules, in a child scope with ``down [K,D,R]`` and ``up [K,R,F]``.
 
     `up` starts at zero, so training starts exactly at the base model. Parameters are float32 and
-    are used in the tokens' dtype. Their axes are the method's own, so that no rule of the base
-    shards an adapter.
+    are cast to the tokens' dtype. Their logical axes are the method's own, so that the base's
+    sharding rules do not apply to an adapter.
     """
 
     features: int

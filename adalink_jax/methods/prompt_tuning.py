@@ -1,8 +1,8 @@
 """Prompt tuning: P trained vectors in front of the encoder's input.
 
-Lester et al. 2021 (arXiv 2104.08691), with the residual re-parameterisation of Razdaibiedina et
+Lester et al. 2021 (arXiv 2104.08691), with the residual reparameterization of Razdaibiedina et
 al. 2023 (arXiv 2305.03937) as AdaLink's paper uses it: ``P' = P + LayerNorm(W2 · relu(W1 · P))``,
-shared by all of a route's vectors. The stored adapter holds the resulting P'.
+with the same weights for all vectors of a route. The stored adapter holds the resulting P'.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _FIRST_SAMPLED_ID, _LAST_SAMPLED_ID = 3, 5000
 def reparameterised(
     params: Params, dropout: Callable[[Array], Array] = lambda x: x
 ) -> Float[Array, "K P D"]:
-    """P' = P + LayerNorm(dropout(W2 · relu(W1 · P))), for each route; P where there is no W1."""
+    """Returns P' = P + LayerNorm(dropout(W2 · relu(W1 · P))) per route, or P if there is no W1."""
     prompt = params["prompt"]
     if "w1" not in params:
         return prompt
@@ -41,7 +41,7 @@ def reparameterised(
 
 
 class Prompt(nn.Module):
-    """The child scope that holds ``prompt [K,P,D]`` and its re-parameterisation's layers."""
+    """The child scope with ``prompt [K,P,D]`` and the layers of its reparameterization."""
 
     length: int
     routes: int
@@ -61,7 +61,7 @@ class Prompt(nn.Module):
             shape = tuple(sizes[axis] for axis in axes)
             return param_with_axes(name, init, shape, jnp.float32, axes=axes)
 
-        # Lester et al.'s random initialisation is uniform within ±0.5.
+        # Lester et al.'s random initialization is uniform within ±0.5.
         def uniform(key, shape, dtype):
             return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
 
@@ -83,18 +83,19 @@ class Prompt(nn.Module):
 class PromptTuning(Method):
     """Prompt tuning at the encoder's input.
 
-    The decoder is not lengthened (its outputs are the predictions), nor are packed rows.
+    Vectors are not put in front of the decoder's input, since its outputs are the predictions.
+    Packed rows are refused.
 
     Attributes:
       length: P, the number of vectors.
-      reparameterise: whether training goes through the residual re-parameterisation.
+      reparameterise: whether training uses the residual reparameterization.
       bottleneck: width between its two layers.
       dropout_rate: dropout on its residual.
       initialisation: "random"; "sampled_vocabulary" (embeddings of common tokens);
         "class_labels" (the mean embedding of each of the task's labels, then sampled ones);
         "text" (the embeddings of `text`, repeated to the length).
-      text: the string for the initialisation "text".
-      routes: K, the number of prompts; a row takes that of its first token's route.
+      text: the string for the initialization "text".
+      routes: K, the number of prompts; a row takes the prompt of its first token's route.
     """
 
     length: int = 64
@@ -194,7 +195,7 @@ class PromptTuning(Method):
         return dataclasses.replace(plain, bottleneck=1, dropout_rate=0.0), tree
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
-        """Refuses: no parameter of a base holds vectors that stand in front of its input."""
+        """Raises `UserError`: a base has no parameter that holds vectors before its input."""
         raise UserError(
             "prompt tuning cannot be folded: its vectors stand in front of the input, and no "
             "parameter of the base holds them"
