@@ -1,1 +1,1 @@
-"""The frozen network."""
+"""The base network."""

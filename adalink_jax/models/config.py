@@ -20,29 +20,29 @@ class T5Config:
 
     Attributes:
       vocab_size: V, rows of the token table.
-      dtype: of the activations, float32 or bfloat16; parameters are float32.
-      emb_dim: D.
-      num_heads: N.
+      dtype: dtype of the activations, float32 or bfloat16; parameters are float32.
+      emb_dim: D, width of the embedding.
+      num_heads: N, heads of an attention.
       num_encoder_layers: blocks of the encoder.
       num_decoder_layers: blocks of the decoder.
       head_dim: K, width of a head; N·K need not be D.
       mlp_dim: width inside the MLP.
       mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1 and FLAN.
-      dropout_rate: of all dropouts.
-      logits_via_embedding: whether the token table is the output layer too (T5 1.0).
-      separate_encoder_embedding: whether the encoder looks tokens up in a table of its own, as
-        folding AdaLink into the embedding needs; no published T5 does.
-      relpos_bias_per_layer: whether each layer has a table of relative position biases of its
-        own, as in T5X's scalable_t5 and umT5, instead of one a stack.
-      float32_attention_logits: whether attention logits are float32 whatever `dtype`.
-      scan_layers: whether the places that put parameters on devices stack layers, over which the
-        network then scans; None does where a stack has more than 12. Another program for the
-        same function, but dropout draws other masks.
-      remat: what the backward pass computes again of each layer: "none"; "minimal", all but the
+      dropout_rate: rate of all dropouts.
+      logits_via_embedding: whether the token table is also the output layer (T5 1.0).
+      separate_encoder_embedding: whether the encoder has its own token table. Folding AdaLink
+        into the embedding needs it; no published T5 has it.
+      relpos_bias_per_layer: whether each layer has its own table of relative position biases, as
+        in T5X's scalable_t5 and umT5, instead of one per stack.
+      float32_attention_logits: whether attention logits are float32 for any `dtype`.
+      scan_layers: whether training and evaluation stack the layers, so that the network scans
+        over them; None does so if a stack has more than 12. The function is the same, but
+        dropout draws other masks.
+      remat: what the backward pass recomputes in each layer: "none"; "minimal", all but the
         products with weights; "full", everything between its input and its output.
 
-    How the network runs (`dtype`, `dropout_rate`, `scan_layers`, `remat`) is no architecture: it
-    is neither stored nor compared.
+    Fields that only say how the network runs (`dtype`, `dropout_rate`, `scan_layers`, `remat`) are
+    not part of the architecture: they are neither stored nor compared.
     """
 
     vocab_size: int
@@ -92,7 +92,7 @@ class T5Config:
 
     @property
     def stacks_layers(self) -> bool:
-        """Whether layers are stacked and scanned, as `scan_layers` says or by their number."""
+        """Whether layers are stacked and scanned; see `scan_layers`."""
         if self.scan_layers is None:
             return max(self.num_encoder_layers, self.num_decoder_layers) > _UNSCANNED_LAYERS
         return self.scan_layers

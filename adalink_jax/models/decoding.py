@@ -1,11 +1,11 @@
 """Generation and scoring with a T5: greedy, beam search, and the likelihood of given options.
 
 The encoder runs once per call. Generation keeps the decoder's keys and values in the network's
-"cache" collection and runs in a `lax.while_loop` that ends when every row has ended. What the
-loop does not change, such as the cross-attention's keys and values of the encoded input, XLA
-computes once before it.
+"cache" collection, and runs in a `lax.while_loop` that ends when every row has ended. XLA computes
+values that the loop does not change, such as the keys and values of cross-attention, once before
+the loop.
 
-A row without a single input token fills up a batch: it is not decoded, its tokens are all 0.
+A row without input tokens only fills up a batch. It is not decoded: its output tokens are all 0.
 """
 
 import functools
@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.methods.base import Array, Params
 from adalink_jax.models.t5 import Transformer
 
-# A row's one route, or where a row holds several (modalities) the route of each input token.
+# One route per row; or one per input token, where a row has several (modalities).
 Routes = Int[Array, " B"] | Int[Array, "B T"]
 
-# Options are scored in chunks whose logits take at most this many bytes (over all devices).
+# Maximum size in bytes, over all devices, of the logits of one chunk of scored options.
 _LOGITS_BYTES = 2**28
 
 
@@ -36,18 +36,18 @@ def greedy(
     routes: Routes | None = None,
     eos_id: int = 1,
 ) -> Int[Array, "B L"]:
-    """Generates the likeliest next token, one after another.
+    """Generates greedily: always the most likely next token.
 
     Args:
       model: the network with its method.
       params: base and adapter, merged.
-      encoder_input_tokens: 0 on padding.
-      max_length: L, tokens to generate at most, EOS included.
-      routes: for methods with several routes; the decoder's is that of the first input token.
+      encoder_input_tokens: token ids, 0 on padding.
+      max_length: L, the maximum number of generated tokens, including EOS.
+      routes: for methods with several routes; the decoder uses the first input token's route.
       eos_id: the token that ends a row.
 
     Returns:
-      int32 tokens, with EOS where it came within L, and 0 behind it.
+      int32 tokens, including EOS if it was generated, then 0.
     """
     encoded = _encode(model, params, encoder_input_tokens, routes)
     step, cache = _decoder(model, params, encoded, encoder_input_tokens, routes, max_length)
@@ -83,26 +83,27 @@ def beam_search(
     routes: Routes | None = None,
     eos_id: int = 1,
 ) -> Int[Array, "B L"]:
-    """Generates by beam search, as T5X (``t5x/decoding.py``): returns each row's best output.
+    """Generates by beam search and returns each row's best output.
 
-    An output of n tokens, EOS included, scores ``log-probability / ((5 + n) / 6)^alpha`` (Wu et
-    al. 2016, eq. 14). Of every step's ``2 · beam_size`` likeliest continuations those that end
-    are outputs, and the `beam_size` best of the others go on. A row stops when no continuation
-    can beat its best output. One that has no output within `max_length` returns its likeliest
-    unfinished beam. A single beam is greedy decoding.
+    Source: T5X ``t5x/decoding.py``. An output of n tokens, including EOS, scores
+    ``log-probability / ((5 + n) / 6)^alpha`` (Wu et al. 2016, eq. 14). Each step takes the
+    ``2 · beam_size`` most likely continuations. Those that end with EOS are outputs; the
+    `beam_size` best of the others continue. A row stops when no continuation can beat its best
+    output. If a row has no output within `max_length`, its most likely unfinished beam is
+    returned. A single beam is greedy decoding.
 
     Args:
       model: the network with its method.
       params: base and adapter, merged.
-      encoder_input_tokens: 0 on padding.
-      max_length: L, tokens to generate at most, EOS included.
-      beam_size: how many unfinished outputs are kept.
-      length_penalty: alpha ≥ 0; 0 compares log-probabilities, more favors longer outputs.
+      encoder_input_tokens: token ids, 0 on padding.
+      max_length: L, the maximum number of generated tokens, including EOS.
+      beam_size: number of unfinished outputs that are kept.
+      length_penalty: alpha ≥ 0; 0 compares log-probabilities, larger values favor longer outputs.
       routes: as in `greedy`.
       eos_id: the token that ends a row.
 
     Returns:
-      int32 tokens, with EOS where it came within L, and 0 behind it.
+      int32 tokens, including EOS if it was generated, then 0.
 
     Raises:
       ValueError: `beam_size` < 1 or `length_penalty` < 0.
@@ -120,8 +121,8 @@ def beam_search(
     search = _Search(step, beam_size, length_penalty, max_length, eos_id)
     state = search.start(_is_filler(encoder_input_tokens), cache)
     state = jax.lax.while_loop(search.unfinished, search.extend, state)
-    found = state["best_score"] > -jnp.inf
-    return jnp.where(found[:, None], state["best"], state["live"][:, 0])
+    finished = state["best_score"] > -jnp.inf
+    return jnp.where(finished[:, None], state["best"], state["live"][:, 0])
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -132,20 +133,20 @@ def score_options(
     options: Int[Array, "C L"],
     routes: Routes | None = None,
 ) -> Float[Array, "B C"]:
-    """The log-likelihood of every option given every input.
+    """Computes the log-likelihood of every option given every input.
 
-    It is the sum of the log-probabilities of the option's tokens, its EOS included, without
-    division by its length: what T5X's ``score_batch`` gives for rank classification.
+    It is the sum of the log-probabilities of the option's tokens, including EOS, and is not
+    divided by the option's length. T5X's ``score_batch`` does the same for rank classification.
 
-    The options share their example's encoding and, being a mapped axis of the decoder alone, its
-    cross-attention keys and values. They are scored in chunks, so that memory does not grow with
-    their number.
+    All options of an example share its encoding. They also share its keys and values of
+    cross-attention, because only the decoder is mapped over options. Options are scored in
+    chunks, so memory does not grow with their number.
 
     Args:
       model: the network with its method.
       params: base and adapter, merged.
-      encoder_input_tokens: 0 on padding.
-      options: each option's tokens with its EOS, 0 on padding.
+      encoder_input_tokens: token ids, 0 on padding.
+      options: each option's tokens with EOS, 0 on padding.
       routes: as in `greedy`.
 
     Returns:
@@ -172,7 +173,7 @@ def score_options(
         log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
         return jnp.sum(log_probs, axis=-1, where=targets > 0)
 
-    fitting = 1  # Where sizes are symbolic (`jax.export`).
+    fitting = 1  # Stays 1 if sizes are symbolic (`jax.export`).
     if isinstance(batch, int) and isinstance(length, int):
         fitting = max(1, _LOGITS_BYTES // (4 * batch * length * model.config.vocab_size))
     chunks = -(-count // fitting)
@@ -187,7 +188,7 @@ def _is_filler(tokens: Int[Array, "B T"]) -> Bool[Array, " B"]:
 
 
 def _spread(routes: Routes | None, tokens: Int[Array, "B T"], length: int) -> dict[str, Any]:
-    """The network's arguments of a row's routes, for a decoder of `length` tokens."""
+    """Returns the network's route arguments, for a decoder of `length` tokens."""
     if routes is None:
         return {}
     encoder = jnp.broadcast_to(routes if routes.ndim == 2 else routes[:, None], tokens.shape)
@@ -239,17 +240,17 @@ def _decoder(
         logits, cache = decode(tokens[:, None], cache)
         return logits[:, 0], cache
 
-    whole = jnp.zeros((encoded.shape[0], max_length), jnp.int32)
-    _, shapes = jax.eval_shape(decode, whole, {})
+    full_length = jnp.zeros((encoded.shape[0], max_length), jnp.int32)
+    _, shapes = jax.eval_shape(decode, full_length, {})
     return step, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 class _Search:
-    """One beam search: its start, its step, and its end.
+    """The start, the step and the stop condition of a beam search.
 
-    The state is a dict of now (tokens so far), live [B,k,L] and their log-probabilities
-    live_score [B,k] in falling order, best [B,L] and its penalized best_score [B], and the cache,
-    whose rows are the B·k beams.
+    The state is a dict: now (number of tokens so far), live [B,k,L] and their log-probabilities
+    live_score [B,k] in descending order, best [B,L] and its penalized best_score [B], and the
+    cache, whose rows are the B·k beams.
     """
 
     def __init__(self, step: Callable, beams: int, alpha: float, max_length: int, eos_id: int):
@@ -257,9 +258,9 @@ class _Search:
         self.max_length, self.eos_id = max_length, eos_id
 
     def start(self, filler: Bool[Array, " B"], cache: Params) -> dict[str, Any]:
-        """The state before the first token."""
+        """Returns the state before the first token."""
         shape = (filler.shape[0], self.beams, self.max_length)
-        # All beams are the same at first, so only one of them counts.
+        # All beams are equal at first, so only the first one counts.
         live_score = jnp.full(shape[:2], -jnp.inf).at[:, 0].set(0.0)
         return {
             "now": 0,
@@ -271,17 +272,17 @@ class _Search:
         }
 
     def penalty(self, length):
-        """What the log-probability of an output of so many tokens is divided by."""
+        """Returns the divisor of the log-probability of an output with `length` tokens."""
         return ((5.0 + length) / 6.0) ** self.alpha
 
     def unfinished(self, state) -> Bool[Array, ""]:
-        """Whether some row may still find a better output."""
-        # Log-probabilities only fall, and no penalty divides them by more than the longest's.
+        """Returns whether some row may still get a better output."""
+        # Log-probabilities only decrease, and the longest output has the largest divisor.
         bound = state["live_score"][:, 0] / self.penalty(self.max_length)
         return (state["now"] < self.max_length) & jnp.any(state["best_score"] < bound)
 
     def extend(self, state) -> dict[str, Any]:
-        """One more token for every live beam."""
+        """Adds one token to every live beam."""
         now, live = state["now"], state["live"]
         batch, beams, _ = live.shape
         last = jnp.where(now > 0, live[:, :, now - 1], 0)
@@ -312,5 +313,5 @@ class _Search:
 
 
 def _take_rows(leaf: Array, rows: Int[Array, " rows"]) -> Array:
-    """Rows of a cached [..., B, L, N, K] (scanned layers stand in front); its index is no row's."""
+    """Takes rows of a cached [..., B, L, N, K]; the cache's index, which has no rows, is kept."""
     return jnp.take(leaf, rows, axis=leaf.ndim - 4) if leaf.ndim >= 4 else leaf

@@ -1,7 +1,7 @@
-"""Kernels of linear layers: as they are stored, and the product with them.
+"""Stored kernels of linear layers, and products with them.
 
-A frozen kernel may be stored in other numbers than it is multiplied in: bfloat16, or int8 with one
-float32 scale for each output (qwix's QArray: values · scale).
+A frozen kernel may be stored in another dtype than it is multiplied in: bfloat16, or int8 with one
+float32 scale per output (qwix's QArray: values · scale).
 """
 
 from typing import Any
@@ -14,20 +14,20 @@ from jaxtyping import Float
 
 from adalink_jax.methods.base import Array
 
-# In which a frozen base may be stored. float16 overflows in T5 (see T5Config.dtype).
+# The dtypes a frozen base may be stored in. float16 overflows in T5 (see T5Config.dtype).
 FROZEN_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def product(x: Float[Array, "M Din"], kernel: Any, dtype: Any) -> Float[Array, "M Dout"]:
-    """Multiplies x with a kernel, computed in `dtype`.
+    """Multiplies x by a kernel in `dtype`.
 
-    The backward pass casts the kernel again. If it were kept, the casts of all scanned layers would
-    be a second base in memory.
+    The backward pass casts the kernel again. Keeping the casts of all scanned layers would need
+    as much memory as a second base.
 
     Args:
-      x: in `dtype`.
-      kernel: [Din, Dout], as it is stored.
-      dtype: of the product.
+      x: the input, in `dtype`.
+      kernel: [Din, Dout], as stored.
+      dtype: dtype of the product.
     """
     if isinstance(kernel, jax.Array | np.ndarray) and kernel.dtype == dtype:
         return x @ kernel
@@ -44,7 +44,7 @@ def _values(kernel: Any) -> Array:
 
 
 def quantised(kernel: Float[Array, "*layers Din Dout"]) -> Any:
-    """A kernel as int8, each output on a scale of its own, rounded to nearest.
+    """Quantizes a kernel to int8 with one scale per output, rounding to nearest.
 
     Returns:
       qwix's QArray of int8 values [*layers, Din, Dout] and float32 scales [*layers, 1, Dout].
@@ -56,11 +56,11 @@ def quantised(kernel: Float[Array, "*layers Din Dout"]) -> Any:
 
 
 def quantised_shardings(kernel: Any, sharding: NamedSharding) -> Any:
-    """Where the parts of a quantised kernel lie: scales have no inputs to be split along.
+    """Returns the shardings of a quantized kernel. Scales are not split along the inputs.
 
     Args:
-      kernel: as `quantised` returns it, or its shapes.
-      sharding: of the kernel before.
+      kernel: a result of `quantised`, or its shapes.
+      sharding: sharding of the original kernel.
     """
     spec = [*sharding.spec, *[None] * (len(kernel.shape) - len(sharding.spec))]
     spec[-2] = None

@@ -1,7 +1,7 @@
 """The layers of T5, under T5X's parameter names and logical axes.
 
-Source of the behaviour: T5X's minimal T5 (``t5x/examples/t5/layers.py``), whose checkpoints load
-unchanged. A layer calls the hooks of its method where `adalink_jax.methods.base` says.
+Source: T5X's minimal T5 (``t5x/examples/t5/layers.py``), whose checkpoints load unchanged. A layer
+calls its method's hooks at the sites described in `adalink_jax.methods.base`.
 """
 
 import functools
@@ -20,10 +20,10 @@ from adalink_jax.methods.base import Array, Context, Method, Site
 from adalink_jax.models.config import T5Config
 from adalink_jax.models.kernels import product
 
-# A number, or an expression of sizes where `jax.export` is given symbolic shapes.
+# An int, or a symbolic expression if `jax.export` traces with symbolic shapes.
 Size = Any
 
-# Attention logits of masked pairs, as T5X; representable in bfloat16.
+# Attention logits of masked pairs, as in T5X. bfloat16 can represent it.
 _MASKED = -1e10
 
 _NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -31,15 +31,15 @@ _TRUNCATED_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_n
 
 
 class Linear(nn.Module):
-    """x · kernel, without a bias, then the method's `linear` hook.
+    """A linear layer without bias, followed by the method's `linear` hook.
 
     Attributes:
       features: Dout.
       axes: the kernel's logical axes.
-      site: where the layer stands.
-      method: whose hook is called.
-      dtype: of the product.
-      kernel_init: initialiser of the float32 kernel [Din, Dout].
+      site: the layer's place in the network.
+      method: the method whose hook is called.
+      dtype: dtype of the product.
+      kernel_init: initializer of the float32 kernel [Din, Dout].
     """
 
     features: int
@@ -54,15 +54,15 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = param_with_axes("kernel", self.kernel_init, shape, jnp.float32, axes=self.axes)
         x = x.astype(self.dtype)
-        # Over a flat list of tokens: contracting two axes for the kernel's gradient, XLA would
-        # transpose whole activations, and compute again what is fused into them.
+        # Tokens are flattened, because a contraction over two axes in the kernel's gradient makes
+        # XLA transpose whole activations and recompute what is fused into them.
         y = product(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         y = y.reshape(*x.shape[:-1], self.features)
         return self.method.linear(x, y, self.site, ctx)
 
 
 class LayerNorm(nn.Module):
-    """T5's layer norm: root mean square, no mean subtracted, no bias; computed in float32."""
+    """T5's layer norm: division by the root mean square, no mean, no bias, in float32."""
 
     dtype: Any
     epsilon: float = 1e-6
@@ -78,7 +78,7 @@ class LayerNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    """The token table [V, D]. Look-ups are gathers: a one-hot product would cost B·T·V·D."""
+    """The token table [V, D]. Tokens are gathered; a one-hot product would cost B·T·V·D."""
 
     num_embeddings: int
     features: int
@@ -98,16 +98,16 @@ class Embed(nn.Module):
         return with_sharding_constraint(x, ("batch", "length", "embed"))
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Logits with the table as output layer (T5 1.0), in float32, scaled by 1/√D."""
+        """Returns float32 logits, with the table as output layer (T5 1.0), scaled by 1/√D."""
         logits = x.astype(jnp.float32) @ self.embedding.T
         return logits / np.sqrt(x.shape[-1])
 
 
 def _bucket_thresholds(num_buckets: int, max_distance: int) -> np.ndarray:
-    """The smallest distance that falls into bucket 1, 2, … of one direction.
+    """Returns the smallest distance in each of the buckets 1, 2, … of one direction.
 
-    T5's buckets: one per distance up to half of them, then logarithmic up to `max_distance`.
-    As integers, so that no device's logarithm can move a token into the next bucket.
+    The first half of T5's buckets hold one distance each; the others are logarithmic up to
+    `max_distance`. Thresholds are integers, so that buckets do not depend on a device's logarithm.
     """
     exact = num_buckets // 2
     distance = np.arange(exact, max_distance + 1)
@@ -118,7 +118,7 @@ def _bucket_thresholds(num_buckets: int, max_distance: int) -> np.ndarray:
 
 
 class RelativePositionBiases(nn.Module):
-    """T5's biases of the attention logits by bucketed relative position; one table a stack."""
+    """T5's biases of attention logits by bucketed relative position; one table per stack."""
 
     num_heads: int
     bidirectional: bool
@@ -151,7 +151,7 @@ class RelativePositionBiases(nn.Module):
 class Attention(nn.Module):
     """Multi-head dot-product attention, with T5X's cache for decoding one token at a time.
 
-    Logits are not divided by √K: T5 folds that into the query's initialisation.
+    Logits are not divided by √K; T5 puts that factor into the query's initialization.
     """
 
     config: T5Config
@@ -176,14 +176,14 @@ class Attention(nn.Module):
         """Attends from x to source.
 
         Args:
-          x: the queries' sequence.
-          source: the keys' and values' sequence.
+          x: sequence of the queries.
+          source: sequence of the keys and values.
           ctx: context of x.
           source_ctx: context of source.
           mask: True where a query may see a key.
           bias: added to the logits; with a cache, for the cache's whole length.
-          decode: use a cache of the keys and values: without one in the variables, make it for
-            x's length; with one, x is the next token.
+          decode: whether to use a cache of keys and values. If the variables have none, it is
+            made for x's length; otherwise x is the next token.
         """
         cfg = self.config
         heads = (cfg.num_heads, cfg.head_dim)
@@ -206,7 +206,7 @@ class Attention(nn.Module):
         length = k.shape[1]
         k, v = self.method.keys_values(k, v, self.site, source_ctx)
         if extra := k.shape[1] - length:
-            # Keys of the method's own are seen by every query, at no relative position.
+            # Every query sees the method's keys, which have no relative position.
             mask = None if mask is None else _pad_front(mask, extra, True)
             bias = None if bias is None else _pad_front(bias, extra, 0)
         y = self._attend(q, k, v, mask, bias, ctx.deterministic)
@@ -223,7 +223,7 @@ class Attention(nn.Module):
             logits = jnp.where(mask, logits, jnp.asarray(_MASKED, logits_dtype))
         weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(cfg.dtype)
         if not deterministic and cfg.dropout_rate > 0.0:
-            # T5 drops whole keys: the mask is shared by all queries.
+            # T5 drops whole keys: all queries share the mask.
             keep_rate = 1.0 - cfg.dropout_rate
             shape = (*weights.shape[:2], 1, weights.shape[3])
             keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
@@ -231,7 +231,7 @@ class Attention(nn.Module):
         return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
 
     def _cached(self, k, v, mask, bias):
-        """Puts one token's key and value into the cache; returns what its query may see."""
+        """Adds one token's key and value to the cache; returns what its query may see."""
         ready = self.has_variable("cache", "cached_key")
         keys = self.variable("cache", "cached_key", jnp.zeros, k.shape, k.dtype)
         values = self.variable("cache", "cached_value", jnp.zeros, v.shape, v.dtype)

@@ -1,4 +1,4 @@
-"""The parameters of a base with a method: their shapes, logical axes and first values."""
+"""The parameters of a base with a method: shapes, logical axes and initial values."""
 
 import dataclasses
 import functools
@@ -30,13 +30,13 @@ def _variables(config: T5Config, method: Method, key: Array) -> dict[str, Any]:
 
 
 def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
-    """Shapes and logical axes of all parameters of base and method; allocates nothing."""
+    """Returns shapes and logical axes of all parameters of base and method; allocates nothing."""
     depths = {stack: getattr(config, f"num_{stack}_layers") for stack in STACKS}
     gates = {stack: method.gates(stack, depth) for stack, depth in depths.items()}
     everywhere = method if method.layers is None else dataclasses.replace(method, layers=None)
     if not all(everywhere.gates(stack, 1).all() for stack in STACKS):
         return _traced(config, method)
-    # All layers of a stack are alike, so that one is enough, whatever the depth.
+    # All layers of a stack have the same shapes, so one layer is traced.
     shallow = dataclasses.replace(config, num_encoder_layers=1, num_decoder_layers=1)
 
     def deep(tree: Params) -> Params:
@@ -56,14 +56,14 @@ def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
 
 @functools.lru_cache(maxsize=256)
 def _traced(config: T5Config, method: Method) -> tuple[Params, Params]:
-    # The key is abstract too: the mesh in use may be of devices that are not here.
+    # The key is abstract too: the current mesh may have devices that this machine does not.
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key: _variables(config, method, key), key)
     return variables["params"], variables["params_axes"]
 
 
 def init_base(config: T5Config, key: Array) -> Params:
-    """A base of random weights, by T5X's initialisation."""
+    """Initializes a base with random weights, as T5X does."""
     return jax.jit(lambda key: _variables(config, Method(), key)["params"])(key)
 
 
@@ -74,14 +74,14 @@ def init_adapter(
     key: Array,
     token_ids: Sequence[Sequence[int]] = (),
 ) -> Params:
-    """The method's tree for this base, e.g. ``{"encoder": {"adalink": {…}}}``.
+    """Initializes the method's tree for a base, e.g. ``{"encoder": {"adalink": {…}}}``.
 
-    Leaves of the base that the method unlocks are the base's.
+    Leaves of the base that the method unlocks start from the base's values.
 
     Args:
       config: the base's architecture.
       method: the method.
-      base: the base's tree; an initialisation may be taken from its embeddings.
+      base: the base's tree; some methods initialize from its embeddings.
       key: a PRNG key.
       token_ids: the ids of each of `Method.texts`, without EOS.
 
@@ -92,7 +92,7 @@ def init_adapter(
         return base
     network_key, method_key = jax.random.split(key)
 
-    # Under jit the base's own initialisation is dead code: only the method's leaves are computed.
+    # Under jit the base's initialization is dead code: only the method's leaves are computed.
     @jax.jit
     def own(key):
         flat = traverse_util.flatten_dict(_variables(config, method, key)["params"], sep="/")
@@ -109,7 +109,7 @@ def init_adapter(
 
 
 def stored_shapes(config: T5Config, method: Method) -> Params:
-    """Shapes of the tree that an adapter's file holds; allocates nothing."""
+    """Returns the shapes of the tree in an adapter's file; allocates nothing."""
     adapter, _ = split(abstract_params(config, method)[0], method)
     return jax.eval_shape(lambda tree: method.export(tree)[1], adapter)
 
@@ -117,16 +117,16 @@ def stored_shapes(config: T5Config, method: Method) -> Params:
 def widened(
     config: T5Config, method: Method, adapter: Params, size: int
 ) -> tuple[Method, dict[str, Any]]:
-    """The same adapter at a larger size: zeros fill its leaves up.
+    """Widens an adapter to a larger size by padding its leaves with zeros.
 
     Args:
       config: the base's architecture.
-      method: one that `Method.widens`.
+      method: a method with `Method.widens`.
       adapter: its tree.
-      size: at least the method's.
+      size: the new size, at least the method's.
 
     Returns:
-      The wider method and its tree, which compute what the given ones do.
+      The wider method and its tree, which compute the same function.
     """
     if not method.widens or method.size is None or size < method.size:
         raise ValueError(f"{method} cannot be widened to {size}")

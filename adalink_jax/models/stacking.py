@@ -1,11 +1,11 @@
-"""A stack's layers one after another, or as one layer that is scanned over stacked parameters.
+"""Layers run one after another, or as one layer scanned over stacked parameters.
 
-Parameters have public names, ``encoder/layers_3/mlp/wo/kernel`` [F,D]: in files, adapters and
-whatever else is read or written by name. In memory they may be stacked on a leading axis,
-``encoder/layers/mlp/wo/kernel`` [layers,F,D]. The network runs a tree as it lies: it scans over
-stacked layers, so that a program's size and compile time do not grow with the depth.
+Files, adapters and everything else that names parameters use public names, such as
+``encoder/layers_3/mlp/wo/kernel`` [F,D]. In memory, layers may be stacked on a leading axis:
+``encoder/layers/mlp/wo/kernel`` [layers,F,D]. The network accepts both. It scans over stacked
+layers, so that program size and compile time do not grow with the depth.
 
-Training and evaluation runs stack where `T5Config.stacks_layers` says so. Verifying, folding,
+Training and evaluation stack layers if `T5Config.stacks_layers` is true. Verifying, folding,
 exporting, serving and T5X's launcher never do: they run the trees that they read.
 """
 
@@ -29,21 +29,21 @@ STACKED = "layers"
 
 _LAYER = re.compile(r"layers_(\d+)")
 _POLICIES = {
-    # What T5X calls "minimal": products with weights are kept, attention's are computed again.
+    # T5X's "minimal": products with weights are kept, those of attention are recomputed.
     "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
 class LayerStack:
-    """Arrays of equal shapes as one with a leading axis, of which a part is read as it is asked.
+    """Arrays of equal shapes, seen as one stacked array. A slice reads only what it needs.
 
     Attributes:
       shape: [layers, …].
     """
 
     def __init__(self, layers: Sequence[Any]):
-        """Takes one array a layer, in memory or on disk."""
+        """Takes one array per layer, in memory or on disk."""
         self._layers = list(layers)
         self.shape = (len(self._layers), *self._layers[0].shape)
 
@@ -52,18 +52,19 @@ class LayerStack:
 
 
 def is_stacked(params: Params) -> bool:
-    """Whether a tree holds stacked layers."""
+    """Returns whether a tree holds stacked layers."""
     return any(STACKED in params.get(stack, {}) for stack in STACKS)
 
 
 def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dict[str, Any]:
-    """Stacks what is under public names; what is stacked already stays as it is.
+    """Stacks the layers that are under public names; stacked layers stay as they are.
 
     Args:
-      params: a tree with the base's layers, under public names or stacked. An adapter's beside
-        them may be fewer: the layers that a method leaves out become zeros. A layer's leaf beside
-        its stacked one, which a method unlocks, takes its place in there.
-      join: one leaf of each layer, in order → the stacked leaf.
+      params: a tree with the base's layers, under public names or stacked. An adapter in it may
+        have fewer layers: those that its method leaves out become zeros. If a leaf is there both
+        stacked and under the public name of one layer (a leaf that a method unlocks), the latter
+        replaces that layer in the stacked one.
+      join: makes the stacked leaf from a list with one leaf per layer, in order.
     """
     apart: dict[tuple, dict[int, Any]] = {}
     stacked: dict[tuple, Any] = {}
@@ -79,7 +80,7 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
     for name, layers in apart.items():
         if name in stacked:
             for number, leaf in layers.items():
-                # The base may be stored in fewer bits than what trains.
+                # The base may be stored in fewer bits than the trained leaf.
                 stacked[name] = stacked[name].astype(leaf.dtype).at[number].set(leaf)
             continue
         count = counts[name[0]]
@@ -94,10 +95,13 @@ def stack_layers(params: Params, join: Callable[[list], Any] = jnp.stack) -> dic
 
 
 def place_in_stack(name: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
-    """The name of the stacked leaf that a layer's leaf goes into, and its layer's number.
+    """Returns the stacked leaf's name and the layer's number, for the leaf of one layer.
 
     Args:
-      name: a public name, as a tuple of its parts; None is returned for one outside of all layers.
+      name: a public name, as a tuple of its parts.
+
+    Returns:
+      (name, number), or None for a leaf outside of all layers.
     """
     layer = _LAYER.fullmatch(name[1]) if name[0] in STACKS and name[1:] else None
     return ((name[0], STACKED, *name[2:]), int(layer[1])) if layer else None
@@ -106,11 +110,11 @@ def place_in_stack(name: Sequence[str]) -> tuple[tuple[str, ...], int] | None:
 def unstack_layers(
     params: Params, layer_of: Callable[[Any, int], Any] = operator.getitem
 ) -> dict[str, Any]:
-    """The tree under public names alone; the inverse of `stack_layers`.
+    """Unstacks all layers, so that only public names are left; the inverse of `stack_layers`.
 
     Args:
       params: a tree whose layers may be stacked.
-      layer_of: a stacked leaf and a layer's number → that layer's leaf.
+      layer_of: returns a layer's leaf, given the stacked leaf and the layer's number.
     """
     flat, apart = traverse_util.flatten_dict(dict(params)), {}
     counts = _counts(flat)
@@ -125,7 +129,7 @@ def unstack_layers(
 
 
 def _counts(flat: Mapping[tuple, Any]) -> dict[str, int]:
-    """How many layers each stack has whose layers are stacked."""
+    """Returns the number of layers of each stack with stacked layers."""
     return {
         name[0]: leaf.shape[0]
         for name, leaf in flat.items()
@@ -138,7 +142,7 @@ def _is_stacked_name(name: Sequence[str]) -> bool:
 
 
 def map_params(function: Callable[[Params], Any], tree: Any) -> Any:
-    """Applies a function to each tree of parameters in a pytree, such as an optimizer's state."""
+    """Applies a function to each parameter tree in a pytree, such as an optimizer's state."""
 
     def is_params(node: Any) -> bool:
         return isinstance(node, Mapping) and not node.keys().isdisjoint(STACKS)
@@ -155,19 +159,19 @@ def run_layers(
     run: Callable[..., Array],
     x: Array,
 ) -> Array:
-    """Runs x through all layers of a stack, scanned where its parameters are stacked.
+    """Runs x through all layers of a stack; scans if its parameters are stacked.
 
     Args:
-      stack: the encoder or decoder, inside whose compact method this is called.
+      stack: the encoder or decoder. This is called inside its compact method.
       layer: (config, method, name=…) → a layer.
-      num_layers: how many.
-      run: (layer, x, gate) → x; the gate goes into the contexts, and is 1 where it is not given.
-      x: what the first layer gets.
+      num_layers: number of layers.
+      run: (layer, x, gate) → x; the gate goes into the contexts, and is 1 by default.
+      x: input of the first layer.
     """
     config, method = stack.config, stack.method
     gates = method.gates(stack.name, num_layers)
     if not stack.has_variable("params", STACKED):
-        run = _rematerialised(run, config, prevent_cse=True)
+        run = _rematerialized(run, config, prevent_cse=True)
         for i, on in enumerate(gates):
             x = run(layer(config, method if on else Method(), name=f"{STACKED}_{i}"), x)
         return x
@@ -177,7 +181,7 @@ def run_layers(
 
     scan = nn.scan(
         # A scan's body cannot share results with its own backward pass.
-        _rematerialised(body, config, prevent_cse=False),
+        _rematerialized(body, config, prevent_cse=False),
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True, "dropout": True},
         length=num_layers,
@@ -186,8 +190,8 @@ def run_layers(
     return scan(layer(config, method, name=STACKED), x, on_some)[0]
 
 
-def _rematerialised(run: Callable, config: T5Config, prevent_cse: bool) -> Callable:
-    """The function, of which the backward pass computes again what `T5Config.remat` says."""
+def _rematerialized(run: Callable, config: T5Config, prevent_cse: bool) -> Callable:
+    """Wraps a function so that its backward pass recomputes what `T5Config.remat` says."""
     if config.remat == "none":
         return run
     return nn.remat(run, policy=_POLICIES[config.remat], prevent_cse=prevent_cse)

@@ -1,8 +1,8 @@
-"""T5 1.0, 1.1 and FLAN-T5: an encoder-decoder whose every seam is a method's hook.
+"""T5 1.0, 1.1 and FLAN-T5: an encoder-decoder that calls a method's hooks.
 
 Signatures, parameter names, logical axes and numerics are those of T5X's minimal T5
-(``t5x/examples/t5/network.py``), so that its public checkpoints load unchanged and the module
-runs inside T5X.
+(``t5x/examples/t5/network.py``). So its public checkpoints load unchanged, and the module runs
+inside T5X.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def _dropout(config: T5Config) -> nn.Dropout:
 
 
 def _biases(config: T5Config, bidirectional: bool, length: Size) -> Float[Array, "1 N M M"]:
-    """The biases of a stack, or of the layer in whose scope this is called."""
+    """Returns the biases of a stack, or of the layer in whose scope this is called."""
     biases = RelativePositionBiases(
         config.num_heads, bidirectional, config.dtype, name="relpos_bias"
     )
@@ -41,7 +41,7 @@ def _biases(config: T5Config, bidirectional: bool, length: Size) -> Float[Array,
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each with a pre-norm and a residual."""
+    """Self-attention and MLP, each with a pre-norm and a residual connection."""
 
     config: T5Config
     method: Method
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
             )
         ctx = lengthened
         x = _dropout(cfg)(x, ctx.deterministic).astype(cfg.dtype)
-        # While decoding, padding among the targets is unknown: every query sees the encoder.
+        # While decoding, the targets' padding is not known, so every query sees the encoder.
         queries = jnp.ones_like(ctx.mask) if decode else ctx.mask
         mask = pair_mask(queries, queries) & causal_mask(x.shape[1])
         cross_mask = pair_mask(queries, encoder_ctx.mask)
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         x = _dropout(cfg)(x, ctx.deterministic)
         if cfg.logits_via_embedding:
             return self.shared_embedding.attend(x)
-        # The output layer is no site of a method: LoRA's paper and AdaLink's leave it alone.
+        # The output layer is not a site: neither LoRA's nor AdaLink's paper adapts it.
         site = Site("decoder", "", "logits_dense")
         logits = Linear(
             cfg.vocab_size, ("embed", "vocab"), site, Method(), jnp.float32, name="logits_dense"
@@ -196,30 +196,30 @@ class Decoder(nn.Module):
 
 
 def pair_mask(queries: Bool[Array, "B Q"], keys: Bool[Array, "B S"]) -> Bool[Array, "B 1 Q S"]:
-    """True where both the query and the key are real."""
+    """Returns True where both the query and the key are real."""
     return queries[:, None, :, None] & keys[:, None, None, :]
 
 
 def pair_equal(queries: Int[Array, "B Q"], keys: Int[Array, "B S"]) -> Bool[Array, "B 1 Q S"]:
-    """True where query and key belong to the same segment."""
+    """Returns True where query and key belong to the same segment."""
     return queries[:, None, :, None] == keys[:, None, None, :]
 
 
 def causal_mask(length: Size) -> Bool[Array, "1 1 L L"]:
-    """True where the key does not come after the query."""
+    """Returns True where the key does not come after the query."""
     return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 class Transformer(nn.Module):
-    """T5, with one method's hooks. ``Transformer(config)`` alone is the base.
+    """T5 with a method's hooks. ``Transformer(config)`` is the base without a method.
 
-    Parameters run as they lie: layers under public names one after another, stacked ones
-    (`adalink_jax.models.stacking`) under a scan, an adapter's beside a stacked base with it.
+    Layers under public names run one after another; stacked layers run in a scan
+    (`adalink_jax.models.stacking`). An adapter is scanned with a stacked base.
 
     Attributes:
       config: the architecture.
-      method: whose hooks are called.
-      route_slots: how many distinct routes one row may hold: 1 where a row is one example.
+      method: the method whose hooks are called.
+      route_slots: maximum number of distinct routes in a row; 1 if a row is one example.
     """
 
     config: T5Config
@@ -234,7 +234,7 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def apply(self, variables: Mapping[str, Any], *args, **kwargs) -> Any:
-        """As Flax's; beside a stacked base, an adapter under public names is stacked first."""
+        """As Flax's `apply`. Beside a stacked base, an adapter is stacked first."""
         if is_stacked(variables["params"]):
             variables = {**variables, "params": stack_layers(variables["params"])}
         return super().apply(variables, *args, **kwargs)
@@ -269,10 +269,10 @@ class Transformer(nn.Module):
           encoder_segment_ids: the packed example of each token, from 1.
           enable_dropout: whether dropout is on (needs a "dropout" rng).
           encoder_positions: position of each token in its packed example.
-          encoder_routes: each token's route, for methods with several.
+          encoder_routes: each token's route, for methods with several routes.
 
         Returns:
-          The encoded sequence; P longer than the tokens where the method lengthens it.
+          The encoded sequence. It is P longer than the tokens if the method puts P vectors first.
         """
         ctx = self._context(
             "encoder",
@@ -303,7 +303,7 @@ class Transformer(nn.Module):
         """Runs the decoder on encoded inputs.
 
         Args:
-          encoded: what `encode` returned.
+          encoded: the result of `encode`.
           encoder_input_tokens: for the mask of the encoded sequence.
           decoder_input_tokens: the targets shifted right, 0 first.
           decoder_target_tokens: for the mask of the targets, 0 on padding.
@@ -311,8 +311,8 @@ class Transformer(nn.Module):
           decoder_segment_ids: the packed example of each target token.
           decoder_positions: position of each target token in its packed example.
           enable_dropout: whether dropout is on.
-          decode: whether to use the "cache" collection: without one, it is made for L tokens;
-            with one, L is 1 and the token is the next.
+          decode: whether to use the "cache" collection. If there is none, it is made for L tokens;
+            otherwise L is 1 and this is the next token.
           max_decode_length: with a cache, the length it was made for.
           encoder_routes: as in `encode`.
           decoder_routes: each target token's route.

@@ -1,1 +1,1 @@
-"""How a model is adapted: state, step, loop, optimizers."""
+"""Training: state, step, loop, loss and optimizers."""

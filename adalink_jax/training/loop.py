@@ -26,28 +26,28 @@ Metrics = Mapping[str, Any]
 
 
 class Log(Protocol):
-    """Takes what a run measures (`adalink_jax.runs.folder.RunFolder`)."""
+    """Where a run's measurements are written (`adalink_jax.runs.folder.RunFolder`)."""
 
     def log(
         self, step: int, values: Mapping[str, float], times: Mapping[str, float] | None = None
     ) -> None:
-        """Adds a line of values by name, and apart from them what a clock measured."""
+        """Writes a line of named values. Times are kept apart, since they differ between runs."""
         ...
 
     def sync(self) -> None:
-        """Puts all lines on disk."""
+        """Makes sure that all lines are on disk."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """When a run evaluates, saves and logs; the last step has all three.
+    """When a run evaluates, saves and logs. It does all three after the last step.
 
     Attributes:
       eval_period: steps between evaluations.
       checkpoint_period: steps between checkpoints.
       log_period: steps between lines of metrics.
-      keep_checkpoints: how many of the latest checkpoints stay.
+      keep_checkpoints: how many of the latest checkpoints are kept.
     """
 
     eval_period: int = 1000
@@ -72,22 +72,22 @@ def train_loop(
 ) -> TrainState:
     """Trains from the state's step to `train_steps`.
 
-    After step n (counted from 1) comes, in this order: its line of metrics, its evaluation, its
-    checkpoint. So a checkpoint never outlives a line before it, and a resumed run, which cuts
-    the lines after its checkpoint, ends with the same bytes as one that was never stopped.
+    After step n (counted from 1) the loop writes a line of metrics, then evaluates, then saves a
+    checkpoint. So when a checkpoint exists, all lines before it do too. A resumed run cuts the
+    lines after its checkpoint, and ends with the same bytes as a run that was never stopped.
 
     Args:
       state: where training starts.
       train_step: compiled (state, batch) -> (state, metrics); it may donate the state.
       batches: the batches from the state's step to train_steps - 1, on devices.
-      train_steps: steps to be done in all.
+      train_steps: total number of steps.
       periods: when to evaluate, save and log.
-      log: takes the metrics.
-      store: takes the checkpoints.
+      log: receives the metrics.
+      store: receives the checkpoints.
       evaluate: state -> scores by name.
 
     Raises:
-      UserError: a loss is not finite; nothing of that step is saved.
+      UserError: a loss is not finite; nothing from that step is saved.
     """
     first_step = logged = int(state.step)
     clock, waited = time.perf_counter(), 0.0
@@ -100,7 +100,7 @@ def train_loop(
             batch = next(batches)
             waited += time.perf_counter() - before
             state, metrics = train_step(state, batch)
-            # The step before is looked at while the device works on this one.
+            # Check the previous step's loss while the device works on this step.
             if pending:
                 progress.update(bar, completed=step - 1, loss=_finite_loss(*pending))
             pending = (step, metrics)
@@ -123,7 +123,7 @@ def train_loop(
             if saves:
                 log.sync()
                 store.save(step, state.saved())
-            clock += time.perf_counter() - before  # Steps take no part of that time.
+            clock += time.perf_counter() - before  # Not counted in steps per second.
     return state
 
 
@@ -143,7 +143,7 @@ def _as_floats(metrics: Metrics) -> dict[str, float]:
 
 
 def _progress() -> Progress:
-    """A bar with ETA on a terminal; nothing where the output is a file or another process."""
+    """Returns a progress bar with an ETA. It is only shown on a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

@@ -16,22 +16,22 @@ def cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy summed over target tokens.
+    """Computes the cross-entropy summed over target tokens.
 
     Source: T5X ``losses.compute_weighted_cross_entropy``. The z-loss, ``z_loss · log(Z)²``, keeps
-    the logits from drifting. With label smoothing the target keeps ``1 - label_smoothing`` and
-    the rest is spread over the other tokens; the constant that makes a perfect prediction's loss
-    zero is subtracted.
+    the logits from drifting. With label smoothing the target gets probability
+    ``1 - label_smoothing``, and the rest is spread over the other tokens. A constant is subtracted
+    so that a perfect prediction has zero loss.
 
     Args:
       logits: float32.
       targets: token ids.
       weights: 1 on target tokens, 0 on padding.
       z_loss: coefficient of the z-loss.
-      label_smoothing: mass that leaves the target.
+      label_smoothing: probability taken from the target.
 
     Returns:
-      The loss including the z-loss, and the z-loss alone, both summed.
+      The loss including the z-loss, and the z-loss, both summed.
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

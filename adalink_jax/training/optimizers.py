@@ -1,4 +1,4 @@
-"""Adafactor as in the paper, T5X's learning-rate factors, updates that keep modules apart."""
+"""Adafactor as in the paper, T5X's learning-rate factors, and separate updates per module."""
 
 import itertools
 from collections.abc import Callable
@@ -20,16 +20,18 @@ FACTORS = ("constant", "linear_warmup", "rsqrt_decay")
 def factors(
     factors: str = "constant", base_learning_rate: float = 1e-3, warmup_steps: int = 1000
 ) -> Schedule:
-    """A learning-rate schedule as a product, by T5X's names (``create_learning_rate_scheduler``).
+    """Makes a learning-rate schedule as a product of T5X's factors.
+
+    Source: T5X ``utils.create_learning_rate_scheduler``.
 
     Args:
       factors: "constant" (the base rate), "linear_warmup" (step / warmup_steps up to 1) and
         "rsqrt_decay" (1 / sqrt(max(step, warmup_steps))), joined by "*".
-      base_learning_rate: of the factor "constant".
-      warmup_steps: of the other two.
+      base_learning_rate: value of the factor "constant".
+      warmup_steps: warm-up steps of the other two factors.
 
     Returns:
-      step -> learning rate, the step counted from 0.
+      A function step -> learning rate, with steps counted from 0.
     """
     names = [name.strip() for name in factors.split("*")]
     for name in names:
@@ -63,19 +65,19 @@ def adafactor(
     weight_decay_rate: float | None = None,
     min_dim_size_to_factor: int = 128,
 ) -> optax.GradientTransformation:
-    """`optax.adafactor` without the two defaults that are wrong for one method or the other.
+    """Makes `optax.adafactor`; two arguments are required because no default fits all methods.
 
     Args:
       learning_rate: the schedule.
       multiply_by_parameter_scale: whether an update is scaled by its parameter's RMS (at least
-        1e-3). True for full fine-tuning. False for adapters: what starts at zero would move a
-        thousand times too slowly.
+        1e-3). True for full fine-tuning. False for adapters: parameters that start at zero would
+        move a thousand times too slowly.
       factored: whether second moments of large matrices are kept as row and column means. True
-        for full fine-tuning, as T5X; False for adapters, which are small.
+        for full fine-tuning, as in T5X; False for adapters, which are small.
       decay_rate: exponent of the second moments' decay.
       clipping_threshold: largest RMS of an update before the learning rate; None for no limit.
       weight_decay_rate: None for no decay.
-      min_dim_size_to_factor: 128 repeats T5X.
+      min_dim_size_to_factor: smallest dimension of a factored matrix; 128 as in T5X.
     """
     return optax.adafactor(
         learning_rate,
@@ -91,12 +93,12 @@ def adafactor(
 def per_module(
     transformation: optax.GradientTransformation, method: Method
 ) -> optax.GradientTransformation:
-    """The transformation applied to each of a method's stacked modules by itself.
+    """Applies a transformation to each of a method's stacked modules separately.
 
-    An adapter's leaf stacks K modules in front. Second moments, clipping and scaling of one task
-    must not depend on another's, so the transformation is mapped over that axis. Leaves of the
-    base that the method unlocks have none. A base that trains may hold stacked layers
-    (`adalink_jax.models.stacking`), and is mapped over these.
+    An adapter's leaf stacks K modules on its leading axis. Second moments, clipping and scaling
+    of one task must not depend on another task, so the transformation is mapped over that axis.
+    Leaves of the base that the method unlocks have no such axis. If the base trains, it may hold
+    stacked layers (`adalink_jax.models.stacking`); the transformation is mapped over these.
     """
     if method.routed:
         transformation = _per_route(transformation, method)
@@ -107,14 +109,14 @@ def per_module(
 
 
 def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.GradientTransformation:
-    """Maps over the routes; the state keeps leaves of the base apart, where there are any."""
+    """Maps over the routes. Leaves of the base, if any, have a separate part of the state."""
 
     def update(updates, state, params=None):
         return jax.vmap(inner.update)(updates, state, params)
 
     mapped = optax.GradientTransformation(jax.vmap(inner.init), update)
 
-    def whose(params: Any) -> Any:
+    def owners(params: Any) -> Any:
         def label(path, _):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             return "method" if method.owns(name) else "base"
@@ -124,8 +126,8 @@ def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.Gra
     rules = {"method": mapped, "base": inner}
 
     def chosen(params: Any) -> optax.GradientTransformation:
-        found = set(jax.tree.leaves(whose(params)))
-        return optax.partition(rules, whose) if len(found) > 1 else rules[found.pop()]
+        present = set(jax.tree.leaves(owners(params)))
+        return optax.partition(rules, owners) if len(present) > 1 else rules[present.pop()]
 
     return optax.GradientTransformation(
         lambda params: chosen(params).init(params),
@@ -134,10 +136,10 @@ def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.Gra
 
 
 def _per_layer(inner: optax.GradientTransformation, stack: str) -> optax.GradientTransformation:
-    """Maps over the stacked layers of one stack; its state is `inner`'s, these leaves stacked."""
+    """Maps over the stacked layers of one stack. The state is `inner`'s with stacked leaves."""
 
     def axes(tree: Any) -> Any:
-        """0 for each leaf that belongs to a stacked parameter, None for the others."""
+        """Returns 0 for each leaf of a stacked parameter, None for all others."""
 
         def axis(path, _):
             names = [getattr(key, "key", None) for key in path]
@@ -153,13 +155,13 @@ def _per_layer(inner: optax.GradientTransformation, stack: str) -> optax.Gradien
         return jax.vmap(inner.init, in_axes=(in_axes,), out_axes=axes(state))(params)
 
     def update(updates, state, params=None):
-        of_params, of_state = axes(updates), axes(state)
-        if not jax.tree.leaves(of_params):
+        params_axes, state_axes = axes(updates), axes(state)
+        if not jax.tree.leaves(params_axes):
             return inner.update(updates, state, params)
         mapped = jax.vmap(
             inner.update,
-            in_axes=(of_params, of_state, None if params is None else of_params),
-            out_axes=(of_params, of_state),
+            in_axes=(params_axes, state_axes, None if params is None else params_axes),
+            out_axes=(params_axes, state_axes),
         )
         try:
             return mapped(updates, state, params)

@@ -1,7 +1,7 @@
-"""The train state: what trains and what is frozen are two trees, never a mask.
+"""The train state. Trainable and frozen parameters are two trees, with no mask.
 
-Where layers are scanned (`T5Config.stacks_layers`), the base lies stacked in memory, whether it is
-frozen or trains. Adapters stay under public names, and so does everything that is saved.
+If layers are scanned (`T5Config.stacks_layers`), the base is stacked in memory, whether it is
+frozen or trains. Adapters, and everything that is saved, use public names.
 """
 
 import operator
@@ -40,15 +40,15 @@ from adalink_jax.models.t5 import T5Config
 
 @flax.struct.dataclass
 class TrainState:
-    """One training run's arrays.
+    """The arrays of a training run.
 
-    Gradients are taken of `trainable`; optimizer state and checkpoints exist for it alone.
+    Only `trainable` has gradients, optimizer state and checkpoints.
 
     Attributes:
-      step: steps done.
+      step: number of finished steps.
       trainable: the method's tree (full fine-tuning: the whole model), with the leaves of the base
         that the method unlocks.
-      opt_state: of the optimizer, for `trainable`.
+      opt_state: the optimizer's state for `trainable`.
       frozen: the base (full fine-tuning: empty).
     """
 
@@ -61,14 +61,14 @@ class TrainState:
         return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds, under public names; a copy where layers are stacked."""
+        """Returns what a checkpoint holds, under public names; a copy if layers are stacked."""
         if not is_stacked(self.trainable):
             return self._training()
         places = jax.tree.map(lambda leaf: leaf.sharding, self.saved_like())
         return jax.jit(_unstacked, out_shardings=places)(self._training())
 
     def saved_like(self) -> dict[str, Any]:
-        """Shapes, dtypes and shardings of `saved`; allocates nothing."""
+        """Returns shapes, dtypes and shardings of `saved`; allocates nothing."""
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
             self._training(),
@@ -76,7 +76,7 @@ class TrainState:
         return _unstacked(abstract, _abstract_layer)
 
     def restored(self, saved: Mapping[str, Any]) -> "TrainState":
-        """This state with what a checkpoint held, laid out as it is here."""
+        """Returns this state with a checkpoint's values, in this state's layout."""
         if is_stacked(self.trainable):
             places = jax.tree.map(lambda leaf: leaf.sharding, self._training())
             stack = jax.jit(lambda saved: map_params(stack_layers, saved), out_shardings=places)
@@ -94,17 +94,17 @@ def _abstract_layer(leaf: jax.ShapeDtypeStruct, number: int) -> jax.ShapeDtypeSt
 
 
 def _stacked_sharding(layers: Sequence[NamedSharding]) -> NamedSharding:
-    """Every device has its part of all layers."""
+    """Returns the sharding of the stacked leaf: each device holds its part of every layer."""
     return NamedSharding(layers[0].mesh, PartitionSpec(None, *layers[0].spec))
 
 
 def _laid_out(
     params: Params, config: T5Config, method: Method, join: Callable[[list], Any]
 ) -> tuple[Params, Params]:
-    """Divides a whole tree into (trainable, frozen), the base's layers stacked if `config` says.
+    """Splits a whole tree into (trainable, frozen); stacks the base's layers if `config` does.
 
-    Where a method unlocks a leaf in some layers, the frozen one is stacked with all layers: the
-    network takes the trained ones in place of what stands there.
+    If a method unlocks a leaf in some layers only, the frozen leaf still stacks all layers. The
+    network uses the trained values in place of the frozen ones.
     """
     trainable, frozen = split(params, method)
     if not config.stacks_layers:
@@ -121,7 +121,7 @@ def _laid_out(
 
 
 def abstract_trees(config: T5Config, method: Method) -> tuple[Params, Params]:
-    """Shapes of (trainable, frozen) as they lie in a state; allocates nothing."""
+    """Returns shapes of (trainable, frozen) in a state's layout; allocates nothing."""
     params, _ = abstract_params(config, method)
     return jax.eval_shape(lambda params: _laid_out(params, config, method, jnp.stack), params)
 
@@ -136,18 +136,18 @@ def create(
     layout: Layout = WHOLE,
     frozen_dtype: Any = jnp.float32,
 ) -> TrainState:
-    """Places base and adapter on the mesh and makes the optimizer's state beside them.
+    """Places base and adapter on the mesh and initializes the optimizer's state.
 
     Args:
       config: the base's architecture.
       method: the method.
       base: the base's tree, on the host or on devices.
-      adapter: the method's tree, as `init_adapter` gives it.
-      optimizer: already `per_module`.
+      adapter: the method's tree, as returned by `init_adapter`.
+      optimizer: already wrapped by `per_module`.
       mesh: the mesh.
-      layout: that the mesh was made for.
-      frozen_dtype: of `FROZEN_DTYPES`, in which the frozen tree is stored; beside int8 kernels,
-        what is no kernel (tables, norms, biases) is bfloat16.
+      layout: the layout that the mesh was made for.
+      frozen_dtype: the dtype of the frozen tree, one of `FROZEN_DTYPES`. With int8, only kernels
+        are int8; tables, norms and biases are bfloat16.
     """
     shardings = model_shardings(config, method, mesh, layout)
     trainable_shardings, frozen_shardings = _laid_out(shardings, config, method, _stacked_sharding)
@@ -168,12 +168,12 @@ def abstract_state(
     layout: Layout = WHOLE,
     frozen_dtype: Any = jnp.float32,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of what `create` makes; allocates nothing.
+    """Returns shapes, dtypes and shardings of `create`'s result; allocates nothing.
 
-    The mesh may be of devices that are not here. Arguments as `create`'s.
+    The mesh may consist of devices that this machine does not have. Arguments are as in `create`.
 
     Raises:
-      UserError: the mesh does not divide an array.
+      UserError: an array cannot be split evenly over the mesh.
     """
     shardings = model_shardings(config, method, mesh, layout)
     places = _laid_out(shardings, config, method, _stacked_sharding)
@@ -201,13 +201,13 @@ def abstract_state(
 
 
 def _opt_shardings(optimizer, trainable: Params, shardings: Params, mesh: Mesh) -> tuple[Any, Any]:
-    """Shapes of the optimizer's state for these parameters, and where each lies."""
+    """Returns the shapes of the optimizer's state for these parameters, and their shardings."""
     state = jax.eval_shape(optimizer.init, trainable)
     return state, _like_params(state, trainable, shardings, replicated(mesh))
 
 
 def model_shardings(config: T5Config, method: Method, mesh: Mesh, layout: Layout) -> dict[str, Any]:
-    """Where each parameter of base and method lies."""
+    """Returns the sharding of each parameter of base and method."""
     shapes, axes = abstract_params(config, method)
     return param_shardings(axes, mesh, layout, shapes)
 
@@ -220,7 +220,7 @@ def place_params(
     layout: Layout = WHOLE,
     frozen_dtype: Any = jnp.float32,
 ) -> Params:
-    """Puts all of a model's parameters, base and adapter, onto the mesh as a state holds them."""
+    """Places all parameters, base and adapter, on the mesh in the layout of a state."""
     shardings = model_shardings(config, method, mesh, layout)
     adapter, base = (
         _place(tree, places, dtype)
@@ -235,13 +235,13 @@ def place_params(
 
 
 def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
-    """Puts copies where they belong: the train step donates its state, whose source outlives it."""
+    """Places copies on the mesh. The train step donates its state, so it needs its own arrays."""
 
     def put(path, leaf, sharding):
         stored = _stored(path, dtype)
         if stored != jnp.int8:
             return place(_name(path), leaf, sharding, stored)
-        # On the devices, because a scale is of whole columns, and they may be split.
+        # Quantized on the devices: a scale needs a whole column, which may be split over them.
         kernel = place(_name(path), leaf, sharding)
         places = quantised_shardings(jax.eval_shape(quantised, kernel), sharding)
         return jax.jit(quantised, out_shardings=places)(kernel)
@@ -250,10 +250,10 @@ def _place(tree: Params, shardings: Params, dtype: Any = jnp.float32) -> Params:
 
 
 def _stored(path: Sequence[Any], dtype: Any) -> jnp.dtype:
-    """In which a leaf of a tree is stored, of which `dtype` is asked."""
+    """Returns the dtype a leaf is stored in, where `dtype` was requested for its tree."""
     dtype = jnp.dtype(dtype)
-    of_kernel = path[-1].key == "kernel"
-    return jnp.dtype(jnp.bfloat16) if dtype == jnp.int8 and not of_kernel else dtype
+    is_kernel = path[-1].key == "kernel"
+    return jnp.dtype(jnp.bfloat16) if dtype == jnp.int8 and not is_kernel else dtype
 
 
 def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -265,10 +265,11 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _like_params(tree: Any, params: Params, shardings: Params, default: Any) -> Any:
-    """Each leaf of an optimizer's state lies as the parameter of the same path.
+    """Returns the shardings of an optimizer's state: each leaf's is that of its parameter.
 
-    That is, if it has its shape, or its shape without one dimension: Adafactor's second moments of
-    a matrix by row (``v_row``, which lacks the last) and by column.
+    A leaf belongs to the parameter with the same path and the same shape, or the same shape
+    without one dimension. The latter are Adafactor's second moments of a matrix by row (``v_row``,
+    without the last dimension) and by column.
     """
     by_path = {
         jax.tree_util.keystr(path): (leaf.shape, sharding)

@@ -15,13 +15,13 @@ from adalink_jax.training.losses import cross_entropy
 from adalink_jax.training.optimizers import Schedule
 from adalink_jax.training.state import TrainState
 
-# Any number; it divides the stream of dropout from all others of a run's key.
+# Any number; it separates the random stream of dropout from all others of a run's key.
 _DROPOUT = 0xD0
 
 
 Batch = Mapping[str, Array]
 
-# A batch's features under T5X's names, as the network's arguments take them.
+# A batch's features under T5X's names, which are also arguments of the network.
 _FEATURES = (
     "encoder_input_tokens",
     "decoder_input_tokens",
@@ -44,19 +44,19 @@ def loss_fn(
     z_loss: float,
     label_smoothing: float,
 ) -> tuple[Array, dict[str, Array]]:
-    """The summed loss of a batch, and sums for its metrics.
+    """Computes the summed loss of a batch, and sums for its metrics.
 
     Args:
       model: the network with its method.
-      trainable: the tree that gradients are taken of.
-      frozen: the rest.
+      trainable: the tree to differentiate.
+      frozen: the other parameters.
       batch: features under T5X's names, int32 [B,T] or [B,L]; decoder_loss_weights float32.
-      dropout_key: None for no dropout.
-      z_loss: coefficient.
-      label_smoothing: mass.
+      dropout_key: a PRNG key; None for no dropout.
+      z_loss: coefficient of the z-loss.
+      label_smoothing: probability taken from the target.
 
     Returns:
-      The loss summed over target tokens; sums of z-loss, right tokens and target tokens.
+      The loss summed over target tokens; sums of z-loss, correct tokens and target tokens.
     """
     features = {name: batch[name] for name in _FEATURES if name in batch}
     logits = model.apply(
@@ -73,7 +73,7 @@ def loss_fn(
 
 
 def dropout_key(key: Array, step: Array | int) -> Array:
-    """The key of a step's dropout. The initialisation splits `key`: this is another stream."""
+    """Returns a step's dropout key. It is independent of initialization, which splits `key`."""
     return jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), step)
 
 
@@ -88,18 +88,18 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
     """Builds the step (state, batch, key); jit it inside `distributed.sharding.on_mesh`.
 
-    Loss and gradients are summed over the accumulated parts of a batch and divided once, by the
-    batch's number of target tokens, so that accumulation changes nothing but memory. Dropout
-    depends only on (key, step), so that a resumed run repeats it. The key is the same at every
-    step; it is an argument so that runs of different seeds are one compiled program.
+    Loss and gradients are summed over the parts of a batch, then divided once by the batch's
+    number of target tokens. So accumulation only changes memory. Dropout depends only on
+    (key, step), so a resumed run repeats it. The key is the same at every step. It is an argument
+    so that runs with different seeds share one compiled program.
 
     Args:
       model: the network with its method.
-      optimizer: already `per_module`.
+      optimizer: already wrapped by `per_module`.
       learning_rate: for the metric of the same name; the optimizer has its own.
-      z_loss: coefficient.
-      label_smoothing: mass.
-      accumulation_steps: into how many parts a batch is divided.
+      z_loss: coefficient of the z-loss.
+      label_smoothing: probability taken from the target.
+      accumulation_steps: number of parts that a batch is split into.
     """
 
     def gradients(trainable: Params, frozen: Params, batch: Batch, key: Array):
@@ -140,16 +140,16 @@ def compiled(
     state: TrainState,
     seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The step of a seed, as `in_place` compiles it."""
+    """Compiles the step with `in_place` and binds the key of a seed."""
     key = jax.device_put(jax.random.key(seed), replicated(state.step.sharding.mesh))
     return functools.partial(in_place(train_step, state), key=key)
 
 
 def in_place(train_step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
-    """The step (state, batch, key), which donates its state and leaves its arrays in their places.
+    """Compiles the step (state, batch, key) to donate its state and keep its shardings.
 
     Args:
-      train_step: as `make_train_step` gives it.
+      train_step: as returned by `make_train_step`.
       state: arrays, or their shapes with shardings.
     """
     places = jax.tree.map(lambda array: array.sharding, state)
@@ -157,8 +157,8 @@ def in_place(train_step: Callable[..., Any], state: TrainState) -> Callable[...,
 
 
 def _accumulated(gradients, state: TrainState, batch: Batch, key, parts: int) -> Any:
-    """Sums of gradients and metrics over the parts of a batch, one part in memory at a time."""
-    # Part m takes rows m, m+parts, …: each device keeps the rows that it has.
+    """Sums gradients and metrics over the parts of a batch, with one part in memory at a time."""
+    # Part m takes rows m, m+parts, …, so that no rows move between devices.
     divided = {
         name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
         for name, x in batch.items()
@@ -166,8 +166,8 @@ def _accumulated(gradients, state: TrainState, batch: Batch, key, parts: int) ->
 
     def add(total, part):
         index, rows = part
-        found = gradients(state.trainable, state.frozen, rows, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, found), None
+        result = gradients(state.trainable, state.frozen, rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, result), None
 
     first = jax.tree.map(lambda x: x[0], divided)
     shapes = jax.eval_shape(gradients, state.trainable, state.frozen, first, key)
