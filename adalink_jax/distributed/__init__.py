@@ -1,1 +1,1 @@
-"""Devices and hosts: the mesh, the table of logical axes, the hosts of one run."""
+"""Devices and hosts: the mesh, the logical-axis rules, and the hosts of a run."""

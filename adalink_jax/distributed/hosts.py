@@ -1,7 +1,7 @@
-"""The hosts of one run: they find each other, compare what they are to do, and end together.
+"""The hosts of a run: they find each other, compare their settings, and end together.
 
-A host is a process of the run. Each has a process beside it, `adalink_jax.distributed.watcher`,
-which knows when another host is missing, fails or dies.
+A host is a process of the run. Each host starts a second process,
+`adalink_jax.distributed.watcher`, which notices when another host is missing, fails or dies.
 """
 
 import atexit
@@ -27,12 +27,12 @@ import adalink_jax
 from adalink_jax.distributed import watcher
 from adalink_jax.errors import UserError
 
-# Seconds that a host waits for the others before the run begins; scheduling them may take minutes.
+# Seconds a host waits for the others before the run begins. Scheduling them may take minutes.
 _WAIT = "ADALINK_HOSTS_WAIT_SECONDS"
 _DEFAULT_WAIT = 300.0
-# Where a host's place among the others is told outright.
+# Variables that set a host's place among the others.
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What else of JAX's clusters are one process each: TPU pods by themselves and under GKE, SLURM.
+# JAX's other clusters with one process per host: SLURM, and TPU pods with and without GKE.
 _CLUSTERS = ("slurm", "gcetpu", "gketpu")
 
 _joined: "_Hosts | None" = None
@@ -40,20 +40,20 @@ _joined: "_Hosts | None" = None
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Within it this process is one host of a run, where the environment describes several.
+    """Makes this process one host of a run inside the block, if the environment has several.
 
-    JAX_COORDINATOR_ADDRESS (of host 0, with a free port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say
-    it outright (the command lines have T5X's flags for them); SLURM jobs of several tasks and TPU
-    pods are found as JAX finds them. Must begin before the first use of a device. All hosts leave
-    it together. If one raises, is killed or falls silent, all others end within a minute, not by an
-    exception, with a line that names it.
+    JAX_COORDINATOR_ADDRESS (of host 0, with a free port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    describe the hosts; the command lines have T5X's flags for them. SLURM jobs with several tasks
+    and TPU pods are detected as JAX detects them. The block must begin before the first use of a
+    device. All hosts leave it together. If a host raises, is killed or sends no sign of life, all
+    others print a line that names it and end within a minute, without an exception.
 
-    ADALINK_HOSTS_TOKEN is a secret that the hosts share: host 0 refuses whoever does not show it.
-    Without one, whoever reaches host 0's port before the last host can take its place.
+    ADALINK_HOSTS_TOKEN is a secret that the hosts share. Host 0 refuses a process without it. If
+    no token is set, any process that reaches host 0's port before the last host can take its place.
 
     Raises:
-      UserError: the environment is not understood; a host is missing after as many seconds as
-        ADALINK_HOSTS_WAIT_SECONDS says (default 300).
+      UserError: the environment is invalid; or a host is missing after ADALINK_HOSTS_WAIT_SECONDS
+        (default 300).
     """
     global _joined
     place = _place() if _joined is None else None
@@ -73,18 +73,18 @@ def joined() -> Iterator[None]:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON-able values of all hosts, in their order; all must call it."""
+    """Returns the JSON-able values of all hosts, in the hosts' order. All hosts must call it."""
     return [value] if _joined is None else _joined.gather(value)
 
 
 def agree(**parts: Mapping[str, Any]) -> None:
-    """Compares nested records between all hosts, which all must call it.
+    """Checks that nested records are equal on all hosts. All hosts must call it.
 
     Args:
-      parts: JSON-able records by what they describe.
+      parts: JSON-able records, each under the name of what it describes.
 
     Raises:
-      UserError: one is not the same on all hosts: which, where, and in what.
+      UserError: a record differs; the message names the record, the hosts and the values.
     """
     if _joined is None:
         return
@@ -106,7 +106,7 @@ def agree(**parts: Mapping[str, Any]) -> None:
 
 
 def code_digest() -> str:
-    """SHA-256 over the source files of this package, so that hosts can tell their code apart."""
+    """Returns the SHA-256 of this package's source files, to compare the code of hosts."""
     root, digest = pathlib.Path(adalink_jax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
@@ -120,7 +120,7 @@ def _flat(record: Any, names: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _place() -> tuple[str, int, int] | None:
-    """Address of host 0, number of hosts and this one's index; None for a single one."""
+    """Returns host 0's address, the number of hosts and this one's index; None for one host."""
     env = os.environ
     if not env.keys().isdisjoint(_PLACE):
         if missing := [name for name in _PLACE if name not in env]:
@@ -143,7 +143,7 @@ def _place() -> tuple[str, int, int] | None:
                 f"{count - 1}"
             )
     else:
-        # JAX says how it finds hosts only in passing.
+        # JAX has no public function that detects a cluster without joining it.
         from jax._src import clusters
 
         known = (c for c in clusters.ClusterEnv._cluster_types if c.name in _CLUSTERS)
@@ -156,15 +156,15 @@ def _place() -> tuple[str, int, int] | None:
 
 
 def _wait() -> float:
-    given = os.environ.get(_WAIT, _DEFAULT_WAIT)
+    value = os.environ.get(_WAIT, _DEFAULT_WAIT)
     try:
-        return float(given)
+        return float(value)
     except ValueError:
-        raise UserError(f"{_WAIT} is {given!r}; it must be a number of seconds") from None
+        raise UserError(f"{_WAIT} is {value!r}; it must be a number of seconds") from None
 
 
 class _Hosts:
-    """All hosts of a run, as the process beside this one knows them."""
+    """The connection to all hosts of a run, through this host's watcher process."""
 
     def __init__(self, address: str, count: int, index: int):
         token = os.environ.get(watcher.TOKEN, "")
@@ -175,12 +175,13 @@ class _Hosts:
         self._begun = self._over = self._failed = False
 
     def label(self, index: int) -> str:
-        """A host as errors name it."""
+        """Returns a host's name in errors."""
         return f"{index} ({self._names[index]})"
 
     def begin(self) -> None:
         """Waits for all hosts, then starts JAX on them."""
-        # A session of its own: what interrupts the run must not keep its end from being told.
+        # In its own session, so that a signal to the run does not stop the watcher: it must still
+        # tell the other hosts that this one ended.
         self._watcher = subprocess.Popen(
             [sys.executable, "-I", watcher.__file__],
             stdin=subprocess.PIPE,
@@ -204,22 +205,22 @@ class _Hosts:
                 self._settings["index"],
                 coordinator_bind_address=f"{interface}:{port}" if interface else None,
             )
-            # JAX catches SIGTERM and only notes it, so that nothing but SIGKILL would end a host.
+            # JAX catches SIGTERM without ending the process. Then only SIGKILL would end a host.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all hosts."""
+        """Returns the values of all hosts."""
         self._say(gather=value)
         return self._replies.get()["gathered"]
 
     def finish(self) -> None:
-        """Waits until all hosts are done."""
+        """Waits until all hosts have finished."""
         self._say(done=True)
         self._replies.get()
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others. This process then ends without waiting for them, as JAX would."""
+        """Tells the other hosts. This process then exits; JAX would make it wait for them."""
         if not self._begun:
             return
         text = str(error).partition("\n")[0]
@@ -227,12 +228,12 @@ class _Hosts:
         if mistake:
             message = {"mistaken": text}
         else:
-            # When a host dies, collectives fail on the others: its death is to be told first.
+            # When a host dies, collectives fail on the others. Its death must be reported first.
             time.sleep(2 * watcher.GRACE)
             message = {"failed": f"{type(error).__name__}: {text}"[:500]}
         self._failed = True
         self._say(**message)
-        # The others end before JAX misses this host, which would abort them.
+        # Let the others end first: JAX would abort them once this host is gone.
         with contextlib.suppress(queue.Empty):
             self._replies.get(timeout=watcher.MERCY)
         atexit.register(_leave, 2 if mistake else 1)
@@ -255,7 +256,7 @@ class _Hosts:
 
 
 def _leave(code: int) -> None:
-    """Ends this process at once, whatever its threads and JAX's would wait for."""
+    """Exits at once, without waiting for any threads."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -1,7 +1,7 @@
-"""The mesh of ``slice × data × model`` axes, and the one table of logical-axis rules.
+"""The mesh of ``slice × data × model`` axes, and the logical-axis rules.
 
-The network names the axes of its parameters and activations (T5X's names); this module alone
-says where they lie. Computation runs inside `on_mesh`.
+The network names the axes of its parameters and activations (T5X's names). Only this module maps
+them to mesh axes. Computation runs inside `on_mesh`.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError, check_counts
 
-# Logical axis -> mesh axis, or several; of these a mesh may lack some. Axes of adapters are the
-# methods' own and lie on no mesh axis, so no rule splits an adapter.
+# Logical axis -> mesh axis or axes; a mesh may lack some of them. Adapters have their own logical
+# axes, which are on no mesh axis, so no rule splits an adapter.
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("batch", ("slice", "data")),
     ("vocab", "model"),
@@ -38,23 +38,23 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("rank", None),
     ("prompt", None),
 )
-# What fully sharded matrices are split along, over "data": the first of these axes that the rules
-# above leave whole and that "data" divides; where there is none, a matrix is not split. "embed"
-# comes first because every matrix of a T5 has it.
+# Fully sharded matrices are split over "data" along the first of these axes that the rules above
+# leave whole and that "data" divides. If there is none, the matrix is not split. "embed" comes
+# first because every matrix of a T5 has it.
 FULLY_SHARDED = ("embed", "vocab", "mlp", "joined_kv")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a model and its batches lie on devices.
+    """How a model and its batches are laid out on devices.
 
     Attributes:
-      model_parallelism: devices that share the products of one model (tensor parallelism).
-      fully_sharded: whether the base's matrices are split over the data-parallel devices too and
-        gathered where they are used (ZeRO-3). Adapters never are.
-      slices: groups of devices with a slower network between them. A batch is split over them,
-        parameters are not. TPU slices; on other devices, equal parts of their list.
-      devices: how many devices it is meant for; None for any number.
+      model_parallelism: number of devices that one model is split over (tensor parallelism).
+      fully_sharded: whether the base's matrices are also split over the data-parallel devices, and
+        gathered where they are used (ZeRO-3). Adapters are never split.
+      slices: number of groups of devices with a slower network between them: TPU slices, or equal
+        parts of the list of other devices. Batches are split over slices, parameters are not.
+      devices: number of devices that the layout is meant for; None for any number.
     """
 
     model_parallelism: int = 1
@@ -73,14 +73,15 @@ WHOLE = Layout()
 
 
 def make_mesh(layout: Layout = WHOLE, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of ``data × model``, or of ``slice × data × model`` where there are several slices.
+    """Makes a mesh of ``data × model``, or ``slice × data × model`` with several slices.
 
     Args:
-      layout: what it is for.
-      devices: default all of all processes; those of a topology that is only compiled for do too.
+      layout: the layout to make it for.
+      devices: all devices of all processes by default. They may belong to a topology that is only
+        compiled for.
 
     Raises:
-      UserError: the devices are not those of the layout.
+      UserError: the devices do not match the layout.
     """
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
@@ -96,15 +97,15 @@ def make_mesh(layout: Layout = WHOLE, devices: Sequence[Any] | None = None) -> M
     ):
         if parts < 1 or count % parts:
             raise UserError(f"{name} is {parts}, which does not divide {present}")
-    found = len({getattr(device, "slice_index", None) for device in devices})
-    if devices[0].platform == "tpu" and found != layout.slices:
-        raise UserError(f"slices is {layout.slices}, but the devices are of {found} TPU slices")
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if devices[0].platform == "tpu" and slices != layout.slices:
+        raise UserError(f"slices is {layout.slices}, but the devices are of {slices} TPU slices")
     shape = (count // layout.slices // layout.model_parallelism, layout.model_parallelism)
     if layout.slices == 1:
-        # Split physical axes: a v5e of 4 × 8 chips also serves as 16 × 2.
+        # With split physical axes, a v5e of 4 × 8 chips can also be 16 × 2.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, ("data", "model"))
-    if found == layout.slices:
+    if slices == layout.slices:
         grid = mesh_utils.create_hybrid_device_mesh(
             (1, *shape), (layout.slices, 1, 1), devices, allow_split_physical_axes=True
         )
@@ -114,7 +115,7 @@ def make_mesh(layout: Layout = WHOLE, devices: Sequence[Any] | None = None) -> M
 
 
 def rules_on(mesh: Mesh) -> tuple[tuple[str, str | tuple[str, ...] | None], ...]:
-    """`RULES` without the axes that this mesh lacks."""
+    """Returns `RULES` without the mesh axes that this mesh lacks."""
 
     def on_mesh(places):
         if isinstance(places, tuple):
@@ -125,38 +126,38 @@ def rules_on(mesh: Mesh) -> tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 
 def rehearse(mesh: Mesh) -> None:
-    """Lets every group of devices of the mesh meet once, while its hosts are close in time.
+    """Runs one collective on every group of devices, while the hosts are close in time.
 
-    On CPUs, JAX gives the hosts 30 s to meet at a group's first collective, which would come after
-    each has compiled the step in its own time.
+    On CPUs, the hosts must reach a group's first collective within 30 s of each other. Without
+    this call it would come after compilation, which takes a different time on each host.
     """
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return
     for size in range(1, len(mesh.axis_names) + 1):
         for axes in itertools.combinations(mesh.axis_names, size):
-            met = jax.shard_map(
+            collective = jax.shard_map(
                 lambda x, axes=axes: jax.lax.psum(x, axes),
                 mesh=mesh,
                 in_specs=PartitionSpec(),
                 out_specs=PartitionSpec(),
             )
-            jax.block_until_ready(jax.jit(met)(np.float32(1)))
+            jax.block_until_ready(jax.jit(collective)(np.float32(1)))
 
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh) -> Iterator[None]:
-    """Within it the network's logical axes mean places on this mesh."""
+    """Maps the network's logical axes to this mesh inside the block."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules_on(mesh)):
         yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def whole(array: jax.Array, wanted: bool = True) -> np.ndarray | None:
-    """An array of a mesh on this host, gathered from all; None on hosts that do not want it."""
+    """Gathers an array of a mesh on this host; returns None unless `wanted`. All hosts call it."""
     if not array.is_fully_replicated:
         array = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))(array)
     return np.asarray(array) if wanted else None
@@ -168,19 +169,19 @@ def param_shardings(
     layout: Layout = WHOLE,
     params: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The sharding of each parameter, from the network's ``params_axes`` collection.
+    """Returns the sharding of each parameter, from the network's ``params_axes`` collection.
 
-    Fully sharded, the matrices of the base are split along `FULLY_SHARDED` as well; vectors and
-    tables of position biases stay whole, because they hold less than gathering them costs.
+    A fully sharded layout also splits the base's matrices along `FULLY_SHARDED`. Vectors and
+    tables of position biases stay whole: gathering them would cost more than it saves.
 
-    A dimension that the mesh's "model" axis does not divide raises a UserError later, where the
+    If the mesh's "model" axis does not divide a dimension, a `UserError` is raised later, when the
     array is placed.
 
     Args:
-      params_axes: the logical axes by the parameters' names.
+      params_axes: logical axes by parameter name.
       mesh: the mesh.
-      layout: that the mesh was made for.
-      params: the parameters or their shapes, which a fully sharded layout asks for.
+      layout: the layout that the mesh was made for.
+      params: the parameters or their shapes; only needed by a fully sharded layout.
     """
     rules = rules_on(mesh)
     flat = traverse_util.flatten_dict(dict(params_axes), sep="/")
@@ -198,30 +199,30 @@ def param_shardings(
 def _fully_sharded(
     names: Sequence[str], spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh
 ) -> PartitionSpec:
-    """The spec with "data" on the first axis of `FULLY_SHARDED` that can take it."""
+    """Returns the spec with "data" on the first axis of `FULLY_SHARDED` that it divides."""
     places = [*spec, *[None] * (len(shape) - len(spec))]
     splittable = [name for name in FULLY_SHARDED if name in names]
     for name in splittable if len(splittable) > 1 else ():
         axis = names.index(name)
-        whole = places[axis] is None or mesh.shape[places[axis]] == 1
-        if whole and shape[axis] % mesh.shape["data"] == 0:
+        unsplit = places[axis] is None or mesh.shape[places[axis]] == 1
+        if unsplit and shape[axis] % mesh.shape["data"] == 0:
             places[axis] = "data"
             break
     return PartitionSpec(*places)
 
 
 def place(name: str, array: Any, sharding: NamedSharding, dtype: Any = np.float32) -> jax.Array:
-    """A copy of an array where it belongs, of which this process reads its devices' parts alone.
+    """Copies an array to the devices. This process only reads the parts its devices hold.
 
     Args:
-      name: what an error calls it.
-      array: of this host's memory or devices; or one that is read where it is indexed, of which a
+      name: the array's name in errors.
+      array: an array on this host or its devices, or one that is read from disk when indexed. A
         part that several devices hold is read once.
-      sharding: where it belongs.
-      dtype: of the copy.
+      sharding: sharding of the copy.
+      dtype: dtype of the copy.
 
     Raises:
-      UserError: the mesh does not divide it.
+      UserError: the array cannot be split evenly over the mesh.
     """
     check_split(name, array.shape, sharding)
     source = np.asarray(array) if isinstance(array, jax.Array) else array
@@ -229,14 +230,14 @@ def place(name: str, array: Any, sharding: NamedSharding, dtype: Any = np.float3
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         ends = (each.indices(size)[:2] for each, size in zip(index, array.shape, strict=True))
-        # Copied for every device: a donated buffer must be nobody else's.
+        # One copy per device, because a donated buffer must not be shared.
         return np.array(read(*ends), dtype)
 
     return jax.make_array_from_callback(tuple(array.shape), sharding, part)
 
 
 def check_split(name: str, shape: Sequence[int], sharding: NamedSharding) -> None:
-    """Raises `UserError` unless the mesh divides an array of this name and shape."""
+    """Raises `UserError` unless an array of this name and shape splits evenly over the mesh."""
     try:
         sharding.shard_shape(tuple(shape))
     except ValueError as error:
@@ -249,28 +250,28 @@ def check_split(name: str, shape: Sequence[int], sharding: NamedSharding) -> Non
 def reduced_sharding(
     sharding: NamedSharding, shape: Sequence[int], reduced: Sequence[int], last: bool
 ) -> NamedSharding | None:
-    """The sharding of an array that lacks one dimension of another: it lies as the rest of that.
+    """Returns the sharding of a reduction of an array over one dimension.
 
     Args:
-      sharding: of the whole array.
-      shape: of the whole array.
-      reduced: the shape without one dimension.
-      last: whether, of equal dimensions, the last one is lacking, or the first.
+      sharding: sharding of the array.
+      shape: shape of the array.
+      reduced: shape of the reduction, which lacks one dimension.
+      last: which dimension is missing if several are equal: the last (True) or the first.
 
     Returns:
-      The sharding; None where no dimension of `shape` left out gives `reduced`.
+      The sharding; None if `reduced` is not `shape` without one dimension.
     """
     places = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
     fits = [i for i in range(len(shape)) if (*shape[:i], *shape[i + 1 :]) == tuple(reduced)]
     if not fits:
         return None
-    lacking = fits[-1 if last else 0]
-    spec = PartitionSpec(*places[:lacking], *places[lacking + 1 :])
+    missing = fits[-1 if last else 0]
+    spec = PartitionSpec(*places[:missing], *places[missing + 1 :])
     return NamedSharding(sharding.mesh, spec)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over the mesh's slice and data axes."""
+    """Returns the sharding of a batch: rows split over the mesh's slice and data axes."""
     return NamedSharding(mesh, partitioning.logical_to_mesh_axes(("batch",), rules_on(mesh)))
 
 
@@ -285,7 +286,7 @@ def check_divisible(mesh: Mesh, **counts: int) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a global batch that this process's devices hold, int64, ascending."""
+    """Returns the rows of a global batch that this process's devices hold, int64, ascending."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in places.values()]))
 
@@ -296,10 +297,10 @@ def place_batch(
     """Puts a batch of NumPy arrays onto the mesh, rows split over slices and data.
 
     Args:
-      batch: the global batch, of which each process copies the rows that its devices hold; or
-        with `batch_size` those `local_rows` alone.
+      batch: the global batch, from which each process copies the rows of its devices. With
+        `batch_size`, only this process's `local_rows`.
       mesh: the mesh.
-      batch_size: rows of the global batch.
+      batch_size: number of rows of the global batch.
     """
     sharding = batch_sharding(mesh)
     rows = None if batch_size is None else local_rows(mesh, batch_size)

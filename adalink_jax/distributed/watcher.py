@@ -1,14 +1,14 @@
-"""The process beside each host of a run that watches over all of them. Only Python's own library.
+"""The watcher: a process on each host that notices when another host fails.
 
-`adalink_jax.distributed.hosts` starts one on every host. That of host 0 listens at the
-coordinator's address, and on no other interface of the machine where that address is its own; all
-of them, its own too, connect to it, show the run's token and keep the connection. So every host
-soon knows when one is missing, fails or dies. This is a process and not a thread because JAX
-aborts a host as soon as the coordinator is gone, and because a thread is silent while another one
-holds the interpreter.
+`adalink_jax.distributed.hosts` starts one on every host. It imports only the standard library.
+The watcher of host 0 listens at the coordinator's address, and on no other interface if that
+address belongs to the machine. All watchers, including its own, connect to it, show the run's
+token and keep the connection open. So every host soon knows when another is missing, fails or
+dies. The watcher is a process and not a thread for two reasons: JAX aborts a host as soon as the
+coordinator is gone, and a thread cannot send anything while another one holds the interpreter.
 
-Messages are lines of JSON with one key. The run says "gather" (a value), "done", "mistaken" (a
-user's mistake, which it prints itself) or "failed" (any other exception), and is told "here" (the
+Messages are lines of JSON with one key. The run sends "gather" (a value), "done", "mistaken" (a
+user's mistake, which it prints itself) or "failed" (any other exception). It receives "here" (the
 names of all hosts, a port for JAX, and host 0's interface), "gathered" (the values of all hosts),
 "over" (all are done) or "end" (a text: the run must end).
 """
@@ -24,25 +24,26 @@ import sys
 import time
 from typing import Any
 
-# Seconds between signs of life, without one until a host counts as dead, for a run to end by itself
-# before it is killed, and from the first failure to the verdict, in which others may say theirs.
+# Seconds: between two signs of life; without one before a host counts as dead; for a run to end by
+# itself before it is killed; and from a failure to its announcement, so that an earlier cause which
+# arrives late can still be announced instead.
 BEAT, SILENCE, MERCY, GRACE = 5, 40, 5, 1
-_LIMIT = 1 << 26  # Bytes of a message.
+_LIMIT = 1 << 26  # Maximum bytes of a message.
 # Names the secret that all hosts of a run share.
 TOKEN = "ADALINK_HOSTS_TOKEN"
 
 
 def line(**message: Any) -> bytes:
-    """A message as it is sent."""
+    """Encodes a message."""
     return json.dumps(message).encode() + b"\n"
 
 
 def own_interface(host: str) -> str:
-    """The address of the one interface of this machine that a host's name stands for.
+    """Returns the address of this machine's interface with the given host name, or "".
 
-    "" where there is no such interface: the name is another machine's, which passes connections on,
-    or is not known here yet; or it stands for the loopback in this machine's own files and for
-    another interface everywhere else, as Debian has it.
+    It is "" if the name belongs to another machine, which forwards connections, or is not known
+    here yet. It is also "" if the name only means the loopback in this machine's own files, and
+    another interface on other machines, as on Debian.
     """
     try:
         address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0]
@@ -56,26 +57,26 @@ def own_interface(host: str) -> str:
 
 
 class Register:
-    """Host 0's list of all hosts: who is here, what they say, and who is gone."""
+    """Host 0's list of all hosts: which are connected, what they sent, and which are gone."""
 
     def __init__(self, count: int, wait: float, token: str, interface: str):
-        """Expects `count` hosts with a token within `wait` seconds, on an interface of this one."""
+        """Expects `count` hosts with the token within `wait` seconds, on `interface`."""
         self.count, self.wait, self.token, self.interface = count, wait, token, interface
         self.writers: dict[int, asyncio.StreamWriter] = {}
         self.names: dict[int, str] = {}
         self.values: dict[int, Any] = {}
         self.done: set[int] = set()
         self.over = False
-        self.ending = False  # The first reason counts: others follow from it.
+        self.ending = False  # Only the first reason counts; later ones follow from it.
 
     async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serves one host, from its first line on."""
+        """Serves the connection of one host."""
         try:
             hello = json.loads(await asyncio.wait_for(reader.readline(), SILENCE))["hello"]
             index, count, name = int(hello["index"]), int(hello["count"]), str(hello["name"])
             token = str(hello["token"]).encode(errors="surrogatepass")
         except (TimeoutError, ValueError, KeyError, TypeError, OSError):
-            return writer.close()  # No host of a run.
+            return writer.close()  # Not a host of a run.
         if not hmac.compare_digest(token, self.token.encode(errors="surrogatepass")):
             writer.write(line(end=f"{name} came with another {TOKEN} than host 0 has"))
             return writer.close()
@@ -103,7 +104,7 @@ class Register:
         self.end(f"host {index} ({name}) {reason}; all hosts end")
 
     def hear(self, index: int, message: dict[str, Any]) -> None:
-        """Takes one host's message."""
+        """Handles a message from one host."""
         if "gather" in message:
             self.values[index] = message["gather"]
             if len(self.values) == self.count:
@@ -118,7 +119,7 @@ class Register:
             self.end(f"host {index} ({self.names[index]}) failed: {reason}; all hosts end", GRACE)
 
     def tell(self, **message: Any) -> None:
-        """Sends a message to all hosts that are here."""
+        """Sends a message to all connected hosts."""
         for writer in self.writers.values():
             writer.write(line(**message))
 
@@ -129,7 +130,7 @@ class Register:
             asyncio.get_running_loop().call_later(grace, lambda: self.tell(end=text))
 
     async def keep(self) -> None:
-        """Shows signs of life, and ends the run if hosts are missing when the time is over."""
+        """Sends signs of life, and ends the run if hosts are missing after the waiting time."""
         asyncio.get_running_loop().call_later(self.wait, self._expect_all)
         while True:
             self.tell(beat=True)
@@ -145,25 +146,25 @@ class Register:
 
 
 class Watcher:
-    """One host's part: stands between its run, by pipes, and host 0's register."""
+    """Connects one host's run, through pipes, to host 0's register."""
 
     def __init__(self, settings: dict[str, Any]):
-        """Takes what the run says of itself: address, index, count, name, wait, token and pid."""
+        """Takes the run's settings: address, index, count, name, wait, token and pid."""
         self.settings = settings
         self.here = self.over = self.mistaken = False
         self.server: asyncio.StreamWriter | None = None
 
     def tell_run(self, message: bytes) -> None:
-        """Sends the run a line; it may be gone."""
+        """Sends a line to the run, which may be gone."""
         with contextlib.suppress(OSError):
             sys.stdout.buffer.write(message)
             sys.stdout.buffer.flush()
 
     async def watch(self) -> None:
-        """Until the run is over, or must end."""
+        """Watches until the run is over, or must end."""
         host, _, port = self.settings["address"].rpartition(":")
         first = self.settings["index"] == 0
-        tasks = []  # asyncio keeps no task alive.
+        tasks = []  # asyncio itself holds no strong reference to a task.
         if first:
             interface = own_interface(host.strip("[]"))
             settings = (self.settings[key] for key in ("count", "wait", "token"))
@@ -186,11 +187,11 @@ class Watcher:
             if not listening.done():
                 os.kill(self.settings["pid"], signal.SIGKILL)
         if first:
-            await asyncio.sleep(GRACE)  # Until the others have heard it too.
+            await asyncio.sleep(GRACE)  # Until the others have received it too.
         return None
 
     async def _connect(self, host: str, port: int) -> asyncio.StreamReader | None:
-        """Connects to host 0 and says who this is, as long as there is time."""
+        """Connects to host 0 and identifies this host; retries until the waiting time is over."""
         wait = self.settings["wait"]
         deadline = time.monotonic() + wait
         while True:
@@ -210,7 +211,7 @@ class Watcher:
             return reader
 
     async def _listen_to_server(self, reader: asyncio.StreamReader) -> bool:
-        """Passes messages on to the run; returns whether the run must end."""
+        """Forwards messages to the run; returns whether the run must end."""
         try:
             while message := await asyncio.wait_for(reader.readline(), SILENCE):
                 content = json.loads(message)
@@ -231,14 +232,14 @@ class Watcher:
         return self._end(f"host 0 ({self.settings['address']}) {reason}; all hosts end")
 
     def _end(self, text: str) -> bool:
-        # Before all are here, and after a user's mistake, it is the run that says why.
+        # Before all hosts are connected, and after a user's mistake, the run prints the reason.
         if self.here and not self.mistaken:
             print(f"error: {text}", file=sys.stderr, flush=True)
         self.tell_run(line(end=text))
         return True
 
     async def _listen_to_run(self) -> None:
-        """Passes the run's messages on to host 0, and its end."""
+        """Forwards the run's messages to host 0, and the end of its output."""
         reader = asyncio.StreamReader(limit=_LIMIT)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -259,4 +260,4 @@ class Watcher:
 if __name__ == "__main__":
     watcher = Watcher(json.loads(sys.stdin.readline()))
     asyncio.new_event_loop().run_until_complete(watcher.watch())
-    os._exit(0)  # What still listens has nothing to say.
+    os._exit(0)  # Without waiting for tasks that still listen.

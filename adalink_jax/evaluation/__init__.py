@@ -1,6 +1,6 @@
-"""Scoring of tasks: rank classification, generation, and the report of the results.
+"""Evaluation on tasks: rank classification, generation, and the report of the results.
 
-Importing this package imports neither SeqIO nor TensorFlow; they come in with an `Evaluator`.
+Importing this package imports neither SeqIO nor TensorFlow; making an `Evaluator` does.
 """
 
 from adalink_jax.evaluation.evaluator import MODES, Evaluator

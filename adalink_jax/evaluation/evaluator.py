@@ -1,6 +1,6 @@
 """Evaluates a model on SeqIO tasks, by ranking their labels or by generation.
 
-Metrics and postprocessing are the tasks' own, so that a number means here what it means in T5X.
+Metrics and postprocessing are those of the tasks, so numbers mean the same as in T5X.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from adalink_jax.models.t5 import Transformer
 
 MODES = ("rank_classification", "greedy", "beam")
 
-# What T5 uses for the tasks that it evaluates by beam search.
+# The beam size of T5's own evaluations.
 _BEAM_SIZE = 4
 
 _DEFAULT_SPLITS = ("validation",)
@@ -36,31 +36,31 @@ _DEFAULT_SPLITS = ("validation",)
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """A task, ready to be run: its SeqIO task, labels and their tokens, splits and batches."""
+    """A task that is ready to run: its SeqIO task, labels and their tokens, splits and batches."""
 
     task: Any
     labels: tuple[str, ...]
-    options: np.ndarray  # int32 [C, L]: each label's tokens with EOS, 0 behind
+    options: np.ndarray  # int32 [C, L]: each label's tokens with EOS, then 0
     splits: Mapping[str, EvalExamples]
     absent_splits: tuple[str, ...]
     batches: Mapping[str, Sequence[Mapping[str, np.ndarray]]]
 
 
 class Evaluator:
-    """Evaluates parameters on the evaluation splits of tasks, as often as asked.
+    """Evaluates parameters on the evaluation splits of tasks. It can be called many times.
 
-    Examples are tokenized and put into batches once, here; the model is compiled once per shape
-    of batch, at the first call. Every process of a multi-host run makes the same calls and gets
-    the same results.
+    Examples are tokenized and put into batches once, in the constructor. The model is compiled
+    once per batch shape, at the first call. All processes of a multi-host run must make the same
+    calls, and get the same results.
 
-    Rank classification predicts the label of the highest log-likelihood, summed over its tokens
-    with EOS and not divided by their number (as T5X); among equals the first one. Greedy and
-    beam generation predict a text of at most ``lengths["targets"]`` tokens.
+    Rank classification predicts the label with the highest log-likelihood, summed over its tokens
+    including EOS and not divided by their number (as in T5X). Of equal labels the first one is
+    predicted. Greedy and beam generation predict a text of at most ``lengths["targets"]`` tokens.
 
     Attributes:
       mode: one of `MODES`.
-      identity: {task: {split: identity of its examples}}, JSON-able, without a path.
-      absent_splits: {task: splits on which it is evaluated but which its source lacks}.
+      identity: {task: {split: identity of its examples}}, JSON-able, without paths.
+      absent_splits: {task: evaluation splits that its source lacks}.
     """
 
     def __init__(
@@ -84,19 +84,19 @@ class Evaluator:
           model: the network with its method.
           tasks: names of SeqIO tasks.
           lengths: {"inputs": T, "targets": L}, in tokens; longer inputs are truncated and counted.
-          batch_size: rows of a global batch.
+          batch_size: number of rows of a global batch.
           mode: one of `MODES`.
-          limit: how many examples of each split to evaluate, the first ones; all if None.
-          routes: the route of each task, for methods with several; 0 for all if None.
-          mesh: default all devices, data-parallel.
-          cache_dir: of token arrays, see `adalink_jax.data.tokens`.
-          in_context: how many training examples stand solved in front of each input.
-          seed: which of them.
+          limit: evaluate only this many examples of each split, the first ones; all if None.
+          routes: the route of each task, for methods with several routes; 0 for all if None.
+          mesh: all devices, data-parallel, by default.
+          cache_dir: folder of cached token arrays, see `adalink_jax.data.cache`.
+          in_context: number of solved training examples in front of each input.
+          seed: seed of the choice of these examples.
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
-            that the vocabulary cannot tell apart or that are longer than what is generated, a
-            source without any of the task's splits, a batch size that the mesh does not divide.
+            that have the same tokens or are longer than the generated texts, a source with none
+            of the task's splits, a batch size that the mesh does not divide.
           tasks.DataError: the data cannot be read.
         """
         if mode not in MODES:
@@ -135,7 +135,7 @@ class Evaluator:
         }
 
     def _compiled(self, model: Transformer, max_length: int) -> Callable[..., jax.Array]:
-        """(params, tokens, routes, options, eos_id) → scores [B,C] or tokens [B,L]."""
+        """Compiles (params, tokens, routes, options, eos_id) → scores [B,C] or tokens [B,L]."""
 
         def predict(params, tokens, routes, options, eos_id):
             if self.mode == "rank_classification":
@@ -149,7 +149,7 @@ class Evaluator:
         return jax.jit(predict, static_argnums=4, out_shardings=replicated(self._mesh))
 
     def __call__(self, params: Params) -> Results:
-        """Evaluates.
+        """Evaluates parameters on all tasks.
 
         Args:
           params: base and adapter, merged.
@@ -182,7 +182,10 @@ class Evaluator:
     def _outputs(
         self, params: Params, task: _Task, split: str
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each batch's example indices and outputs; the next batch is started before a fetch."""
+        """Yields example indices and outputs per batch. A fetch comes after the next batch starts.
+
+        So the device is busy while the host reads the outputs.
+        """
         eos_id = task.splits[split].vocabulary.eos_id
         pending = None
         for batch in task.batches[split]:
@@ -225,7 +228,16 @@ def _load(
     batch_size: int,
     route: int,
 ) -> _Task:
-    """A task by its name; `examples_of` a task's split, targets of `longest` tokens generated."""
+    """Loads a task.
+
+    Args:
+      name: the task's name.
+      mode: one of `MODES`.
+      examples_of: (task, split) → its examples.
+      longest: maximum number of generated tokens.
+      batch_size: number of rows of a global batch.
+      route: the task's route.
+    """
     import seqio
 
     import tasks
@@ -239,14 +251,14 @@ def _load(
         )
     wanted = tasks.EVAL_SPLITS.get(name, _DEFAULT_SPLITS)
     present = tasks.available_splits(name)
-    found = [split for split in wanted if split in present]
-    if not found:
+    used = [split for split in wanted if split in present]
+    if not used:
         raise UserError(
             f"task '{name}' is evaluated on {', '.join(wanted)}, but its source has only "
             f"{', '.join(present) or 'no split'}"
         )
-    splits = {split: examples_of(name, split) for split in found}
-    vocabulary = splits[found[0]].vocabulary
+    splits = {split: examples_of(name, split) for split in used}
+    vocabulary = splits[used[0]].vocabulary
     if vocabulary.eos_id is None:
         raise UserError(f"the vocabulary of task '{name}' has no token that ends a text (EOS)")
     options = _options(name, labels, vocabulary)
@@ -266,7 +278,7 @@ def _load(
 
 
 def _options(name: str, labels: Sequence[str], vocabulary: Any) -> np.ndarray:
-    """Each label's tokens with EOS, int32 [C, L], 0 behind."""
+    """Returns each label's tokens with EOS, then 0; int32 [C, L]."""
     tokens = [(*vocabulary.encode(label), vocabulary.eos_id) for label in labels]
     seen: dict[tuple[int, ...], str] = {}
     for label, ids in zip(labels, tokens, strict=True):
@@ -283,13 +295,13 @@ def _options(name: str, labels: Sequence[str], vocabulary: Any) -> np.ndarray:
 
 
 def _text(vocabulary: Any, tokens: list[int]) -> str:
-    """The text of generated tokens, up to EOS; padding in between says nothing."""
+    """Returns the text of generated tokens up to EOS, without padding."""
     end = tokens.index(vocabulary.eos_id) if vocabulary.eos_id in tokens else len(tokens)
     return vocabulary.decode([token for token in tokens[:end] if token != vocabulary.pad_id])
 
 
 def _metrics(task: Any, predictions: Sequence[Prediction]) -> dict[str, float]:
-    """The task's metrics of predictions; what is no number (histograms, texts) is left out."""
+    """Returns the task's metrics. Those that are not numbers (histograms, texts) are left out."""
     targets, outputs = [], []
     for prediction in predictions:
         example = {

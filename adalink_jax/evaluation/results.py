@@ -1,7 +1,7 @@
-"""What an evaluation found: `results.json`, predictions as JSONL, and a table.
+"""Results of an evaluation: `results.json`, predictions as JSONL, and a table.
 
-Nothing here holds a clock value or a path, and numbers are rounded to `DECIMALS` places, so that
-equal runs give equal bytes.
+The files contain no times and no paths, and numbers are rounded to `DECIMALS` places, so that
+equal runs write equal bytes.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ GLUE_TASKS = (
     "glue_rte",
 )
 
-# Metrics are percentages and sums in float64, log-likelihoods are float32: whatever stands behind
-# six decimals is noise.
+# Metrics are percentages and float64 sums, log-likelihoods are float32. Digits after the sixth
+# decimal are noise.
 DECIMALS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One example and what the model said.
+    """An example and the model's prediction.
 
     Attributes:
-      inputs: the input text, whole.
+      inputs: the input text, before truncation.
       target: the target text.
-      prediction: the label of the highest score, or the generated text.
-      scores: each label's log-likelihood; None where the prediction was generated.
+      prediction: the label with the highest score, or the generated text.
+      scores: each label's log-likelihood; None if the prediction was generated.
     """
 
     inputs: str
@@ -57,10 +57,10 @@ class SplitResult:
     """The result of one split of a task.
 
     Attributes:
-      metrics: by name, in the task's own units (percent for GLUE).
-      predictions: in the order of the split's examples.
-      truncated: how many inputs were longer than the configured length.
-      invalid: the share of generated texts, in [0, 1], that are no label of the task; None in
+      metrics: metrics by name, in the task's own units (percent for GLUE).
+      predictions: predictions in the order of the split's examples.
+      truncated: number of inputs that were longer than the configured length.
+      invalid: the share of generated texts, in [0, 1], that are not a label of the task; None in
         rank classification and for tasks without labels.
     """
 
@@ -75,8 +75,8 @@ class TaskResult:
     """The result of a task.
 
     Attributes:
-      splits: by name.
-      absent_splits: splits on which the task is evaluated, but which its source lacks.
+      splits: results by the split's name.
+      absent_splits: evaluation splits that the task's source lacks.
     """
 
     splits: Mapping[str, SplitResult]
@@ -84,34 +84,34 @@ class TaskResult:
 
     @property
     def score(self) -> float | None:
-        """The mean of a split's metrics, averaged over the splits; None without metrics."""
+        """The mean of each split's metrics, averaged over the splits; None without metrics."""
         return _mean(_mean(split.metrics.values()) for split in self.splits.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The results of all tasks, under one mode of `Evaluator`."""
+    """The results of all tasks in one mode of `Evaluator`."""
 
     mode: str
     tasks: Mapping[str, TaskResult]
 
     @property
     def glue(self) -> tuple[str, ...]:
-        """The tasks of GLUE among them, in GLUE's order."""
+        """The GLUE tasks that are present, in GLUE's order."""
         return tuple(task for task in GLUE_TASKS if task in self.tasks)
 
     @property
     def glue_average(self) -> float | None:
-        """The mean score of the GLUE tasks that are present; None where there are none."""
+        """The mean score of the GLUE tasks that are present; None if there are none."""
         return _mean(self.tasks[task].score for task in self.glue)
 
 
 def report(results: Results, step: int | None = None) -> dict[str, Any]:
-    """The content of ``results.json``, JSON-able and the same for equal results.
+    """Returns the content of ``results.json``, which is equal for equal results.
 
     Args:
-      results: of an `Evaluator`.
-      step: the training steps behind them, where a run trained.
+      results: results of an `Evaluator`.
+      step: the number of training steps; None if nothing was trained.
     """
     content: dict[str, Any] = {"mode": results.mode, "tasks": {}}
     if step is not None:
@@ -140,33 +140,33 @@ def report(results: Results, step: int | None = None) -> dict[str, Any]:
 
 
 def scalars(results: Results) -> dict[str, float]:
-    """All finite numbers by name, for ``metrics.jsonl`` and TensorBoard.
+    """Returns all finite numbers by name, for ``metrics.jsonl`` and TensorBoard.
 
     Names are ``eval/TASK/SPLIT/METRIC``, ``eval/TASK/SPLIT/invalid_share``, ``eval/TASK/score``
     and ``eval/glue_average``.
     """
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for task, result in results.tasks.items():
         for name, split in result.splits.items():
             for metric, value in split.metrics.items():
-                found[f"eval/{task}/{name}/{metric}"] = _rounded(value)
-            found[f"eval/{task}/{name}/invalid_share"] = _rounded(split.invalid)
-        found[f"eval/{task}/score"] = _rounded(result.score)
-    found["eval/glue_average"] = _rounded(results.glue_average)
-    return {name: value for name, value in found.items() if value is not None}
+                values[f"eval/{task}/{name}/{metric}"] = _rounded(value)
+            values[f"eval/{task}/{name}/invalid_share"] = _rounded(split.invalid)
+        values[f"eval/{task}/score"] = _rounded(result.score)
+    values["eval/glue_average"] = _rounded(results.glue_average)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def write(results: Results, folder: str | os.PathLike[str], step: int | None = None) -> None:
     """Writes ``results.json`` and ``predictions/TASK-SPLIT.jsonl``, each whole or not at all.
 
     A line of the JSONL holds the example's index in its split, its texts, the prediction and,
-    in rank classification, each label's log-likelihood. ``results.json`` comes last, so where it
-    is new the predictions are too. In a multi-host run one process writes.
+    in rank classification, each label's log-likelihood. ``results.json`` is written last: if it
+    is new, the predictions are too. In a multi-host run, only one process calls this.
 
     Args:
-      results: of an `Evaluator`.
-      folder: is made if need be.
-      step: the training steps behind them, where a run trained.
+      results: results of an `Evaluator`.
+      folder: created if it does not exist.
+      step: the number of training steps; None if nothing was trained.
 
     Raises:
       UserError: no space or no permission.
@@ -181,13 +181,13 @@ def write(results: Results, folder: str | os.PathLike[str], step: int | None = N
 
 
 def print_table(results: Results, file: TextIO | None = None) -> None:
-    """Prints a table of tasks × metrics, then what is missing or was cut.
+    """Prints a table of tasks × metrics, then notes on what is missing or was truncated.
 
-    Framed and colored on a terminal; elsewhere plain columns, which `awk` and people can read.
+    The table is framed and colored on a terminal, and has plain columns elsewhere.
 
     Args:
-      results: of an `Evaluator`.
-      file: default standard output.
+      results: results of an `Evaluator`.
+      file: standard output by default.
     """
     console = Console(file=file or sys.stdout, highlight=False)
     header, rows = _table(results)
@@ -224,7 +224,7 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
         row = [task, name, *(_shown(split.metrics.get(metric)) for metric in metrics)]
         if generated:
             row.append("" if split.invalid is None else f"{100 * split.invalid:.1f}%")
-        # A task's score stands once, in the row of its last split.
+        # A task's score is shown once, in the row of its last split.
         score = _shown(result.score) if name == list(result.splits)[-1] else ""
         rows.append([*row, f"{len(split.predictions):,}", score])
     if results.glue:
@@ -270,7 +270,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    # Adding 0.0 turns -0.0 into 0.0. JSON has no words for nan and infinity.
+    # Adding 0.0 turns -0.0 into 0.0. JSON has no nan or infinity.
     return None if value is None or not math.isfinite(value) else round(value, DECIMALS) + 0.0
 
 
