@@ -1,6 +1,6 @@
 """SeqIO tasks → token arrays → batches: deterministic, packed or bucketed by length.
 
-Importing this package imports NumPy alone; SeqIO and TensorFlow come in when a task is first read.
+Importing this package only imports NumPy. SeqIO and TensorFlow are imported when a task is read.
 """
 
 from adalink_jax.data.batches import EvalExamples, TrainBatches, prefetch

@@ -1,4 +1,4 @@
-"""Token arrays of one batch, with T5X's feature names. Imports nothing but NumPy."""
+"""Token arrays of one batch, with T5X's feature names. Only imports NumPy."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ from adalink_jax.data.ragged import Ragged, ranges
 class Sequences:
     """One feature (inputs or targets) of all tasks of a mixture, truncated to a length.
 
-    A sequence longer than the limit keeps its first tokens and its end-of-sequence token, if it
-    ends with one.
+    A sequence longer than the limit keeps its first tokens, and its end-of-sequence token if it
+    has one.
 
     Attributes:
       tasks: the sequences of each task, int32.
       first: int64 [K], the global number of each task's example 0.
-      limit: most tokens that a sequence keeps.
+      limit: maximum number of tokens of a sequence.
       eos: the id of the end-of-sequence token.
       lengths: int64 [examples], the length of each sequence after truncation, by global number.
     """
@@ -33,7 +33,7 @@ class Sequences:
         object.__setattr__(self, "lengths", np.minimum(full, self.limit))
 
     def truncated(self, task: int) -> int:
-        """Returns how many sequences of a task are longer than the limit."""
+        """Returns the number of sequences of a task that are longer than the limit."""
         return int(np.count_nonzero(self.tasks[task].lengths > self.limit))
 
     def fill(self, out: np.ndarray, examples: np.ndarray, starts: np.ndarray) -> None:
@@ -42,7 +42,7 @@ class Sequences:
         Args:
           out: int32, any shape, contiguous; written in place.
           examples: int64 [n], global example numbers.
-          starts: int64 [n], where each begins in the flattened `out`.
+          starts: int64 [n], where each sequence begins in the flattened `out`.
         """
         out = out.reshape(-1)
         lengths = self.lengths[examples]
@@ -66,22 +66,22 @@ def assemble(
     shape: tuple[int, int, int],
     packed: bool,
 ) -> dict[str, np.ndarray]:
-    """Returns the features of one batch, as SeqIO's ``EncDecFeatureConverter`` and T5X name them.
+    """Returns the features of one batch, named as in SeqIO's ``EncDecFeatureConverter`` and T5X.
 
     Args:
       inputs: the inputs of all tasks.
       targets: the targets of all tasks.
       examples: int64 [n], global example numbers, row by row.
-      rows: int64 [n], the row of each, not decreasing.
-      shape: (B, T, L), the rows, the padded input length and the padded target length.
-      packed: whether rows hold several examples, so that segments and positions are needed.
+      rows: int64 [n], the row of each example, not decreasing.
+      shape: (B, T, L), number of rows, padded input length and padded target length.
+      packed: whether rows hold several examples, which need segments and positions.
 
     Returns:
       encoder_input_tokens and encoder_routes [B, T]; decoder_target_tokens,
-      decoder_input_tokens (targets shifted right by one, from 0), decoder_routes and
+      decoder_input_tokens (targets shifted right by one, starting with 0), decoder_routes and
       decoder_loss_weights [B, L]. When packed, also encoder_segment_ids and encoder_positions
-      [B, T], decoder_segment_ids and decoder_positions [B, L]. All int32, the weights float32.
-      A route is the index of the example's task; padding carries the route of the row's first
+      [B, T], decoder_segment_ids and decoder_positions [B, L]. All are int32, the weights float32.
+      A route is the index of the example's task. Padding has the route of the row's first
       example. Segments count from 1; 0 is padding.
     """
     batch, input_length, target_length = shape
@@ -107,13 +107,13 @@ def assemble(
         features["encoder_positions"] = encoder.positions()
         features["decoder_segment_ids"] = decoder.segments()
         features["decoder_positions"] = decoder.positions()
-        # Neither the next segment nor padding sees the last token of the segment before it.
+        # The last token of a segment is no input of the next segment or of padding.
         shifted[features["decoder_positions"] == 0] = 0
     return features
 
 
 class _Layout:
-    """Where the segments of one feature stand in an array [B, length]."""
+    """Where the segments of one feature are in an array [B, length]."""
 
     def __init__(
         self, lengths: np.ndarray, rows: np.ndarray, routes: np.ndarray, shape: tuple[int, int]
@@ -123,7 +123,7 @@ class _Layout:
         self.leader = np.searchsorted(rows, rows)  # the first segment of each segment's row
         before = np.cumsum(lengths) - lengths
         self.starts = rows * shape[1] + before - before[self.leader]
-        self.tokens = ranges(self.starts, lengths)  # where tokens stand, flattened
+        self.tokens = ranges(self.starts, lengths)  # positions of tokens, flattened
 
     def segments(self) -> np.ndarray:
         out = np.zeros(self.shape, np.int32)

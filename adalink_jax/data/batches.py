@@ -13,34 +13,34 @@ from adalink_jax.data.arrays import Sequences, assemble
 from adalink_jax.data.corpus import FEATURES, Tokens, mixture, tokens, vocabulary_identity
 from adalink_jax.errors import UserError
 
-# A packed row holds at most one example per so many tokens. It bounds the routes of a row.
+# A packed row has at most one example per this many tokens. This bounds the routes of a row.
 TOKENS_PER_SEGMENT = 8
 
-# The rarest task that a mixture may have; a rarer one would need epochs of millions of examples.
+# The smallest share of a task in a mixture. A smaller share would need huge epochs.
 _LEAST_SHARE = 1e-5
 
 
 class TrainBatches:
     """The training batches of a mixture or task: ``batch(step)`` is a function of seed and step.
 
-    A batch is global, so the batches do not depend on the number of hosts; each makes the rows
-    that its devices hold. Resuming is asking for a later step.
+    A batch is global, so batches do not depend on the number of hosts. Each host only makes the
+    rows that its devices hold. A resumed run asks for a later step.
 
-    Rows are packed with as many examples as fit (`plan.Packed`), or hold one example each and
-    are padded to the length bucket of their batch (`plan.Bucketed`).
+    Rows are packed with as many examples as fit (`plan.Packed`). Or they hold one example each,
+    and are padded to the length bucket of their batch (`plan.Bucketed`).
 
     Attributes:
       name: the mixture or task.
       tasks: names of its tasks; the index of a task is its route.
       vocabulary: the SeqIO vocabulary.
       lengths: the configured lengths, {"inputs": T, "targets": L}, in tokens.
-      batch_size: rows of a global batch.
+      batch_size: number of rows of a global batch.
       packing: whether rows are packed.
-      max_segments: most examples in a row; 1 unless packed.
-      max_routes_per_row: most different routes in a row, the slots that routing needs.
-      epoch_size: examples in an epoch of the mixture; see `plan.quotas`.
+      max_segments: maximum number of examples in a row; 1 unless packed.
+      max_routes_per_row: maximum number of distinct routes in a row, as routing needs it.
+      epoch_size: number of examples in an epoch of the mixture; see `plan.quotas`.
       truncated: {task: {"inputs": n, "targets": n}}, examples longer than the configured lengths.
-      identity: JSON-able: everything that fixes the data, without a path.
+      identity: JSON-able record of everything that determines the data, without paths.
     """
 
     def __init__(
@@ -56,45 +56,45 @@ class TrainBatches:
         """Tokenizes the train splits, or reads their caches.
 
         Args:
-          mixture_or_task_name: registered with SeqIO.
-          lengths: {"inputs": T, "targets": L}, the longest sequences, in tokens; longer ones are
-            truncated, keeping their end-of-sequence token.
-          batch_size: rows of a global batch.
+          mixture_or_task_name: a name registered with SeqIO.
+          lengths: {"inputs": T, "targets": L}, maximum lengths in tokens; longer sequences are
+            truncated and keep their end-of-sequence token.
+          batch_size: number of rows of a global batch.
           seed: 0 ≤ seed < 2^64.
           packing: whether rows hold several examples.
           cache_dir: where token arrays are cached; default ADALINK_CACHE_DIR, else
             ~/.cache/adalink_jax.
-          few_shot: how many examples of each task are trained on, chosen by `seed`
+          few_shot: train on this many examples of each task, chosen by `seed`
             (`corpus.Tokens.few`); None for all.
 
         Raises:
-          UserError: an unknown name, lengths, few_shot or batch size that make no sense, or what
-            `tokens` and `mixture` raise.
+          UserError: an unknown name; invalid lengths, few_shot or batch size; or an error of
+            `tokens` or `mixture`.
         """
         self.lengths = _checked_lengths(lengths)
         if batch_size < 1:
             raise UserError(f"a batch needs at least one row; BATCH_SIZE is {batch_size}")
         if not 0 <= seed < 2**64:
             raise UserError(f"SEED must be a number from 0 to 2^64 - 1; it is {seed}")
-        found = mixture(mixture_or_task_name)
-        self.name, self.tasks, self.vocabulary = found.name, found.tasks, found.vocabulary
+        mix = mixture(mixture_or_task_name)
+        self.name, self.tasks, self.vocabulary = mix.name, mix.tasks, mix.vocabulary
         self.batch_size, self.packing = batch_size, bool(packing)
-        for task, rate in zip(found.tasks, found.rates, strict=True):
-            if 0 < rate < _LEAST_SHARE * sum(found.rates):
+        for task, rate in zip(mix.tasks, mix.rates, strict=True):
+            if 0 < rate < _LEAST_SHARE * sum(mix.rates):
                 raise UserError(
-                    f"mixture '{found.name}': task '{task}' has rate {rate:g} of "
-                    f"{sum(found.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
+                    f"mixture '{mix.name}': task '{task}' has rate {rate:g} of "
+                    f"{sum(mix.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
-        data = [tokens(task, "train", cache_dir) for task in found.tasks]
+        data = [tokens(task, "train", cache_dir) for task in mix.tasks]
         if few_shot is not None:
-            data = [whole.few(few_shot, seed) for whole in data]
+            data = [examples.few(few_shot, seed) for examples in data]
         self._inputs, self._targets = _sequences(data, self.lengths, _eos(self.vocabulary))
         self.truncated = {
             task: {"inputs": self._inputs.truncated(k), "targets": self._targets.truncated(k)}
             for k, task in enumerate(self.tasks)
         }
-        self.identity = self._identity(found.rates, data)
-        self._plan = self._planned(plan.Stream([len(d) for d in data], found.rates, seed))
+        self.identity = self._identity(mix.rates, data)
+        self._plan = self._planned(plan.Stream([len(d) for d in data], mix.rates, seed))
         self.max_segments = self._plan.max_segments if self.packing else 1
         self.max_routes_per_row = min(len(self.tasks), self.max_segments)
         self.epoch_size = self._plan.stream.epoch_size
@@ -124,11 +124,11 @@ class TrainBatches:
         """Returns global batch `step` (from 0), or some of its rows.
 
         Args:
-          step: which batch.
-          rows: int64, ascending, the rows that are wanted; None for all.
+          step: number of the batch.
+          rows: int64, ascending, the rows to return; None for all.
 
         Returns:
-          Features as in `arrays.assemble`, with the rows asked for.
+          Features as in `arrays.assemble`, with these rows.
         """
         placed = self._plan.batch(step)
         count, places, examples = self.batch_size, placed.rows, placed.examples
@@ -141,14 +141,14 @@ class TrainBatches:
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The (T, L) that batches may have: at most one compilation each."""
+        """The (T, L) that batches may have; each needs at most one compilation."""
         if self.packing:
             return ((self.lengths["inputs"], self.lengths["targets"]),)
         return tuple((t, n) for t in self._plan.input_buckets for n in self._plan.target_buckets)
 
     @property
     def summary(self) -> str:
-        """One line for people: what an epoch is, how it is laid out, what was truncated."""
+        """One line to read: size and layout of an epoch, and what was truncated."""
         parts = [f"{self.name}: {self.epoch_size:,} examples an epoch"]
         if len(self.tasks) > 1:
             parts[0] += f" from {len(self.tasks)} tasks"
@@ -176,16 +176,16 @@ class TrainBatches:
 
 
 class EvalExamples:
-    """One split of one task for evaluation, every example exactly once.
+    """One split of one task for evaluation, with every example exactly once.
 
     Attributes:
       task: the task's name.
       split: the split.
       vocabulary: the SeqIO vocabulary.
-      targets: int32 token sequences, whole, by example.
-      input_texts, target_texts: the texts, by example.
+      targets: int32 token sequences by example, not truncated.
+      input_texts, target_texts: the texts by example.
       truncated: {"inputs": n}, examples whose input is longer than the configured length.
-      identity: JSON-able: everything that fixes the data, without a path.
+      identity: JSON-able record of everything that determines the data, without paths.
     """
 
     def __init__(
@@ -203,17 +203,17 @@ class EvalExamples:
         Args:
           task_name: a task registered with SeqIO.
           split: one of its splits.
-          lengths: {"inputs": T, "targets": L}; longer inputs are truncated, keeping their
+          lengths: {"inputs": T, "targets": L}; longer inputs are truncated and keep their
             end-of-sequence token. Targets are never truncated here.
-          limit: how many examples to take, the first ones; all if None.
+          limit: take only this many examples, the first ones; all if None.
           cache_dir: as for `TrainBatches`.
-          in_context: how many training examples stand solved in front of each input: those that
-            few-shot training with this seed would learn from.
-          seed: which of them.
+          in_context: number of solved training examples in front of each input: the same that
+            few-shot training with this seed uses.
+          seed: seed of the choice of these examples.
 
         Raises:
-          UserError: as for `TrainBatches`; also where `limit` is below 1, or the examples in
-            context leave no room for an input.
+          UserError: as for `TrainBatches`; also if `limit` is below 1, or the examples in context
+            leave no room for an input.
         """
         lengths = _checked_lengths(lengths)
         if limit is not None and limit < 1:
@@ -259,12 +259,12 @@ class EvalExamples:
         """Yields batches of similar input length, short ones first.
 
         Args:
-          batch_size: B, rows of every batch; the last is filled up with empty rows.
+          batch_size: B, rows of every batch; the last batch is padded with empty rows.
           route: the route of all tokens.
 
         Yields:
-          encoder_input_tokens and encoder_routes, int32 [B, T] with T a length bucket, and
-          indices, int64 [B], the example of each row, -1 for an empty row.
+          encoder_input_tokens and encoder_routes, int32 [B, T], where T is a length bucket; and
+          indices, int64 [B], the example of each row, or -1 for an empty row.
         """
         order = np.argsort(self._inputs.lengths, kind="stable")
         for start in range(0, self._count, batch_size):
@@ -290,13 +290,13 @@ def prefetch(
     rows: np.ndarray | None = None,
     depth: int = 2,
 ) -> Iterator[Any]:
-    """Yields ``place(batches.batch(step, rows))`` for the steps in order, made ahead of their time.
+    """Yields ``place(batches.batch(step, rows))`` for all steps in order, made in advance.
 
-    One thread works, up to `depth` batches ahead. An exception there is raised here, at the step
-    where it belongs. The thread has ended when the generator is exhausted, closed or raises.
+    One thread makes up to `depth` batches in advance. An exception in it is raised here, at its
+    step. The thread has ended when the generator is exhausted, closed or raises.
     """
 
-    def made(step: int) -> Any:
+    def make(step: int) -> Any:
         return place(batches.batch(step, rows))
 
     worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -304,7 +304,7 @@ def prefetch(
     try:
         for step in range(start_step, stop_step):
             while len(pending) <= depth and (ahead := step + len(pending)) < stop_step:
-                pending.append(worker.submit(made, ahead))
+                pending.append(worker.submit(make, ahead))
             yield pending.popleft().result()
     finally:
         worker.shutdown(cancel_futures=True)

@@ -1,6 +1,6 @@
-"""Arrays in one safetensors file: written whole, memory-mapped, and checked when read.
+"""Arrays in one safetensors file: written atomically, memory-mapped, and checked when read.
 
-The file's metadata holds facts about the arrays, and the SHA-256 of facts and arrays.
+The file's metadata holds facts about the arrays, and the SHA-256 of both.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _DTYPES = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 
 
 class Damaged(Exception):
-    """A cache file is truncated, was changed, or is something else."""
+    """A cache file is truncated, was changed, or is not a cache file."""
 
 
 def folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
@@ -28,7 +28,7 @@ def folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
-    """Returns the SHA-256, in hexadecimal, of arrays with their names, dtypes and shapes."""
+    """Returns the hexadecimal SHA-256 of arrays with their names, dtypes and shapes."""
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
@@ -37,18 +37,18 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def write(path: pathlib.Path, arrays: dict[str, np.ndarray], about: dict) -> None:
-    """Writes arrays to `path`, all or nothing; an existing file is replaced.
+    """Writes arrays to `path` atomically; an existing file is replaced.
 
     Args:
-      path: the file; its folder is made if need be.
-      arrays: what to store: uint8, int32, int64 or float32.
+      path: the file; its folder is created if needed.
+      arrays: the arrays to store: uint8, int32, int64 or float32.
       about: JSON-able facts to store with them.
 
     Raises:
       UserError: no permission, no space.
     """
     facts = json.dumps(about, sort_keys=True)
-    # One entry: safetensors writes several in an arbitrary order.
+    # Only one entry, because safetensors writes several in an arbitrary order.
     metadata = {"cache": json.dumps({"about": facts, "sha256": _sha256(arrays, facts)})}
     content = safetensors.numpy.save(arrays, metadata)
     with files.replaced_file(path) as file:
@@ -56,17 +56,17 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray], about: dict) -> Non
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Memory-maps what `write` wrote, after checking every byte (about 1 GB/s).
+    """Memory-maps a file of `write`, after checking every byte (about 1 GB/s).
 
-    The safetensors package would copy the arrays; mapped pages are shared between processes and
-    can be dropped.
+    The safetensors package would copy the arrays. Mapped pages are shared between processes, and
+    the system can drop them.
 
     Returns:
       The arrays, read-only, and the facts stored with them.
 
     Raises:
       FileNotFoundError: there is no such file.
-      Damaged: it is not whole.
+      Damaged: the file is incomplete or was changed.
     """
     with open(path, "rb") as file:
         try:
@@ -91,7 +91,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
         return arrays, json.loads(stored["about"])
     except Damaged:
         raise
-    except Exception as error:  # Altered bytes raise a dozen unrelated classes.
+    except Exception as error:  # Changed bytes raise a dozen unrelated classes.
         raise Damaged(f"not a token cache ({type(error).__name__})") from error
 
 

@@ -1,7 +1,7 @@
 """SeqIO tasks as token arrays: tokenized once, cached on disk, memory-mapped.
 
-SeqIO and TensorFlow are imported inside functions only: importing this module costs nothing, and
-what needs no task works on machines without them.
+SeqIO and TensorFlow are only imported inside functions. So importing this module is cheap, and
+code that needs no task works on machines without them.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from adalink_jax.data import cache
 from adalink_jax.data.ragged import Ragged, Texts
 from adalink_jax.errors import UserError, nearest
 
-# Part of every cache key: raise it when the arrays of the same text would change.
+# Part of every cache key. Increase it when the same text would give other arrays.
 FORMAT = 1
 
 FEATURES = ("inputs", "targets")
 
-# What TensorFlow says of every machine without CUDA, in two lines.
+# The two lines that TensorFlow prints on every machine without CUDA.
 _NOTICE = re.compile(
     rb"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
     rb"|^I.*\] Could not find cuda drivers on your machine, GPU will not be used\.$"
@@ -43,12 +43,12 @@ class Tokens:
     """One split of one task.
 
     Attributes:
-      inputs: int32 token sequences, whole; they end with the end-of-sequence token if the task
-        adds one.
-      targets: likewise.
+      inputs: int32 token sequences, not truncated; they end with the end-of-sequence token if the
+        task adds one.
+      targets: the same for the targets.
       input_texts: the text of each input.
       target_texts: the text of each target.
-      identity: JSON-able: where the data came from (None for a task that does not say), the
+      identity: JSON-able record: where the data came from (None if the task does not say), the
         number of examples, and the SHA-256 of the token arrays.
     """
 
@@ -61,12 +61,12 @@ class Tokens:
     def few(self, count: int, seed: int) -> "Tokens":
         """Returns some of the examples, chosen by a hash of seed and tokens.
 
-        They are the same wherever the examples stand, and those of a smaller number are among
-        those of a larger one. Labels are not balanced: it is a sample of the task.
+        The choice does not depend on the order of the examples. A smaller choice is part of every
+        larger one with the same seed. Labels are not balanced.
 
         Args:
-          count: how many examples.
-          seed: which of the samples.
+          count: number of examples.
+          seed: seed of the choice.
 
         Raises:
           UserError: `count` is below 1, or there are fewer examples.
@@ -92,10 +92,10 @@ class Tokens:
         return Tokens(inputs, targets, *texts, identity)
 
     def after(self, shown: "Tokens", eos_id: int | None) -> "Tokens":
-        """Returns the examples with others in front of each input, solved: shown in context.
+        """Returns the examples with solved examples in front of each input.
 
         Args:
-          shown: the examples to show; each one's input, then its target.
+          shown: the examples to put in front, each with its input, then its target.
           eos_id: the end-of-sequence token, which is left out between examples.
         """
         pairs = zip(shown.inputs, shown.targets, strict=True)
@@ -118,13 +118,13 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """A registered mixture, or a task as a mixture of one.
+    """A registered mixture, or a task as a mixture of one task.
 
     Attributes:
       name: its registered name.
       tasks: names of its tasks in alphabetical order; the index of a task is its route.
       rates: the mixing rate of each task.
-      vocabulary: the one vocabulary of inputs and targets.
+      vocabulary: the vocabulary of both inputs and targets.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Mixture:
 
 
 def check_registered(name: str) -> None:
-    """Raises `UserError` unless a mixture or task of this name is registered; opens nothing."""
+    """Raises `UserError` unless a mixture or task of this name is registered; reads no data."""
     _register()
     import seqio
 
@@ -153,8 +153,8 @@ def mixture(name: str) -> Mixture:
     check_registered(name)
     import seqio
 
-    found = seqio.get_mixture_or_task(name)
-    members = seqio.get_subtasks(found)
+    registered = seqio.get_mixture_or_task(name)
+    members = seqio.get_subtasks(registered)
     vocabularies = {}
     for task in members:
         for feature in FEATURES:
@@ -167,7 +167,7 @@ def mixture(name: str) -> Mixture:
             vocabularies.setdefault(vocabulary_identity(vocabulary), vocabulary)
     if len(vocabularies) > 1:
         raise UserError(f"'{name}' uses {len(vocabularies)} vocabularies; T5 has one for all text")
-    rates = tuple(1.0 if found is task else _rate(found, task) for task in members)
+    rates = tuple(1.0 if registered is task else _rate(registered, task) for task in members)
     if not any(rates):
         raise UserError(f"mixture '{name}': all its mixing rates are 0")
     (vocabulary,) = vocabularies.values()
@@ -175,61 +175,61 @@ def mixture(name: str) -> Mixture:
 
 
 def _register() -> None:
-    """Makes the tasks of this project known to SeqIO.
+    """Registers the tasks of this project with SeqIO.
 
     Raises:
-      UserError: another module named ``tasks`` stands before this project's on Python's path.
+      UserError: Python's path has another module named ``tasks`` before this project's.
     """
     with contextlib.nullcontext() if "tasks" in sys.modules else _without_notices():
         import tasks
-    ours = pathlib.Path(adalink_jax.__file__).parent.parent / "tasks"
-    found = pathlib.Path(getattr(tasks, "__path__", [tasks.__file__])[0])
-    if found.resolve() != ours.resolve():
+    expected = pathlib.Path(adalink_jax.__file__).parent.parent / "tasks"
+    actual = pathlib.Path(getattr(tasks, "__path__", [tasks.__file__])[0])
+    if actual.resolve() != expected.resolve():
         raise UserError(
-            f"Python imports {found} as 'tasks', which hides the tasks of adalink_jax in {ours}; "
-            "give it another name"
+            f"Python imports {actual} as 'tasks', which hides the tasks of adalink_jax in "
+            f"{expected}; give it another name"
         )
 
 
 @contextlib.contextmanager
 def _without_notices() -> Iterator[None]:
-    """Leaves TensorFlow's notice that there is no CUDA out of the standard error.
+    """Removes TensorFlow's notice that there is no CUDA from the standard error.
 
-    It is written while a library loads, before TensorFlow reads the log level that it was given,
-    and not by Python: so all that is written meanwhile is kept, and passed on without the notice.
+    A library writes it while it loads, not through Python and before TensorFlow reads its log
+    level. So the standard error is captured meanwhile, and everything else is printed afterwards.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            said.seek(0)
-            others = b"".join(line for line in said if not _NOTICE.search(line))
+            os.dup2(saved, 2)
+            os.close(saved)
+            captured.seek(0)
+            others = b"".join(line for line in captured if not _NOTICE.search(line))
             sys.stderr.write(others.decode(errors="replace"))
 
 
-def _rate(found, task) -> float:
+def _rate(mixture_, task) -> float:
     try:
-        rate = float(found.get_rate(task))
-    except TypeError as error:  # a rate by number of examples, of a source that does not know it
+        rate = float(mixture_.get_rate(task))
+    except TypeError as error:  # the rate needs a number of examples that the source does not know
         raise UserError(
-            f"mixture '{found.name}': the rate of task '{task.name}' cannot be computed: {error}"
+            f"mixture '{mixture_.name}': the rate of task '{task.name}' cannot be computed: {error}"
         ) from error
     if not 0 <= rate < float("inf"):
-        raise UserError(f"mixture '{found.name}': task '{task.name}' has rate {rate}")
+        raise UserError(f"mixture '{mixture_.name}': task '{task.name}' has rate {rate}")
     return rate
 
 
 def vocabulary_identity(vocabulary) -> str:
-    """Returns a string that is equal for vocabularies that give equal tokens, and only for those.
+    """Returns a string that is equal for two vocabularies if and only if they give equal tokens.
 
-    It is the vocabulary's own `identity` where it has one, else a hash of its SentencePiece
-    model, else its class and size.
+    It is the vocabulary's `identity` if it has one, else a hash of its SentencePiece model, else
+    its class and size.
     """
     if isinstance(identity := getattr(vocabulary, "identity", None), str):
         return identity
@@ -239,12 +239,12 @@ def vocabulary_identity(vocabulary) -> str:
 
 
 def tokens(task_name: str, split: str, cache_dir: str | os.PathLike | None = None) -> Tokens:
-    """Returns a split of a task as token arrays, from the cache if it is there.
+    """Returns a split of a task as token arrays, from the cache if possible.
 
     The cache key is a hash of the task's name, the split, the identities of source and vocabulary,
-    the preprocessors and their code. Where a source or a preprocessor cannot say what it does, as
-    in most tasks registered by users, nothing could tell a stale cache: such a task is tokenized
-    anew each time, and identified by its tokens.
+    the preprocessors and their code. For most tasks registered by users, it cannot be known what
+    the source or a preprocessor does, so a stale cache could not be detected. Such a task is
+    tokenized again each time, and identified by its tokens.
 
     Args:
       task_name: a registered SeqIO task.
@@ -277,7 +277,7 @@ def tokens(task_name: str, split: str, cache_dir: str | os.PathLike | None = Non
 
 
 def _cache_key(task, split: str) -> dict | None:
-    """Returns all that the tokens of a task depend on, or None where that cannot be told."""
+    """Returns everything that the tokens of a task depend on, or None if it cannot be known."""
     import seqio
 
     import tasks
@@ -305,7 +305,7 @@ def _cache_key(task, split: str) -> dict | None:
 def _steps(preprocessors) -> list | None:
     """Names preprocessors with their arguments, if all are top-level functions of `tasks` or SeqIO.
 
-    Whatever else a preprocessor does may change without its name changing.
+    Otherwise it returns None: other functions may change while their names stay the same.
     """
     import seqio
 
@@ -325,7 +325,7 @@ def _steps(preprocessors) -> list | None:
         steps.append([f"{module}.{name}", arguments])
     try:
         return json.loads(json.dumps(steps))
-    except TypeError:  # an argument that is no plain value
+    except TypeError:  # an argument that JSON cannot hold
         return None
 
 
@@ -343,7 +343,7 @@ def _cached(path: pathlib.Path, task, split: str, source: dict) -> Tokens:
         raise UserError(
             f"token cache {error}; set ADALINK_CACHE_DIR to a folder that can be written"
         ) from error
-    # Memory-mapped pages are shared between processes and can be dropped; the arrays cannot.
+    # Read again, because memory-mapped pages can be shared and dropped; the arrays cannot.
     return _as_tokens(*cache.read(path))
 
 
@@ -371,19 +371,22 @@ def _tokenize(task, split: str, source: dict | None) -> tuple[dict[str, np.ndarr
 
     logger.info("tokenizing task '%s', split '%s'", task.name, split)
     try:
-        tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take its memory from JAX
+        tf.config.set_visible_devices([], "GPU")  # TensorFlow would take GPU memory that JAX needs
     except RuntimeError:
-        pass  # TensorFlow runs already, with the devices that somebody chose for it
-    # A preprocessor that draws random numbers must draw the same in every process.
+        pass  # TensorFlow is already initialized, and its devices can no longer be set
+    # A preprocessor that draws random numbers must draw the same ones in every process.
     tf.random.set_seed(0)
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
     spec = dataset.element_spec
     for feature in FEATURES:
-        found = spec.get(feature)
-        if found is None or not found.dtype.is_integer or found.shape.rank != 1:
-            what = "missing" if found is None else f"{found.dtype.name} of shape {found.shape}"
+        tensor = spec.get(feature)
+        if tensor is None or not tensor.dtype.is_integer or tensor.shape.rank != 1:
+            problem = (
+                "missing" if tensor is None else f"{tensor.dtype.name} of shape {tensor.shape}"
+            )
             raise UserError(
-                f"task '{task.name}': feature '{feature}' is {what}; expected a sequence of tokens"
+                f"task '{task.name}': feature '{feature}' is {problem}; "
+                "expected a sequence of tokens"
             )
     texts = {
         feature: f"{feature}_pretokenized"
@@ -423,13 +426,13 @@ def _is_text(spec) -> bool:
 
 
 def _joined(parts: list) -> Ragged:
-    """Joins the batches of a feature, [n, length] or ragged, to one ragged array of int32."""
+    """Joins the batches of a feature, [n, length] or ragged, into one ragged int32 array."""
     flat, lengths = [], []
     for part in parts:
         if hasattr(part, "row_lengths"):
             flat.append(part.flat_values.numpy())
             lengths.append(part.row_lengths().numpy())
-        else:  # all sequences of the task have one length
+        else:  # all sequences of the task have the same length
             flat.append(part.numpy().reshape(-1))
             lengths.append(np.full(len(part), part.shape[1]))
     return Ragged.joined(np.concatenate(flat).astype(np.int32), np.concatenate(lengths))

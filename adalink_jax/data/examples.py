@@ -1,4 +1,4 @@
-"""Examples as a user has them in Python, as pairs of input and target text."""
+"""Converts a user's Python examples to pairs of input and target text."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 from adalink_jax.errors import UserError
 
-# Columns that are taken without being named, first match first.
+# Columns that are used if none are named; the first match wins.
 _INPUTS = ("text", "inputs", "input", "sentence", "question", "prompt")
 _TARGETS = ("label", "labels", "target", "targets", "output", "answer")
-# More different targets than this are texts to be generated, not labels to choose among.
+# More distinct targets than this are texts to generate, not labels to choose among.
 _MOST_LABELS = 26
 
 Pairs = list[tuple[str, str]]
@@ -18,54 +18,54 @@ Pairs = list[tuple[str, str]]
 def pairs(
     examples: Any, labels: Sequence[str] | None = None, columns: tuple[str, str] | None = None
 ) -> tuple[Pairs, tuple[str, ...]]:
-    """Reads examples of any kind.
+    """Reads examples in any of the supported forms.
 
     Args:
       examples: a sequence of (text, target) pairs or of dicts, a pandas frame, or a table of
         Hugging Face's `datasets`.
-      labels: the texts that targets take, in the order of their class ids; ``()`` for none: targets
-        are any texts. None: the names that a `datasets` table has for its classes; else the
-        different targets, if there are at most 26 and at most half as many as examples.
-      columns: names of the input's and the target's column; None finds them by usual names.
+      labels: the possible targets, in the order of their class ids; ``()`` if targets are free
+        texts. None takes the class names of a `datasets` table. If it has none, it takes the
+        distinct targets, if there are at most 26 and at most half as many as examples.
+      columns: names of the input's and the target's column; None looks for common names.
 
     Returns:
-      The pairs, and the labels (none where targets are any texts).
+      The pairs, and the labels (none if targets are free texts).
 
     Raises:
-      UserError: no examples, columns that cannot be told, targets that are neither texts nor
+      UserError: no examples, columns that cannot be found, or targets that are neither texts nor
         numbers of given labels.
     """
     rows, names = _rows(examples, columns)
     if not rows:
         raise UserError("there are no examples")
     labels = tuple(labels) if labels is not None else names
-    found = [(_text(text, row), _target(target, labels, row)) for row, (text, target) in rows]
-    different = sorted({target for _, target in found})
+    result = [(_text(text, row), _target(target, labels, row)) for row, (text, target) in rows]
+    distinct = sorted({target for _, target in result})
     if labels is None:
-        few = 2 <= len(different) <= min(_MOST_LABELS, len(found) // 2)
-        return found, tuple(different) if few else ()
-    if unknown := [target for target in different if labels and target not in labels]:
+        few = 2 <= len(distinct) <= min(_MOST_LABELS, len(result) // 2)
+        return result, tuple(distinct) if few else ()
+    if unknown := [target for target in distinct if labels and target not in labels]:
         raise UserError(f"{unknown[0]!r} is a target, but none of the labels {', '.join(labels)}")
-    return found, labels
+    return result, labels
 
 
-def held_out(found: Pairs) -> tuple[Pairs, Pairs]:
-    """Divides pairs into nine tenths to train on and one to score, chosen by their hash."""
+def held_out(examples: Pairs) -> tuple[Pairs, Pairs]:
+    """Splits pairs by their hash into nine tenths for training and one tenth for validation."""
 
     def key(pair: tuple[str, str]) -> str:
         return hashlib.sha256("\n".join(pair).encode()).hexdigest()
 
-    scored = set(sorted(found, key=key)[: max(1, len(found) // 10)])
-    rest = [pair for pair in found if pair not in scored]
+    scored = set(sorted(examples, key=key)[: max(1, len(examples) // 10)])
+    rest = [pair for pair in examples if pair not in scored]
     if not rest:
-        raise UserError(f"{len(found)} example(s) cannot be divided; give `validation` examples")
-    return rest, [pair for pair in found if pair in scored]
+        raise UserError(f"{len(examples)} example(s) cannot be divided; give `validation` examples")
+    return rest, [pair for pair in examples if pair in scored]
 
 
 def _rows(
     examples: Any, columns: tuple[str, str] | None
 ) -> tuple[list[tuple[int, tuple[Any, Any]]], tuple[str, ...] | None]:
-    """Numbered (input, target) values, and names of classes where the table has them."""
+    """Returns numbered (input, target) values, and the table's class names if it has any."""
     if hasattr(examples, "column_names") and hasattr(examples, "features"):  # datasets.Dataset
         text, target = _columns(examples.column_names, columns)
         names = getattr(examples.features[target], "names", None)

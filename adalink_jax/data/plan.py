@@ -1,11 +1,11 @@
-"""Which examples form global batch number `step`. Imports nothing but NumPy.
+"""Plans which examples form global batch number `step`. Only imports NumPy.
 
 Everything here is a function of the sizes of the tasks, the lengths of their examples, the seed
-and the step: no state is saved, so that a run resumes at any step, on any number of hosts, with
-the batches that it would have had.
+and the step. No state is saved: a run can resume at any step, on any number of hosts, with the
+same batches.
 
-A *stream* is the endless sequence of examples that training sees. It is made of mixture epochs,
-each a shuffle of a fixed quota of examples per task, and every task hands out its examples in
+A *stream* is the endless sequence of examples that training sees. It consists of mixture epochs.
+Each epoch is a shuffle of a fixed quota of examples per task. Each task gives its examples in
 passes: all of them in a new order, then all again. The stream is cut into batches either by
 length (`Bucketed`) or by packing several examples into a row (`Packed`).
 """
@@ -20,46 +20,46 @@ import numpy as np
 
 from adalink_jax.data.ragged import ranges
 
-# Padded lengths. Steps of a third to a half: about a fifth of the input tokens is padding on
-# GLUE, for at most a handful of compilations.
+# Padded lengths, each a third to a half larger than the one before. On GLUE about a fifth of the
+# input tokens is padding, with only a few compilations.
 INPUT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 TARGET_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-# Most batches in a window of `Bucketed`: many enough that neighbors in length are close, few enough
-# that an example stays near its place in the stream.
+# Maximum number of batches in a window of `Bucketed`: large enough that a batch has similar
+# lengths, small enough that an example stays near its place in the stream.
 WINDOW = 32
 
-# What a random stream is for; keeps the streams of one seed apart.
+# The purposes of random numbers, each with its own stream.
 _PASS, _MIX, _BATCHES, _ROWS = range(4)
 
 
 def draw(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
-    """Returns uint64 [n] random values that depend on the arguments alone.
+    """Returns uint64 [n] random values that only depend on the arguments.
 
     Philox is counter-based: the seed and the purpose are its key, a and b its counter. Raw values
-    are used, because NumPy keeps those of a bit generator, but not what `Generator` makes of
-    them, the same in all versions.
+    are used because NumPy guarantees them to be equal in all versions. It does not guarantee that
+    for the methods of `Generator`.
     """
     key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, a, b], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(n)
 
 
 def permutation(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
-    """Returns int64 [n], a permutation of 0 … n - 1 that depends on the arguments alone."""
+    """Returns int64 [n], a permutation of 0 … n - 1 that only depends on the arguments."""
     return np.argsort(draw(n, seed, purpose, a, b), kind="stable")
 
 
 def quotas(sizes: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Returns how many examples of each task form one mixture epoch.
+    """Returns the number of examples of each task in a mixture epoch.
 
-    A mixture epoch ends when the first task, at its rate, is through with its examples. So for
-    proportional mixing (rate = number of examples, perhaps capped) every uncapped task appears
-    exactly once per epoch; for equal mixing every task appears as often as the smallest has
-    examples. Fractions are settled by largest remainder. Where rounding would bend a task's share
-    by more than 1 % (a small task at a high rate beside others), an epoch is several such rounds.
+    A mixture epoch ends when the first task, at its rate, has used all its examples. With
+    proportional mixing (rate = number of examples, perhaps capped) an epoch has every example of
+    an uncapped task exactly once. With equal mixing every task has as many examples as the
+    smallest one. Fractions are rounded by largest remainder. If rounding would change a task's
+    share by more than 1 % (a small task with a high rate), an epoch is several such rounds.
 
     Args:
-      sizes: int [K], examples of each task, all positive.
+      sizes: int [K], number of examples of each task, all positive.
       rates: float [K], mixing rates, not negative, not all zero.
 
     Returns:
@@ -77,7 +77,7 @@ def quotas(sizes: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def _apportion(total: int, share: np.ndarray) -> np.ndarray:
-    """Divides `total` by shares that sum to 1, by largest remainder; ties go to the first."""
+    """Splits `total` by shares that sum to 1, by largest remainder; ties go to the first."""
     exact = total * share
     counts = np.floor(exact).astype(np.int64)
     order = np.argsort(counts - exact, kind="stable")
@@ -86,7 +86,7 @@ def _apportion(total: int, share: np.ndarray) -> np.ndarray:
 
 
 class Stream:
-    """The endless sequence of examples of a mixture; a single task is a mixture of one.
+    """The endless sequence of examples of a mixture. A single task is a mixture of one task.
 
     Examples have global numbers: task 0's come first, then task 1's, and so on.
 
@@ -123,8 +123,8 @@ class Stream:
     def _epoch(self, epoch: int) -> np.ndarray:
         """Returns int64 [epoch_size], the examples of a mixture epoch in order.
 
-        Only the order of the *tasks* is drawn per epoch. Each task fills its places with its own
-        passes in order, so no example comes again before all others of its task came.
+        Only the order of the *tasks* is drawn per epoch. Each task fills its places from its own
+        passes in order, so no example repeats before all others of its task were used.
         """
         labels = np.repeat(np.arange(len(self.sizes)), self.quotas)
         labels = labels[permutation(self.epoch_size, self.seed, _MIX, epoch)]
@@ -145,17 +145,17 @@ class Stream:
         return np.concatenate(parts) + self.first[task]
 
     def _shuffled(self, task: int, number: int) -> np.ndarray:
-        """Returns int64 [size], the order in which pass `number` goes through a task."""
+        """Returns int64 [size], the order of a task's examples in pass `number`."""
         return permutation(int(self.sizes[task]), self.seed, _PASS, task, number)
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the examples of one global batch stand.
+    """Where the examples of one global batch are placed.
 
     Attributes:
       examples: int64 [n], global example numbers, row by row, in the order of their segments.
-      rows: int64 [n], the row of each, not decreasing.
+      rows: int64 [n], the row of each example, not decreasing.
       input_length: T, the padded length of the inputs.
       target_length: L, the padded length of the targets.
     """
@@ -167,11 +167,11 @@ class Placement:
 
 
 def buckets(known: tuple[int, ...], longest: int, limit: int) -> tuple[int, ...]:
-    """Returns the padded lengths of `known` that sequences up to `longest` need, none over `limit`.
+    """Returns the padded lengths of `known` that sequences up to `longest` need, at most `limit`.
 
     Args:
       known: lengths, ascending.
-      longest: the longest sequence of the data after truncation to `limit`.
+      longest: length of the longest sequence after truncation to `limit`.
       limit: the configured length.
     """
     lengths = [length for length in known if length < limit] + [limit]
@@ -179,15 +179,15 @@ def buckets(known: tuple[int, ...], longest: int, limit: int) -> tuple[int, ...]
 
 
 class Bucketed:
-    """One example a row, batches of similar input length.
+    """Batches with one example per row and similar input lengths.
 
     The stream is cut into windows of batches. Inside a window, examples are sorted by input length
     (ties keep the stream's random order) and cut into batches, and the batches are shuffled. A
     batch is padded to the smallest bucket that holds its longest sequence.
 
     Attributes:
-      window: batches in a window. At most half an epoch: sorting brings equal examples together,
-        so a window of several epochs would have batches of one example over and over.
+      window: number of batches in a window, at most half an epoch. Sorting puts equal examples
+        together, so with a window of several epochs a batch would repeat one example.
       input_buckets, target_buckets: the padded lengths that can occur.
     """
 
@@ -204,9 +204,9 @@ class Bucketed:
 
         Args:
           stream: the examples.
-          input_lengths: int [examples], tokens of each example's input, none over `max_inputs`.
-          target_lengths: int [examples], likewise.
-          batch_size: examples in a global batch.
+          input_lengths: int [examples], tokens of each input, at most `max_inputs`.
+          target_lengths: int [examples], tokens of each target, at most `max_targets`.
+          batch_size: number of examples in a global batch.
           max_inputs: the configured input length.
           max_targets: the configured target length.
         """
@@ -214,7 +214,7 @@ class Bucketed:
         self.input_lengths, self.target_lengths = input_lengths, target_lengths
         self.window = max(1, min(WINDOW, stream.epoch_size // (2 * batch_size)))
         self.input_buckets = buckets(INPUT_BUCKETS, int(input_lengths.max()), max_inputs)
-        # Short targets all get one length: a few tokens more cost less than another compilation.
+        # All short targets get the same length: a few more tokens cost less than a compilation.
         longest = int(target_lengths.max())
         shortest = min(longest, 16)
         self.target_buckets = buckets(
@@ -252,14 +252,14 @@ def next_fit(
     max_targets: int,
     max_segments: int,
 ) -> np.ndarray:
-    """Packs examples into rows in their order: a row is closed when the next does not fit.
+    """Packs examples into rows in order. A new row starts when the next example does not fit.
 
     Args:
-      input_lengths: int [n], tokens of each input, none over `max_inputs`.
-      target_lengths: int [n], likewise.
-      max_inputs: input tokens that a row holds.
-      max_targets: target tokens that a row holds.
-      max_segments: examples that a row holds.
+      input_lengths: int [n], tokens of each input, at most `max_inputs`.
+      target_lengths: int [n], tokens of each target, at most `max_targets`.
+      max_inputs: maximum input tokens of a row.
+      max_targets: maximum target tokens of a row.
+      max_segments: maximum examples of a row.
 
     Returns:
       int64 [rows + 1]; row r holds examples ``[r] … [r + 1] - 1``.
@@ -268,7 +268,7 @@ def next_fit(
       ValueError: an example is longer than a row.
     """
     n = len(input_lengths)
-    # The end of a row depends on its start alone, so all possible ends are found at once.
+    # The end of a row only depends on its start, so all possible ends are computed at once.
     ends = np.minimum(np.arange(n) + max_segments, n)
     for lengths, limit in ((input_lengths, max_inputs), (target_lengths, max_targets)):
         if n and lengths.max() > limit:
@@ -282,10 +282,10 @@ def next_fit(
 
 
 class Packed:
-    """Several examples a row: the examples of each mixture epoch packed by `next_fit`.
+    """Batches with several examples per row. `next_fit` packs each mixture epoch separately.
 
-    Rows never mix epochs, and the rows of an epoch are shuffled. How many rows an epoch has depends
-    on its order; the counts of the epochs up to the current one are computed once and remembered.
+    The rows of an epoch are shuffled. The number of rows of an epoch depends on its order; the
+    numbers for all epochs up to the current one are computed once and kept.
     """
 
     def __init__(

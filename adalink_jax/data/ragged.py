@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one flat array. Imports nothing but NumPy."""
+"""Sequences of different lengths in one flat array. Only imports NumPy."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
     Args:
       starts: int [n], the first integer of each range.
-      lengths: int [n], how many integers each range has; 0 is allowed.
+      lengths: int [n], the number of integers of each range; 0 is allowed.
 
     Returns:
       int64 [sum(lengths)]: ``starts[0], starts[0] + 1, …, starts[1], …``.
@@ -35,14 +35,14 @@ class Ragged:
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]], dtype: type = np.int32) -> "Ragged":
-        """Returns the ragged array that holds `sequences`."""
+        """Makes a ragged array of sequences."""
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         parts = [np.asarray(sequence, dtype) for sequence in sequences]
         return cls.joined(np.concatenate(parts) if parts else np.zeros(0, dtype), lengths)
 
     @classmethod
     def joined(cls, flat: np.ndarray, lengths: np.ndarray) -> "Ragged":
-        """Returns the ragged array of `flat` cut into pieces of `lengths`."""
+        """Makes a ragged array by cutting `flat` into pieces of the given lengths."""
         return cls(
             flat, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         )
@@ -57,7 +57,7 @@ class Ragged:
         return Ragged(self.flat, self.offsets[: n + 1])
 
     def take(self, indices: np.ndarray) -> "Ragged":
-        """Returns the sequences of some indices, copied, in their order."""
+        """Returns a copy of the sequences at these indices, in this order."""
         starts, lengths = self.offsets[indices], self.lengths[indices]
         return Ragged.joined(np.asarray(self.flat[ranges(starts, lengths)]), lengths)
 
@@ -71,7 +71,7 @@ class Ragged:
 
 
 class Texts(Sequence):
-    """Strings kept as UTF-8 bytes in one flat array, so that they too can be memory-mapped."""
+    """Strings stored as UTF-8 bytes in one flat array, so that they can be memory-mapped."""
 
     def __init__(self, ragged: Ragged):
         """Wraps uint8 sequences."""
@@ -79,7 +79,7 @@ class Texts(Sequence):
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> "Texts":
-        """Returns the texts of UTF-8 byte strings."""
+        """Makes texts of UTF-8 byte strings."""
         lengths = np.array([len(text) for text in texts], np.int64)
         return cls(Ragged.joined(np.frombuffer(b"".join(texts), np.uint8), lengths))
 
@@ -88,7 +88,7 @@ class Texts(Sequence):
         return Texts(self.ragged.head(n))
 
     def take(self, indices: np.ndarray) -> "Texts":
-        """Returns the texts of some indices, copied, in their order."""
+        """Returns a copy of the texts at these indices, in this order."""
         return Texts(self.ragged.take(indices))
 
     def __len__(self) -> int:
