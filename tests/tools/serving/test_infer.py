@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import io
 import json
-import subprocess
+import re
 import sys
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import tasks
+from adalink_jax import cli
 from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
@@ -70,6 +72,12 @@ def write(folder, base, method, tree, **metadata):
     )
 
 
+@functools.cache
+def scorer(config, method):
+    """Scores options by one adapter: compiled once for all tests."""
+    return jax.jit(functools.partial(decoding.score_options, Transformer(config, method)))
+
+
 @pytest.fixture(scope="module")
 def service(mini_base, adapters):
     folder, _ = adapters
@@ -87,23 +95,21 @@ def alone(base, trees, text, name):
     ids = [[*encode(label), 1] for label in LABELS]
     options = np.asarray([one + [0] * (max(map(len, ids)) - len(one)) for one in ids], np.int32)
     adapter, _, route = (name or "").partition(":")
-    model, merged, routes = Transformer(config), params, None
+    method, merged, routes = METHODS["full"](), params, None
     if adapter:
-        model = Transformer(config, METHODS_OF[adapter])
+        method = METHODS_OF[adapter]
         merged = merge(params, trees[adapter])
         routes = np.asarray([int(route.removeprefix("r") or 0)])
-    score = jax.jit(functools.partial(decoding.score_options, model))
-    return score(merged, tokens, options, routes)[0].tolist()
+    return scorer(config, method)(merged, tokens, options, routes)[0].tolist()
 
 
-@pytest.mark.slow
 def test_a_batch_of_all_adapters_answers_as_each_alone(base, adapters, service):
     _, trees = adapters
     names = [None, *(n for n, m in METHODS_OF.items() if m.routes == 1)]
     names += ["adalink_many:r0", "adalink_many:r2", "prompt_other:r1"]
     requests = [
-        Request(i + 1, TEXTS[i % len(TEXTS)], name, LABELS, id=f"n{i}")
-        for i, name in enumerate(names * 2)
+        Request(i + 1, TEXTS[names.index(name) % len(TEXTS)], name, LABELS, id=f"n{i}")
+        for i, name in enumerate([*names, *reversed(names)])
     ]
     found = list(service.answers(requests))
     assert [one["line"] for one in found] == [r.line for r in requests]
@@ -181,8 +187,7 @@ def test_a_scale_that_depends_on_the_rank_stays_what_it_is(base, mini_base, tmp_
         np.testing.assert_allclose(list(one["scores"].values()), expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_the_stream_goes_on(pytestconfig, base, adapters, mini_base, tmp_path):
+def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, capsys):
     folder, trees = adapters
     config, params = base
     other = {**params, "extra": {"x": np.ones(1, np.float32)}}
@@ -196,15 +201,12 @@ def test_the_stream_goes_on(pytestconfig, base, adapters, mini_base, tmp_path):
     assert full.trains_base
     lines = [line if isinstance(line, bytes) else line.encode() for line, _ in STREAM]
     command = [
-        sys.executable, "scripts/infer.py", f"--base={mini_base}", f"--adapters={folder}",
+        "infer", f"--base={mini_base}", f"--adapters={folder}",
         "--vocabulary=mini", "--inputs=32", "--batch_size=4", "--targets=4",
     ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=pytestconfig.rootpath, input=b"\n".join(lines) + b"\n", capture_output=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines) + b"\n")))
+    assert cli.main(command) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["line"] for one in found] == list(range(1, len(STREAM) + 1))
     for one, (line, words) in zip(found, STREAM, strict=True):
         if words is None:
@@ -219,11 +221,9 @@ def test_the_stream_goes_on(pytestconfig, base, adapters, mini_base, tmp_path):
     requests.write_text("the dog is good\tadalink_2\na\tb\tc\nthe cat\n")
     answers = tmp_path / "answers.jsonl"
     command += [f"--input={requests}", f"--output={answers}"]
-    done = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, timeout=600)
-    assert done.returncode == 0
+    assert cli.main(command) == 0
     first, second, third = map(json.loads, answers.read_text().splitlines())
     assert first["adapter"] == "adalink_2" and "3 columns" in second["error"]
     assert third["adapter"] is None and "prediction" in third
-    again = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, timeout=600)
-    assert again.returncode == 2 and b"answers.jsonl" in again.stderr
-    assert b"Traceback" not in again.stderr
+    assert cli.main(command) == 2
+    assert re.fullmatch("error: .*answers.jsonl.*\n", capsys.readouterr().err)
