@@ -46,12 +46,18 @@ def assert_same(found: dict, one_device: dict) -> None:
             )
 
 
+def test_a_mesh_gives_the_losses_of_one_device():
+    """Slices, data-parallel, fully sharded and tensor-parallel at once."""
+    found = result_of(start(8, "1x1", "2x2x2f", METHODS="adalink full"))
+    assert_same(found, found["1x1"])
+    full = found["1x1"]["full"]
+    assert full[-1] < full[0]  # It is training that is compared.
+
+
 @pytest.mark.slow
 def test_meshes_give_the_losses_of_one_device(one_device):
     # Data-parallel, fully sharded and tensor-parallel, and two slices.
     assert_same(result_of(start(8, "8x1", "4x2f", "2x2x2f")), one_device)
-    full = one_device["full"]
-    assert full[-1] < full[0]  # It is training that is compared.
 
 
 @pytest.mark.slow
