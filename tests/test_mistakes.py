@@ -146,7 +146,6 @@ def test_glue_folders_with_mistakes(command, shared_data, tmp_path, rows, expect
     assert expected in message
 
 
-@pytest.mark.slow
 def test_runs_of_another_configuration_and_adapters_of_another_base(command, tmp_path, mini_base):
     assert command() == (0, [])
     run = tmp_path / "run"
@@ -181,7 +180,6 @@ def test_runs_of_another_configuration_and_adapters_of_another_base(command, tmp
     assert "leave INITIAL_CHECKPOINT_PATH out" in refused(command(eval_file, "evaluate", **whole))
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_before_saving(command, tmp_path):
     message = refused(command(LEARNING_RATE=1e38, TRAIN_STEPS=5))
     assert "not finite" in message and "step" in message

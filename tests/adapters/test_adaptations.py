@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -25,7 +22,6 @@ from adalink_jax.checkpoints import (
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = T5Config(
     vocab_size=40,
     emb_dim=12,
@@ -217,17 +213,8 @@ def test_diff_names_what_differs(call, base, write_adapter):
     assert "method_name: adalink | full" in lines
 
 
-@pytest.mark.slow
-def test_the_command_line(base, write_adapter, tmp_path):
+def test_an_empty_folder_is_no_base(call, base, write_adapter, tmp_path):
     folder = write_adapter(METHODS["adalink"](rank=2), base)
-
-    def run(*arguments):
-        command = [sys.executable, ROOT / "scripts" / "adapter.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
-    done = run("info", folder, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["settings"]["rank"] == 2
-    done = run("verify", folder, tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [f"error: base checkpoint {tmp_path} is an empty folder"]
+    code, lines, errors = call("verify", adapter=folder, base=tmp_path)
+    assert (code, lines) == (2, [])
+    assert errors == [f"error: base checkpoint {tmp_path} is an empty folder"]

@@ -6,10 +6,7 @@ import re
 import subprocess
 import sys
 
-import pytest
 
-
-@pytest.mark.slow
 def test_adalink_learns_the_format_with_a_thousandth_of_the_parameters(pytestconfig, tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "STEPS": "100", "JOBS": "1"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The scripts on real GLUE data."""
+"""The commands on real GLUE data."""
 
 import json
 import os
@@ -9,31 +9,25 @@ import time
 
 import pytest
 
+from adalink_jax import cli
 from adalink_jax.models.t5 import T5Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def script(shared_data, token_cache):
-    """Runs one of scripts/ with real data; returns its output."""
+@pytest.fixture
+def adalink(shared_data, token_cache, monkeypatch):
+    """Runs a command with real data."""
+    monkeypatch.setenv("ADALINK_CACHE_DIR", str(token_cache))
 
-    def run(name: str, *files: str, **macros) -> str:
+    def run(name: str, *files: str, **macros) -> None:
         macros |= {
             "GLUE_DIR": shared_data / "glue",
             "VOCABULARY": shared_data / "vocab" / "spiece.model",
         }
-        command = [sys.executable, str(ROOT / "scripts" / name)]
-        command += [f"--gin_file={file}" for file in files]
-        command += [f"--gin.{key.replace('__', '.')}={value}" for key, value in macros.items()]
-        # As a user's: with LLVM's optimisations, which the tests otherwise do without.
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        environment["ADALINK_CACHE_DIR"] = str(token_cache)
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=1500
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
+        flags = [f"--gin_file={file}" for file in files]
+        flags += [f"--gin.{key.replace('__', '.')}={value}" for key, value in macros.items()]
+        assert cli.main([name, *flags]) == 0
 
     return run
 
@@ -54,18 +48,19 @@ def random_base(write_base) -> pathlib.Path:
     return write_base(config)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "examples", "metrics"),
     [
         ("glue_rte", 277, {"accuracy"}),
-        ("glue_cola", 1043, {"matthews_corrcoef"}),
-        ("glue_mrpc", 408, {"f1", "accuracy"}),
-        ("glue_stsb", 1500, {"pearson_corrcoef", "spearman_corrcoef"}),
+        pytest.param("glue_cola", 1043, {"matthews_corrcoef"}, marks=pytest.mark.slow),
+        pytest.param("glue_mrpc", 408, {"f1", "accuracy"}, marks=pytest.mark.slow),
+        pytest.param(
+            "glue_stsb", 1500, {"pearson_corrcoef", "spearman_corrcoef"}, marks=pytest.mark.slow
+        ),
     ],
 )
-def test_train_and_eval(script, random_base, tmp_path, task, examples, metrics):
-    """Whole validation sets, trained for a few steps and scored again by eval.py."""
+def test_train_and_eval(adalink, random_base, tmp_path, task, examples, metrics):
+    """Whole validation sets, trained for a few steps and scored again by `eval`."""
     lengths = "{'inputs': 256, 'targets': 16}"
     shared = {
         "MIXTURE_OR_TASK_NAME": task,
@@ -74,8 +69,8 @@ def test_train_and_eval(script, random_base, tmp_path, task, examples, metrics):
     }
     few = {"TRAIN_STEPS": 3, "BATCH_SIZE": 8}
     run, scores = tmp_path / "run", tmp_path / "eval"
-    script("train.py", "experiments/glue_adalink.gin", MODEL_DIR=run, **few, **shared)
-    script("eval.py", "runs/eval.gin", ADAPTER_PATH=run, EVAL_OUTPUT_DIR=scores, **shared)
+    adalink("train", "experiments/glue_adalink.gin", MODEL_DIR=run, **few, **shared)
+    adalink("eval", "runs/eval.gin", ADAPTER_PATH=run, EVAL_OUTPUT_DIR=scores, **shared)
     trained, scored = (
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "eval")
     )
@@ -88,9 +83,9 @@ def test_train_and_eval(script, random_base, tmp_path, task, examples, metrics):
 
 
 @pytest.mark.slow
-def test_a_mixture_of_packed_rows_with_a_route_for_each_task(script, random_base, tmp_path):
-    script(
-        "train.py",
+def test_a_mixture_of_packed_rows_with_a_route_for_each_task(adalink, random_base, tmp_path):
+    adalink(
+        "train",
         "experiments/glue_adalink.gin",
         MODEL_DIR=tmp_path / "run",
         MIXTURE_OR_TASK_NAME="glue_proportional",
@@ -112,10 +107,19 @@ def test_a_mixture_of_packed_rows_with_a_route_for_each_task(script, random_base
 
 
 @pytest.mark.slow
-def test_a_tiny_t5_learns_sst2_from_scratch(script, tmp_path):
+def test_a_tiny_t5_learns_sst2_from_scratch(shared_data, token_cache, tmp_path):
     """75 % of the validation set; how long it takes on two idle cores stands in the README."""
+    command = [sys.executable, "-m", "adalink_jax", "train"]
+    command += ["--gin_file=experiments/sst2_from_scratch.gin", f"--gin.MODEL_DIR={tmp_path}/run"]
+    # As a user's: with LLVM's optimisations, which the tests otherwise do without.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "ADALINK_CACHE_DIR": str(token_cache),
+        "GLUE_DIR": str(shared_data / "glue"),
+        "VOCABULARY": str(shared_data / "vocab" / "spiece.model"),
+        "PYTHONPATH": str(ROOT),
+    }
     start = time.perf_counter()
-    script("train.py", "experiments/sst2_from_scratch.gin", MODEL_DIR=tmp_path / "run")
+    subprocess.run(command, env=environment, check=True, timeout=800)
     print(f"SST-2 from scratch: {time.perf_counter() - start:.0f} s")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     split = results["tasks"]["glue_sst2"]["splits"]["validation"]

@@ -144,7 +144,6 @@ def test_fully_sharded_every_chip_has_its_part_of_the_matrices():
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_a_step_is_compiled_for_chips_that_are_not_here():
     topology = topologies.find("v5e:2x2")
     case = dataclasses.replace(ADALINK, topology=topology, layout=Layout(fully_sharded=True))
