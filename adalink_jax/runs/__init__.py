@@ -1,4 +1,4 @@
-"""Runs: from their settings to an adapter, its scores and their record.
+"""Runs: from settings to an adapter, its scores and a record of both.
 
 `train`, `evaluate` and `describe` are the functions that gin files bind.
 """

@@ -1,4 +1,4 @@
-"""What a configuration is, without running it: parameters, bytes, and what is where."""
+"""Describes a configuration without running it: parameters, bytes and placement."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ def describe(
     json: bool = False,
     configuration: "Configuration | None" = None,
 ) -> None:
-    """Says what a configuration is: parameters by part, bytes, and what is where.
+    """Prints a configuration's parameters by part, their bytes and their placement.
 
     Args:
       model: the architecture; None takes it from the checkpoint.
-      method: the method; None describes the base alone.
-      initial_checkpoint_path: read where there is no `model`.
+      method: the method; None describes the base without a method.
+      initial_checkpoint_path: the base's path; only read if `model` is None.
       json: whether to print one JSON object instead of tables.
-      configuration: unused; every function that gin binds takes it.
+      configuration: not used; every function that gin binds takes it.
 
     Raises:
       UserError: neither a model nor a checkpoint.
@@ -54,7 +54,7 @@ def describe(
 
 
 def description(config: T5Config, method: Method) -> dict[str, Any]:
-    """Counts and places of all parameters of a base and a method; allocates none of them.
+    """Counts all parameters of a base and a method, and says where they are; allocates none.
 
     Args:
       config: the base's architecture.
@@ -62,9 +62,9 @@ def description(config: T5Config, method: Method) -> dict[str, Any]:
 
     Returns:
       A JSON-able dict: "architecture"; "method" with its settings; "parameters" and "bytes"
-      (float32), each with "total", "trainable", "frozen"; "groups", the same counts by the part of
-      the network that holds them; "tensors", for each parameter its shape, logical axes, the mesh
-      axes that these lie on, and whether it trains.
+      (float32), each with "total", "trainable", "frozen"; "groups", the same counts by part of the
+      network; "tensors", with each parameter's shape, logical axes, mesh axes, and whether it
+      trains.
     """
     params, axes = abstract_params(config, method)
     flat = traverse_util.flatten_dict(dict(params), sep="/")
@@ -95,7 +95,7 @@ def description(config: T5Config, method: Method) -> dict[str, Any]:
 
 
 def _group(name: str, method: Method) -> str:
-    """The part of the network that a parameter belongs to, e.g. "encoder layers"."""
+    """Returns the part of the network that a parameter belongs to, e.g. "encoder layers"."""
     parts = name.split("/")
     if method.owns(name):
         return f"{parts[0]} {method.scope}"
@@ -105,7 +105,7 @@ def _group(name: str, method: Method) -> str:
 
 
 def print_description(described: Mapping[str, Any]) -> None:
-    """Prints a description as tables; plain text where the output is no terminal."""
+    """Prints a description as tables; as plain text if the output is not a terminal."""
     console = Console(highlight=False)
     for title in ("architecture", "method"):
         settings = ", ".join(f"{name}={value}" for name, value in described[title].items())
@@ -121,10 +121,10 @@ def print_description(described: Mapping[str, Any]) -> None:
         scale = 2**20 if "MiB" in name else None
         table.add_row(name, *(f"{n / scale:,.3f}" if scale else f"{n:,}" for n in counts.values()))
     console.print(table)
-    trained = {n: t for n, t in described["tensors"].items() if t["trainable"]}
+    trainable = {n: t for n, t in described["tensors"].items() if t["trainable"]}
     table = Table("trained", "shape", "mesh axes", title=None)
-    for name, tensor in list(trained.items())[:12]:
+    for name, tensor in list(trainable.items())[:12]:
         table.add_row(name, str(tensor["shape"]), ", ".join(map(str, tensor["mesh_axes"])))
     console.print(table)
-    if len(trained) > 12:
-        console.print(f"… and {len(trained) - 12} more; --json lists all")
+    if len(trainable) > 12:
+        console.print(f"… and {len(trainable) - 12} more; --json lists all")

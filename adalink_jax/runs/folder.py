@@ -1,4 +1,4 @@
-"""A run's folder: what the run is, what it measured, and whether it may go on here."""
+"""A run's folder: its record, its metrics, and the check that a run may resume in it."""
 
 import datetime
 import json
@@ -18,8 +18,8 @@ import adalink_jax
 from adalink_jax import files
 from adalink_jax.errors import UserError
 
-# A run may go on with other values of these: they say where things are, how far to go, or by which
-# program the same function is computed; contents are compared by fingerprint.
+# A run may be resumed with other values of these. They say where files are, how far to train, or
+# which program computes the same function. Contents are compared by fingerprint.
 _FREE = (
     "train_steps",
     "model_dir",
@@ -37,23 +37,23 @@ _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", 
 
 
 class RunFolder:
-    """MODEL_DIR of one training run.
+    """The folder (MODEL_DIR) of one training run.
 
-    ``config.gin`` is the resolved configuration; ``run.json`` says what ran where; lines of
-    ``metrics.jsonl`` hold no clock value and no path, so that equal runs give equal bytes; times
-    go to TensorBoard. Only the first process of a multi-host run writes.
+    ``config.gin`` is the resolved configuration. ``run.json`` records what ran where. Lines of
+    ``metrics.jsonl`` contain no times and no paths, so that equal runs write equal bytes; times go
+    to TensorBoard. Only the first process of a multi-host run writes.
 
     Attributes:
       path: the folder.
       writes: whether this process writes.
-      contents: what the run is, by part, as it was given to `claim`.
+      contents: the parts of the run's record that were given to `claim`.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Makes the folder.
+        """Creates the folder.
 
         Raises:
-          UserError: it cannot be made or written, or is a URL.
+          UserError: it cannot be created or written, or is a URL.
         """
         self.path = files.local_path(path)
         self.writes = jax.process_index() == 0
@@ -69,7 +69,7 @@ class RunFolder:
                 probe.unlink()
 
     def record(self) -> dict[str, Any] | None:
-        """The content of ``run.json``, None in a new folder."""
+        """Returns the content of ``run.json``; None in a new folder."""
         path = self.path / "run.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -79,14 +79,14 @@ class RunFolder:
             raise UserError(f"{path} cannot be read: {error}") from error
 
     def claim(self, part: str, given: Mapping[str, Any]) -> None:
-        """Says what a part of the run is, for ``run.json``.
+        """Sets a part of the run's record, after comparing it with an earlier run in the folder.
 
         Args:
           part: "configuration", "data" or "base", a key of ``run.json``.
-          given: its value now.
+          given: its value in this run.
 
         Raises:
-          UserError: the folder holds a run of which this part was otherwise.
+          UserError: the folder holds a run with another value of this part.
         """
         self.contents[part] = json.loads(json.dumps(given))
         record = self.record()
@@ -112,7 +112,7 @@ class RunFolder:
             )
 
     def is_finished(self, train_steps: int) -> bool:
-        """Whether the folder holds this run's results after `train_steps` steps.
+        """Returns whether the folder holds this run's results after `train_steps` steps.
 
         Raises:
           UserError: it holds the results of more steps.
@@ -135,20 +135,20 @@ class RunFolder:
 
         Args:
           config_text: the resolved configuration as gin.
-          step: steps done at the start.
+          step: number of steps finished before this start.
         """
         if not self.writes:
             return
         self._started = time.monotonic()
         self.write_record(config_text, step)
         self._cut_metrics(step)
-        # Only a run needs it: the maths works on machines without it.
+        # Imported here because only a run needs it.
         from tensorboardX import SummaryWriter
 
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
     def write_record(self, config_text: str, step: int) -> None:
-        """Writes ``config.gin`` and ``run.json``: what was claimed, and this start among others."""
+        """Writes ``config.gin`` and ``run.json``: the claimed parts, and all starts of the run."""
         before = self.record() or {}
         start = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -163,32 +163,32 @@ class RunFolder:
         self.write_json("run.json", run)
 
     def record_seconds(self) -> None:
-        """Writes into ``run.json`` how long this start took until now."""
+        """Writes the seconds since this start into ``run.json``."""
         record = self.record()
         if self.writes and record:
             record["starts"][-1]["seconds"] = round(time.monotonic() - self._started, 1)
             self.write_json("run.json", record)
 
     def _cut_metrics(self, step: int) -> None:
-        """Keeps the lines of steps up to this one; a line cut off by a kill goes too."""
+        """Removes lines of later steps, and a last line that is incomplete after a kill."""
         path = self.path / "metrics.jsonl"
-        kept = []
+        lines = []
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
-            kept.append(line)
-        files.write_text(path, b"".join(kept).decode())
+            lines.append(line)
+        files.write_text(path, b"".join(lines).decode())
         self._metrics = path.open("a", encoding="utf-8")
 
     def log(
         self, step: int, values: Mapping[str, float], times: Mapping[str, float] | None = None
     ) -> None:
-        """Adds one line to the metrics, and the same to TensorBoard with the times.
+        """Adds a line to the metrics, and writes values and times to TensorBoard.
 
         Args:
-          step: steps done.
-          values: by name; the same in equal runs.
-          times: what a clock measured, for TensorBoard alone.
+          step: number of finished steps.
+          values: values by name; equal in equal runs.
+          times: measured times by name; only written to TensorBoard.
         """
         if self._metrics is None or self._board is None:
             return
@@ -199,12 +199,12 @@ class RunFolder:
             self._board.add_scalar(name, value, step)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Writes a JSON file atomically."""
         text = json.dumps(content, indent=1, sort_keys=True)
         files.write_text(self.path / name, text + "\n")
 
     def sync(self) -> None:
-        """Puts the metrics on disk, so that no checkpoint outlives lines from before it."""
+        """Flushes the metrics to disk, so that they are there before the next checkpoint is."""
         if self._metrics is not None:
             with files.writing(self.path / "metrics.jsonl"):
                 self._metrics.flush()
@@ -219,7 +219,7 @@ class RunFolder:
 
 
 def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested record by dotted names, without paths and what may change while a run goes on."""
+    """Flattens a record to dotted names, without the settings that a resumed run may change."""
     flat: dict[str, Any] = {}
 
     def visit(value: Any, names: tuple[str, ...]) -> None:
@@ -237,7 +237,7 @@ def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """What runs here: git revision and versions."""
+    """Returns the git revision and the versions that run here."""
     return {
         "git_revision": _git_revision(),
         "python": platform.python_version(),
@@ -246,17 +246,17 @@ def code() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"adalink_jax": adalink_jax.__version__}
+    versions = {"adalink_jax": adalink_jax.__version__}
     for name in _VERSIONS:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _git_revision() -> str | None:
-    """The checkout's revision, with "+" where files differ from it; None outside a checkout."""
+    """Returns the checkout's revision, with "+" if files differ; None outside a checkout."""
     root = pathlib.Path(adalink_jax.__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:

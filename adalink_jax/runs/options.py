@@ -1,7 +1,7 @@
-"""What can be set of a run, in groups that gin files bind by name: ``Batches.packing = True``.
+"""The options of a run, in groups that gin files bind by name: ``Batches.packing = True``.
 
-A group is checked where it is made. `train` and `evaluate` share groups, so that a gin file says
-each value once for both. Two more groups stand with the code that they configure:
+A group is checked when it is made. `train` and `evaluate` share groups, so that a gin file sets
+each value once for both. Two more groups are defined next to the code that they configure:
 `adalink_jax.distributed.sharding.Layout` and `adalink_jax.training.loop.Periods`.
 """
 
@@ -21,10 +21,10 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which task, and how long its sequences may be.
+    """The task, and the maximum lengths of its sequences.
 
     Attributes:
-      mixture_or_task_name: registered with SeqIO.
+      mixture_or_task_name: a name registered with SeqIO.
       task_feature_lengths: {"inputs": T, "targets": L} in tokens; longer inputs are truncated and
         counted.
       cache_dir: where token arrays are cached; None for ADALINK_CACHE_DIR or ~/.cache/adalink_jax.
@@ -37,13 +37,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """What a training step sees.
+    """The batches of training steps.
 
     Attributes:
-      batch_size: rows of the global batch.
-      gradient_accumulation_steps: parts of a batch, one in memory at a time.
-      packing: whether rows hold several examples, or one each, bucketed by length.
-      few_shot: how many examples of each task are trained on, chosen by the seed; None for all.
+      batch_size: number of rows of the global batch.
+      gradient_accumulation_steps: number of parts of a batch, with one in memory at a time.
+      packing: whether rows hold several examples, or one each and are bucketed by length.
+      few_shot: train on this many examples of each task, chosen by the seed; None for all.
     """
 
     batch_size: int = 32
@@ -68,9 +68,9 @@ class Evaluation:
     """How tasks are scored.
 
     Attributes:
-      mode: "rank_classification" (the label of the highest likelihood), "greedy" or "beam".
-      batch_size: rows of a batch.
-      limit: how many examples of a split are scored, the first ones; None for all.
+      mode: "rank_classification" (the label with the highest likelihood), "greedy" or "beam".
+      batch_size: number of rows of a batch.
+      limit: score only this many examples of each split, the first ones; None for all.
     """
 
     mode: str = dataclasses.field(
@@ -88,11 +88,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The numbers that are computed with and stored.
+    """The dtypes of activations and of the stored base.
 
     Attributes:
-      dtype: of the activations, "float32" or "bfloat16"; what trains is float32.
-      frozen_dtype: the dtype that devices store a frozen base in: "float32", "bfloat16" or "int8".
+      dtype: dtype of the activations, "float32" or "bfloat16"; trained parameters are float32.
+      frozen_dtype: dtype of a frozen base on devices: "float32", "bfloat16" or "int8".
     """
 
     dtype: str = "float32"
@@ -104,11 +104,11 @@ class Precision:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """How a stack's layers are run. Each choice is another program for the same function.
+    """How the layers of a stack are run. All choices compute the same function.
 
     Attributes:
-      scan_layers: whether layers are stacked and scanned; None where a stack has more than 12.
-      remat: what the backward pass computes again: "none", "minimal" or "full".
+      scan_layers: whether layers are stacked and scanned; None does so for more than 12 layers.
+      remat: what the backward pass recomputes: "none", "minimal" or "full".
     """
 
     scan_layers: bool | None = None
@@ -122,11 +122,11 @@ class Layers:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """The training loss beside cross-entropy.
+    """Options of the training loss, beside cross-entropy.
 
     Attributes:
       z_loss: coefficient of the z-loss, which keeps the logits' normalizer near 1.
-      label_smoothing: probability mass that leaves the target token, in [0, 1).
+      label_smoothing: probability taken from the target token, in [0, 1).
     """
 
     z_loss: float = 1e-4
@@ -144,9 +144,9 @@ _BY_NAME = {f"{group.__module__}.{group.__qualname__}": group for group in _GROU
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's arguments as its record holds them: without groups, each value under its own name.
+    """Returns a run's arguments in the form of its record: each value by name, without groups.
 
-    Records were written so before there were groups, and runs go on across versions.
+    Records written before there were groups have this form, and such runs can still be resumed.
 
     Args:
       values: JSON-able arguments by name; a group is ``{"@": its full name, field: value, …}``.

@@ -1,4 +1,4 @@
-"""Scores an adapter, or a base alone."""
+"""Scores an adapter, or a base without one."""
 
 from typing import TYPE_CHECKING
 
@@ -40,25 +40,25 @@ def evaluate(
     layers: Layers = Layers(),
     configuration: "Configuration | None" = None,
 ) -> None:
-    """Scores an adapter, or a base alone, on the evaluation splits of a task or mixture.
+    """Scores an adapter, or a base without one, on the evaluation splits of a task or mixture.
 
     Args:
-      output_dir: takes ``results.json``, the predictions, and ``run.json`` that says what was
-        scored; must not hold results yet.
+      output_dir: folder for ``results.json``, the predictions, and ``run.json`` with what was
+        scored; it must not hold results yet.
       data: the task and its lengths.
-      initial_checkpoint_path: the base's path, or from Python what `load_base` returned; None
-        where the adapter is a model (full fine-tuning).
-      adapter_path: an adapter's folder or its run's; None scores the base without one.
-      in_context: training examples that stand solved in front of each input.
-      seed: which of them, as in few-shot training.
+      initial_checkpoint_path: the base's path, or the result of `load_base`; None if the adapter
+        is a whole model (full fine-tuning).
+      adapter_path: the folder of an adapter or of its run; None scores the base without one.
+      in_context: number of solved training examples in front of each input.
+      seed: seed of the choice of these examples, as in few-shot training.
       evaluation: how the task is scored.
       precision: the dtypes of activations and base.
-      layout: how model and batches lie on devices.
+      layout: how model and batches are laid out on devices.
       layers: whether layers are scanned.
-      configuration: what gin resolved these arguments from.
+      configuration: the gin configuration of these arguments, for the records.
 
     Raises:
-      UserError: whatever the user can mend; nothing is overwritten.
+      UserError: any mistake that the user can fix; nothing is overwritten.
     """
     from adalink_jax.data.corpus import mixture
 
@@ -78,8 +78,12 @@ def evaluate(
                     "leave INITIAL_CHECKPOINT_PATH out"
                 )
             base_path, method, adapter_path = adapter_path, Method(), None
-    how = {"dtype": precision.dtype, "dropout_rate": 0.0, "scan_layers": layers.scan_layers}
-    base = prepared_base(base_path, None, Method(), 0, how)
+    run_settings = {
+        "dtype": precision.dtype,
+        "dropout_rate": 0.0,
+        "scan_layers": layers.scan_layers,
+    }
+    base = prepared_base(base_path, None, Method(), 0, run_settings)
     params = base.params
     if adapter_path is not None:
         adapter = load_adapter(

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: mesh, base, routes, state, evaluator."""
+"""Prepares a run before its first step: mesh, base, routes, state, evaluator."""
 
 import dataclasses
 import importlib.util
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
     from adalink_jax.data import TrainBatches
 
-# How much of each dimension of a parameter hosts compare.
+# Hosts compare this many values along each dimension of a parameter.
 _CORNER = 8
 
 
@@ -43,9 +43,9 @@ class Base:
     """A base that is ready to be adapted.
 
     Attributes:
-      config: its architecture, with what the run says of how it runs.
-      params: its tree; on one host of several, arrays that are read where they are indexed.
-      fingerprint: of its contents.
+      config: its architecture, with this run's settings of how it runs.
+      params: its tree. With several hosts, arrays that are read from disk when indexed.
+      fingerprint: fingerprint of its contents.
     """
 
     config: T5Config
@@ -54,7 +54,7 @@ class Base:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run's record says of its base."""
+        """The base's entry in a run's record."""
         architecture = describe_architecture(self.config)
         return {"fingerprint": self.fingerprint, "architecture": architecture}
 
@@ -64,16 +64,16 @@ def prepared_base(
     model: T5Config | None,
     method: Method,
     seed: int,
-    how: Mapping[str, Any],
+    run_settings: Mapping[str, Any],
 ) -> Base:
-    """Loads the base, or initialises one of random weights for full fine-tuning.
+    """Loads the base, or initializes one with random weights for full fine-tuning.
 
     Args:
       given: its checkpoint's path, or its architecture and tree; None for random weights.
       model: the architecture; None takes it from the checkpoint.
-      method: what will be trained.
-      seed: of random weights.
-      how: the fields of `T5Config` that say how the network runs.
+      method: the method that will be trained.
+      seed: seed of random weights.
+      run_settings: the fields of `T5Config` that say how the network runs.
     """
     if isinstance(given, tuple):
         config, params = given
@@ -81,7 +81,7 @@ def prepared_base(
             check_architecture(model, config, "the base")
     elif given is not None:
         stored = open_base(given, model)
-        # Where there are several hosts, one may be too small for all of it.
+        # With several hosts, the whole base may not fit on one of them.
         config = stored.config
         params = stored.load() if jax.process_count() == 1 else stored.unread()
     elif model is None:
@@ -93,16 +93,16 @@ def prepared_base(
         )
     else:
         config, params = model, jax.device_get(parameters.init_base(model, jax.random.key(seed)))
-    config = dataclasses.replace(config, **how)
+    config = dataclasses.replace(config, **run_settings)
     return Base(config, params, _fingerprint(params))
 
 
 def _fingerprint(params: Params) -> str:
-    """As `fingerprint`, of leaves that each host reads a share of; all hosts must call it.
+    """Computes `fingerprint`, with each host reading a share of the leaves. All must call it.
 
     Raises:
-      UserError: hosts have different bases, as far as their shapes and a few values of each leaf
-        tell: the rest of a leaf is read by one host alone, and by those that hold it.
+      UserError: hosts have different bases. Only shapes and a few values of each leaf are
+        compared, because only one host reads a whole leaf.
     """
     if jax.process_count() == 1:
         return fingerprint(params)
@@ -119,16 +119,16 @@ def _fingerprint(params: Params) -> str:
 def checked_mesh(
     layout: sharding.Layout, batch_size: int, parts: int, eval_batch_size: int
 ) -> Mesh:
-    """The mesh, when it divides the batches that will be put on it."""
+    """Makes the mesh and checks that it divides the batches that will be put on it."""
     mesh = sharding.make_mesh(layout)
-    of_parts = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
-    sharding.check_divisible(mesh, **of_parts, eval_batch_size=eval_batch_size)
+    part_rows = {"BATCH_SIZE" if parts == 1 else f"BATCH_SIZE / {parts}": batch_size // parts}
+    sharding.check_divisible(mesh, **part_rows, eval_batch_size=eval_batch_size)
     sharding.rehearse(mesh)
     return mesh
 
 
 def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
-    """Raises `UserError` unless the base can be stored so while the method trains."""
+    """Raises `UserError` unless the base can be stored in this dtype while the method trains."""
     if frozen_dtype != "float32" and method.trains_base:
         raise UserError(
             f"frozen_dtype is '{frozen_dtype}', but {type(method).__name__} freezes nothing: what "
@@ -142,7 +142,7 @@ def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
 
 
 def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None:
-    """Raises `UserError` where the method's routes or the base's vocabulary do not fit the data."""
+    """Raises `UserError` if the method's routes or the base's vocabulary do not fit the data."""
     routes = method.routes
     if routes not in (1, len(batches.tasks)):
         raise UserError(
@@ -166,7 +166,7 @@ def initial_state(
     layout: sharding.Layout,
     frozen_dtype: str,
 ) -> states.TrainState:
-    """The state before the first step: the method initialised for this base, all in place."""
+    """Makes the state before the first step, with the method initialized for this base."""
     from tasks import LABELS
 
     labels = [label for task in batches.tasks for label in LABELS.get(task, ())]
@@ -177,7 +177,7 @@ def initial_state(
         base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
     )
     trainable, frozen = (
-        # A kernel in int8 is one leaf here, its scales no parameters.
+        # An int8 kernel is one leaf here; its scales are not counted as parameters.
         sum(math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(dict(tree)).values())
         for tree in (state.trainable, state.frozen)
     )
@@ -191,7 +191,7 @@ def initial_state(
 def placed_batches(
     batches: "TrainBatches", mesh: Mesh, first_step: int, train_steps: int
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches of these steps on the mesh; this process makes the rows of its devices alone."""
+    """Yields the batches of these steps on the mesh. A process only makes its devices' rows."""
     from adalink_jax.data import prefetch
 
     size = batches.batch_size
@@ -213,7 +213,7 @@ def evaluator(
     in_context: int = 0,
     seed: int = 0,
 ) -> Evaluator:
-    """The evaluator of these tasks, each on its route of the method."""
+    """Makes the evaluator of these tasks, each on its route of the method."""
     return Evaluator(
         Transformer(config, method),
         tasks,
@@ -232,7 +232,7 @@ def evaluator(
 def task_routes(
     method: Method, tasks: tuple[str, ...], route_names: tuple[str, ...] = ()
 ) -> dict[str, int]:
-    """Each task's route: by its name among the adapter's routes; 0 where all share one module.
+    """Returns each task's route by name in the adapter's routes; 0 if all share one module.
 
     Raises:
       UserError: a task has no route.
@@ -250,17 +250,17 @@ def task_routes(
 
 
 def say(line: str) -> None:
-    """Prints a line, in the first process of a multi-host run."""
+    """Prints a line; only in the first process of a multi-host run."""
     if jax.process_index() == 0:
         print(line, flush=True)
 
 
 def agree_on_code(configuration: "Configuration | None") -> None:
-    """Before anything is read: whether all hosts run the same code with the same settings."""
+    """Checks that all hosts run the same code with the same settings, before data is read."""
     if jax.process_count() == 1:
         return
     values = recorded(configuration.values) if configuration else {}
-    # Paths may differ, if what they hold does not.
+    # Paths may differ; their contents are compared later.
     paths = ("model_dir", "output_dir", "initial_checkpoint_path", "adapter_path", "cache_dir")
     settings = {name: value for name, value in values.items() if name not in paths}
     hosts.agree(code={**code(), "source": hosts.code_digest()}, configuration=settings)

@@ -1,4 +1,4 @@
-"""Trains a method: from settings to an adapter and its scores."""
+"""Trains a method, from settings to an adapter and its scores."""
 
 import contextlib
 import dataclasses
@@ -72,31 +72,31 @@ def train(
 ) -> None:
     """Trains a method on a task or mixture, scores it, and writes its adapter.
 
-    The same call goes on with a run that was stopped, and does nothing for one that is finished.
+    The same call resumes a run that was stopped, and does nothing if the run is finished.
 
     Args:
       model_dir: the run's folder; see `adalink_jax.runs.folder.RunFolder`.
       data: the task and its lengths.
-      train_steps: steps in all, counted from 0.
-      method: what is trained.
+      train_steps: total number of steps, including those before a resume.
+      method: the method to train.
       optimizer: learning rate -> optax transformation, e.g. `optimizers.adafactor`.
       learning_rate: the schedule.
-      initial_checkpoint_path: the base's path, or from Python what `load_base` returned; None for
-        random weights (full fine-tuning only).
+      initial_checkpoint_path: the base's path, or the result of `load_base`; None for random
+        weights (full fine-tuning only).
       model: the architecture; None takes it from the checkpoint.
-      seed: of the initialization, the dropout and the order of the data.
-      dropout_rate: of the base's dropouts while training.
-      batches: what a step sees.
+      seed: seed of initialization, dropout and the order of the data.
+      dropout_rate: rate of the base's dropouts during training.
+      batches: the batches of training steps.
       evaluation: how the task is scored.
       periods: when to evaluate, save and log.
       precision: the dtypes of activations and frozen base.
-      layout: how model and batches lie on devices.
-      layers: whether layers are scanned, and what the backward pass computes again.
+      layout: how model and batches are laid out on devices.
+      layers: whether layers are scanned, and what the backward pass recomputes.
       loss: z-loss and label smoothing.
-      configuration: what gin resolved these arguments from, for the records.
+      configuration: the gin configuration of these arguments, for the records.
 
     Raises:
-      UserError: whatever the user can mend; nothing is overwritten.
+      UserError: any mistake that the user can fix; nothing is overwritten.
     """
     from adalink_jax.data import TrainBatches
 
@@ -109,8 +109,8 @@ def train(
     folder.claim("configuration", recorded(configuration.values) if configuration else {})
     if folder.is_finished(train_steps):
         return say(f"{model_dir} holds this run, finished; nothing to do")
-    how = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
-    base = prepared_base(initial_checkpoint_path, model, method, seed, how)
+    run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
+    base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings)
     folder.claim("base", base.identity)
     source = TrainBatches(
         data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
@@ -134,7 +134,7 @@ def train(
         state = initial_state(
             base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
         )
-        base = dataclasses.replace(base, params=None)  # The state has copies of its own.
+        base = dataclasses.replace(base, params=None)  # The state has its own copies.
         store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
         state = _restored(state, store, train_steps)
         folder.start(configuration.text if configuration else "", int(state.step))
@@ -157,7 +157,7 @@ def train(
 
 
 class _Scorer:
-    """Scores a state for the loop, and keeps the latest results."""
+    """Scores a state for the training loop, and keeps the latest results."""
 
     def __init__(self, evaluator: Callable[[Any], Results]):
         self._evaluator = evaluator
@@ -172,7 +172,7 @@ class _Scorer:
 
 
 def _restored(state: states.TrainState, store: Store, train_steps: int) -> states.TrainState:
-    """The state of the latest checkpoint; the given one where there is none."""
+    """Restores the latest checkpoint; returns the given state if there is none."""
     step = store.latest_step() or 0
     if step > train_steps:
         raise UserError(f"TRAIN_STEPS is {train_steps}, but MODEL_DIR holds a run of {step} steps")
@@ -190,11 +190,11 @@ def _write_outcome(
     tasks: tuple[str, ...],
     results: Results,
 ) -> None:
-    """Writes the adapter, then the results: a run with results is finished."""
-    # Every host takes part: each holds parts of a sharded model.
-    trained = jax.tree.map(lambda leaf: sharding.whole(leaf, folder.writes), state.trainable)
+    """Writes the adapter, then the results. A run with results is finished."""
+    # All hosts must call `whole`, since each holds parts of a sharded model.
+    params = jax.tree.map(lambda leaf: sharding.whole(leaf, folder.writes), state.trainable)
     if folder.writes:
-        exported, tree = method.export(unstack_layers(trained))
+        exported, tree = method.export(unstack_layers(params))
         save_adapter(
             folder.path / "adapter",
             tree,
