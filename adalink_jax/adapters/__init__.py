@@ -1,1 +1,1 @@
-"""Adapters in use: loaded with their base, inspected, joined, folded and exported."""
+"""Adapters in use: load with their base, inspect, stack, fold and export."""

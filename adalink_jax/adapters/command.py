@@ -1,4 +1,4 @@
-"""Says what an adapter is, whether it is active on its base, how two differ; joins, divides."""
+"""Inspects adapters, checks them against their base, compares, stacks and splits them."""
 
 import argparse
 from collections.abc import Callable
@@ -10,7 +10,7 @@ _FOLDER = "an adapter's folder or its run's"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds a subcommand for each thing to do."""
+    """Adds one subcommand per action."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Callable[..., int], about: str) -> argparse.ArgumentParser:
@@ -48,6 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does what was asked; returns the exit code."""
-    given = dict(vars(arguments))
-    return given.pop("function")(**given)
+    """Runs the chosen subcommand; returns the exit code."""
+    values = dict(vars(arguments))
+    return values.pop("function")(**values)

@@ -1,4 +1,4 @@
-"""Writes an adaptation for other frameworks: a folded model, PEFT's adapter, portable programs."""
+"""Exports an adapter with its base: as one folded model, as a PEFT adapter or as programs."""
 
 import argparse
 import functools
@@ -21,8 +21,8 @@ from adalink_jax.methods.base import merge, split
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import Transformer
 
-# How far the logits of what was written may be from the adaptation's, as a share of the largest
-# logit, which is taken to be at least 1.
+# Largest allowed difference between the exported model's logits and the adaptation's, relative to
+# the largest logit (taken to be at least 1).
 TOLERANCE = 1e-4
 
 _OWN_TABLE = {
@@ -39,7 +39,7 @@ _OWN_TABLE = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds which adaptation is written where, and how."""
+    """Adds the adapter, its base, the folder to write and the format."""
     parser.add_argument("--adapter", required=True, help="the adapter's folder or its run's")
     parser.add_argument("--base", required=True, help="the base it was trained on")
     parser.add_argument("--to", required=True, help="the folder to write; never overwritten")
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes an adaptation in another format and checks what was written."""
+    """Writes an adapter and its base in another format, and checks the result."""
     adaptation = load_adaptation(arguments.adapter, arguments.base)
     FORMATS[arguments.format](adaptation, arguments.to, arguments.route)
 
@@ -105,9 +105,9 @@ def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
     save_programs(to, adaptation.config, adaptation.method, check)
 
 
-def _check_same(found: np.ndarray, expected: np.ndarray, to: str) -> None:
-    """Raises `UserError` unless what was written computes the same on the fixed inputs."""
-    change, bound = largest(np.subtract(found, expected)), TOLERANCE * max(1, largest(expected))
+def _check_same(actual: np.ndarray, expected: np.ndarray, to: str) -> None:
+    """Raises `UserError` unless the exported model gives the same outputs on the fixed inputs."""
+    change, bound = largest(np.subtract(actual, expected)), TOLERANCE * max(1, largest(expected))
     if not change <= bound:
         raise UserError(
             f"{to} is not written: what it computes is off by {change:.2g} on fixed inputs, more "

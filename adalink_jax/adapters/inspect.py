@@ -1,4 +1,4 @@
-"""What an adapter is, whether it is active on its base, and how two differ."""
+"""Describes an adapter, checks that it is active on its base, and compares two adapters."""
 
 import dataclasses
 import json
@@ -19,27 +19,27 @@ from adalink_jax.checkpoints.adapters import TENSORS
 from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.errors import UserError
 
-# A change of the logits by less than this share of the largest is rounding.
+# Smaller changes of the logits, relative to the largest logit, are rounding.
 _ROUNDING = 1e-6
 
 
 def info(adapter: str, as_json: bool) -> int:
-    """Prints what an adapter is; needs no base."""
+    """Prints what an adapter is. Needs no base."""
     folder = adapter_folder(adapter)
-    found = load_adapter(folder)
-    tensors = shapes_of(found.tree)
+    loaded = load_adapter(folder)
+    tensors = shapes_of(loaded.tree)
     record = {
-        "method": found.method_name,
-        "settings": found.settings,
-        "routes": list(found.route_names),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(found.tree)),
+        "method": loaded.method_name,
+        "settings": loaded.settings,
+        "routes": list(loaded.route_names),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(loaded.tree)),
         "bytes": (folder / TENSORS).stat().st_size,
-        "fingerprint": fingerprint(found.tree),
+        "fingerprint": fingerprint(loaded.tree),
         "base": {
-            "fingerprint": found.base_fingerprint,
-            "architecture": describe_architecture(found.architecture),
+            "fingerprint": loaded.base_fingerprint,
+            "architecture": describe_architecture(loaded.architecture),
         },
-        "metadata": found.metadata,
+        "metadata": loaded.metadata,
         "tensors": {name: list(shape) for name, shape in tensors.items()},
     }
     if as_json:
@@ -51,7 +51,7 @@ def info(adapter: str, as_json: bool) -> int:
 
 
 def _lines(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested record as (dotted name, value) pairs; a list is one value, text one line."""
+    """Yields a nested record as (dotted name, value) pairs; a list is one value, text one line."""
     if isinstance(record, Mapping):
         for key, value in record.items():
             key = key if key.isprintable() else repr(key)
@@ -63,10 +63,10 @@ def _lines(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def verify(adapter: str, base: str) -> int:
-    """Prints each route's largest change of the base's logits on the fixed inputs.
+    """Prints how much each route changes the base's logits on the fixed inputs, at most.
 
     Raises:
-      UserError: adapter and base do not fit, or a route changes nothing.
+      UserError: the adapter does not fit the base, or a route changes nothing.
     """
     adaptation = load_adaptation(adapter, base)
     plain = logits(adaptation.config, adaptation.base)
@@ -85,7 +85,7 @@ def verify(adapter: str, base: str) -> int:
 
 
 def diff(first: str, second: str) -> int:
-    """Prints what differs between two adapters; returns 0 where nothing does, else 1."""
+    """Prints the differences between two adapters; returns 0 if there are none, else 1."""
     adapters = [load_adapter(adapter_folder(path)) for path in (first, second)]
     records, trees = [], []
     for adapter in adapters:

@@ -1,4 +1,4 @@
-"""An adapter and its base, loaded and checked against each other."""
+"""Loads an adapter and its base, and checks that they belong together."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ from adalink_jax.models.t5 import T5Config, Transformer
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """An adapter and the base it belongs to, checked against each other.
+    """An adapter and the base it was trained on, checked against each other.
 
     Attributes:
-      adapter: as it was loaded.
-      method: of the adapter's settings.
+      adapter: the loaded adapter.
+      method: the adapter's method, with its settings.
       config: the base's architecture.
-      base: the base's tree.
+      base: the base's parameter tree.
     """
 
     adapter: Adapter
@@ -43,7 +43,7 @@ class Adaptation:
 
     @property
     def routes(self) -> tuple[str, ...]:
-        """The name of each of the K routes."""
+        """The names of the K routes."""
         return self.adapter.route_names
 
     @property
@@ -52,10 +52,10 @@ class Adaptation:
         return merge(self.base, self.adapter.tree)
 
     def route(self, name: str | None) -> int:
-        """The number of a route; without a name, that of the only one.
+        """Returns a route's number. Without a name, the adapter must have only one route.
 
         Raises:
-          UserError: there is no such route, or none is named and there are several.
+          UserError: there is no such route, or there are several and no name is given.
         """
         if name is None and len(self.routes) == 1:
             return 0
@@ -68,11 +68,11 @@ class Adaptation:
         return self.routes.index(name)
 
     def logits(self, route: int) -> np.ndarray:
-        """The adapted network's logits on the fixed inputs, [B,L,V], on one route."""
+        """Returns the adapted network's logits [B,L,V] on the fixed inputs, using one route."""
         return logits(self.config, self.params, self.method, route)
 
     def folded(self, route: int) -> tuple[T5Config, Params]:
-        """Base and adapter as a plain base, with its architecture.
+        """Returns base and adapter folded into a plain base: its architecture and parameters.
 
         Raises:
           UserError: the method cannot be folded.
@@ -83,29 +83,29 @@ class Adaptation:
 
 
 def adapter_folder(path: str) -> pathlib.Path:
-    """The adapter's folder, given itself or its run's."""
+    """Returns the adapter's folder, given that folder or its run's."""
     inner = pathlib.Path(path) / "adapter"
     return inner if inner.is_dir() else pathlib.Path(path)
 
 
 def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
-    """Loads an adapter and its base, strictly.
+    """Loads an adapter and its base, and checks that they fit exactly.
 
     Args:
       adapter_path: the adapter's folder or its run's.
       base_path: the base it was trained on, in any format that `open_base` reads.
 
     Raises:
-      UserError: one of them is damaged; or the base's architecture or fingerprint is not what
-        the adapter says; or the adapter's arrays are not those of its method on this base.
+      UserError: one of them is damaged; or the base's architecture or fingerprint differs from
+        the adapter's record; or the adapter's arrays are not those of its method on this base.
     """
     folder = adapter_folder(adapter_path)
     adapter = load_adapter(folder)
-    functions = adapter.architecture.mlp_activations
+    activations = adapter.architecture.mlp_activations
     stored = open_base(base_path)
-    if len(functions) == len(stored.config.mlp_activations):
-        # Arrays do not tell which functions an MLP uses; the adapter does.
-        configured = dataclasses.replace(stored.config, mlp_activations=functions)
+    if len(activations) == len(stored.config.mlp_activations):
+        # The arrays do not show which activations an MLP uses; the adapter's record does.
+        configured = dataclasses.replace(stored.config, mlp_activations=activations)
         stored = open_base(base_path, configured)
     config = stored.config
     adapter.check_base(folder, architecture=config)  # Before the base's arrays are read.
@@ -124,7 +124,7 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
 def check_adapter(
     config: T5Config, method: Method, tree: Mapping[str, Any], where: str = "the adapter"
 ) -> None:
-    """Raises `UserError` unless the tree is just what the method has in this architecture."""
+    """Raises `UserError` unless the tree has exactly the method's arrays for this architecture."""
     params, _ = abstract_params(config, method)
     expected, _ = split(params, method)
     check_tensors(shapes_of(tree), shapes_of(expected), where)
@@ -152,13 +152,13 @@ def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
 def logits(
     config: T5Config, params: Params, method: Method | None = None, route: int = 0
 ) -> np.ndarray:
-    """Float32 logits [B,L,V] on `verification.fixed_inputs`.
+    """Returns float32 logits [B,L,V] on `probe.fixed_inputs`.
 
     Args:
       config: the architecture.
-      params: base and adapter.
-      method: of the adapter; None for a base alone.
-      route: which of the method's modules adapts every token.
+      params: base and adapter in one tree.
+      method: the adapter's method; None for a base without an adapter.
+      route: number of the module that adapts every token.
     """
     forward = _forward(config, method or Method())
     with jax.default_matmul_precision("float32"):
@@ -166,5 +166,5 @@ def logits(
 
 
 def largest(array: np.ndarray) -> float:
-    """The largest magnitude in an array; NaN where one is, 0 where there is none."""
+    """Returns the largest magnitude in an array: NaN if it holds one, 0 if it is empty."""
     return float(np.abs(array).max(initial=0.0))

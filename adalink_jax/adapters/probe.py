@@ -1,7 +1,7 @@
-"""Logits on fixed inputs, each computed in a process of its own.
+"""Computes logits on fixed inputs, each time in a new process.
 
-So the memory of one framework, and of one copy of a model, is given back before the next; and
-PyTorch is no part of what trains.
+The memory of one framework, or of one copy of a model, is freed before the next one starts, and
+training never imports PyTorch.
 """
 
 import importlib.util
@@ -17,16 +17,16 @@ from adalink_jax.checkpoints import fingerprint, load_base
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import Transformer
 
-_BATCH, _INPUTS, _TARGETS = 2, 24, 8  # Beyond 16 tokens relative positions share buckets.
+_BATCH, _INPUTS, _TARGETS = 2, 24, 8  # Relative positions share buckets beyond 16 tokens.
 
 
 def has_transformers() -> bool:
-    """Whether transformers and PyTorch are installed."""
+    """Returns whether transformers and PyTorch are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def fixed_inputs(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns encoder tokens [2, 24], the second row padded, and decoder tokens [2, 8]."""
+    """Returns encoder tokens [2, 24], with padding in the second row, and decoder tokens [2, 8]."""
     generator = np.random.default_rng(0)
     inputs = generator.integers(1, vocab_size, (_BATCH, _INPUTS)).astype(np.int32)
     inputs[1, _INPUTS * 2 // 3 :] = 0
@@ -34,7 +34,7 @@ def fixed_inputs(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def base_logits(path: str) -> tuple[np.ndarray, str]:
-    """Loads a base; returns its float32 logits [2, 8, V] on the fixed inputs, and its fingerprint.
+    """Loads a base; returns its float32 logits [2, 8, V] on the fixed inputs and its fingerprint.
 
     Raises:
       UserError: the base cannot be loaded.
@@ -47,17 +47,17 @@ def base_logits(path: str) -> tuple[np.ndarray, str]:
 
 
 def transformers_logits(path: str) -> np.ndarray:
-    """Loads a Hugging Face folder in transformers; returns its float32 logits [2, 8, V]."""
+    """Loads a Hugging Face folder with transformers; returns its float32 logits [2, 8, V]."""
     import torch
     import transformers
 
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
     inputs, targets = (torch.tensor(a).long() for a in fixed_inputs(model.config.vocab_size))
     with torch.no_grad():
-        found = model.eval()(
+        outputs = model.eval()(
             input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=targets
         )
-    return found.logits.float().numpy()
+    return outputs.logits.float().numpy()
 
 
 def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray, str]:
@@ -68,14 +68,14 @@ def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray,
       framework: "adalink_jax" or "transformers".
 
     Returns:
-      The logits [2, 8, V], and the base's fingerprint, which is "" from transformers.
+      The logits [2, 8, V] and the base's fingerprint ("" for transformers).
 
     Raises:
       UserError: the model cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = pathlib.Path(folder) / "logits.npz"
-        # The process finds this package where this one found it, installed or not.
+        # Lets the process import this package from the same place, installed or not.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(
             [sys.executable, "-m", __name__, framework, os.fspath(path), answer],
@@ -84,18 +84,20 @@ def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray,
             text=True,
         )
         if done.returncode:
-            said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise UserError(f"{path} cannot be loaded by {framework}: {said}")
-        with np.load(answer) as found:
-            return found["logits"], str(found["fingerprint"])
+            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            raise UserError(f"{path} cannot be loaded by {framework}: {reason}")
+        with np.load(answer) as arrays:
+            return arrays["logits"], str(arrays["fingerprint"])
 
 
 def _main(framework: str, path: str, answer: str) -> None:
     try:
-        found = base_logits(path) if framework == "adalink_jax" else (transformers_logits(path), "")
+        result = (
+            base_logits(path) if framework == "adalink_jax" else (transformers_logits(path), "")
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
-    np.savez(answer, logits=found[0], fingerprint=found[1])
+    np.savez(answer, logits=result[0], fingerprint=result[1])
 
 
 if __name__ == "__main__":

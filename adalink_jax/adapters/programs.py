@@ -1,8 +1,8 @@
-"""The network with a method as portable programs, which jax alone runs, without this project.
+"""Exports the network with a method as portable programs that need only jax to run.
 
-Base and adapter are arguments, as flat dicts of arrays under their ``"/"``-joined names, which is
-what the safetensors files hold. So one artefact serves every adapter of its method's settings,
-and holds no weights. Batch and lengths are symbolic.
+The programs take base and adapter as arguments: flat dicts of arrays under their ``"/"``-joined
+names, as in the safetensors files. They hold no weights, so one export serves every adapter with
+the same method and settings. Batch size and lengths are symbolic.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ _ARGUMENTS = {
 
 
 def programs(config: T5Config, method: Method) -> dict[str, tuple[Callable[..., Array], list[str]]]:
-    """The exported functions by name, each with the names of its arguments after the trees.
+    """Returns each exported function by name, with the names of its arguments after the trees.
 
     Args:
       config: the base's architecture.
@@ -47,7 +47,7 @@ def programs(config: T5Config, method: Method) -> dict[str, tuple[Callable[..., 
     Returns:
       * encode(base, adapter, inputs, routes) → the encoded sequence [b, P+t, D];
       * score(base, adapter, inputs, routes, options) → log-likelihoods [b, c];
-      * greedy(base, adapter, inputs, routes, blank) → token ids [b, l], 0 behind EOS.
+      * greedy(base, adapter, inputs, routes, blank) → token ids [b, l], 0 after EOS.
     """
     model = Transformer(config, method)
 
@@ -87,11 +87,11 @@ def save_programs(
     """Writes ``NAME.stablehlo`` for each of `programs`, and ``signature.json``.
 
     Args:
-      folder: at which nothing is yet.
+      folder: the folder to write; it must not exist.
       config: the base's architecture.
-      method: the adapter's method; an artefact fits adapters of just these settings.
-      check: called with the folder that was written, before it takes its place; an error that it
-        raises leaves nothing behind.
+      method: the adapter's method. The programs fit only adapters with exactly these settings.
+      check: called with the written folder before it is renamed to its final name. If it raises,
+        nothing is left behind.
 
     Raises:
       UserError: the folder exists or cannot be written.

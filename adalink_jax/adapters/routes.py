@@ -1,4 +1,4 @@
-"""Adapters joined as the routes of one adapter, divided again, and taken over from PEFT."""
+"""Stacks adapters as the routes of one, splits them again, and imports adapters from PEFT."""
 
 import dataclasses
 import os
@@ -20,15 +20,16 @@ from adalink_jax.methods.base import Method, Params
 
 
 def import_peft(peft: str, base: str, to: str) -> int:
-    """Writes an adapter of Hugging Face's PEFT as an adapter of this project's.
+    """Converts an adapter of Hugging Face's PEFT into this project's format.
 
     Args:
       peft: the folder that PEFT wrote.
       base: the base it was trained on.
-      to: the folder to write, at which nothing is yet.
+      to: the folder to write; it must not exist.
 
     Raises:
-      UserError: the adapter is damaged, not of this base, or does what no method here does.
+      UserError: the adapter is damaged, does not fit the base, or uses something that no method
+        here does.
     """
     if os.path.lexists(to):
         raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
@@ -49,22 +50,22 @@ def import_peft(peft: str, base: str, to: str) -> int:
 
 
 def stack(adapters: Sequence[str], to: str) -> int:
-    """Writes adapters of one method and base as the routes of one adapter, bit for bit.
+    """Stacks adapters of the same method and base as the routes of one adapter, bit for bit.
 
-    A route is named as in its adapter; where that is an adapter of one route, as its run's task,
-    or else as its folder.
+    Routes of an adapter with several keep their names. The route of an adapter with only one is
+    named after its run's task, or after the folder if the run had no single task.
 
     Args:
       adapters: folders of adapters, or of their runs.
-      to: the folder to write, at which nothing is yet.
+      to: the folder to write; it must not exist.
 
     Raises:
-      UserError: one is damaged; or they are not of one method, settings and base; or two routes
-        have one name.
+      UserError: an adapter is damaged; the adapters differ in method, settings or base; or two
+        routes have the same name.
     """
-    found = [load_adapter(adapter_folder(path)) for path in adapters]
-    first, names, parts = found[0], [], []
-    for path, adapter in zip(adapters, found, strict=True):
+    loaded = [load_adapter(adapter_folder(path)) for path in adapters]
+    first, names, parts = loaded[0], [], []
+    for path, adapter in zip(adapters, loaded, strict=True):
         if adapter.method.trains_base:
             raise UserError(f"{path} is a whole model (full fine-tuning), which has no routes")
         for what, one, other in (
@@ -80,31 +81,32 @@ def stack(adapters: Sequence[str], to: str) -> int:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two routes would be called '{twice[0]}'; stack each adapter once")
     method, tree = first.method.stack(parts)
-    sources = [fingerprint(adapter.tree) for adapter in found]
+    sources = [fingerprint(adapter.tree) for adapter in loaded]
     _save(to, first, method, tree, tuple(names), {"stacked_from": sources})
     print(f"{to}: routes {', '.join(names)}")
     return 0
 
 
 def split_routes(adapter: str, to: str) -> int:
-    """Writes each route of an adapter as an adapter of one route, ``TO/NAME``, bit for bit.
+    """Writes each route of an adapter as an adapter of its own, ``TO/NAME``, bit for bit.
 
     Raises:
-      UserError: the adapter is damaged or has one route, a name is no folder's, or `to` exists.
+      UserError: the adapter is damaged or has only one route, a route's name cannot be a folder's
+        name, or `to` exists.
     """
-    found = load_adapter(adapter_folder(adapter))
-    if len(found.route_names) == 1:
+    loaded = load_adapter(adapter_folder(adapter))
+    if len(loaded.route_names) == 1:
         raise UserError(f"{adapter} has one route, so there is nothing to split")
-    for name in found.route_names:
+    for name in loaded.route_names:
         if pathlib.PurePath(name).name != name:
             raise UserError(f"{adapter}: route {name!r} is no name of a folder")
     if os.path.lexists(to):
         raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
-    whole = fingerprint(found.tree)
-    for i, name in enumerate(found.route_names):
-        method, tree = found.method.one_route(found.tree, i)
+    whole = fingerprint(loaded.tree)
+    for i, name in enumerate(loaded.route_names):
+        method, tree = loaded.method.one_route(loaded.tree, i)
         metadata = {"split_from": whole, "route": name}
-        _save(os.path.join(to, name), found, method, tree, ("all",), metadata)
+        _save(os.path.join(to, name), loaded, method, tree, ("all",), metadata)
         print(f"{os.path.join(to, name)}")
     return 0
 
@@ -114,7 +116,7 @@ def _of_one_route(adapter: Adapter) -> Method:
 
 
 def _route_name(path: str, adapter: Adapter) -> str:
-    """What the one route of an adapter is for: its task, where its run had one; or its folder."""
+    """Names the only route of an adapter: its run's task if there is one, else its folder."""
     (name,) = adapter.route_names
     tasks = adapter.metadata.get("data", {}).get("tasks", ())
     if name == "all" and len(tasks) == 1:
@@ -132,7 +134,7 @@ def _save(
     routes: tuple[str, ...],
     metadata: dict[str, Any],
 ) -> None:
-    """Writes a tree as an adapter of the same base, with other routes."""
+    """Writes a tree as an adapter of the same base with other routes."""
     if os.path.lexists(to):
         raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
     save_adapter(

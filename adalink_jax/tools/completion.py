@@ -1,9 +1,9 @@
-"""Prints a script that completes commands, flags and macros in the shell.
+"""Prints a shell script that completes commands, flags and macros.
 
 adalink completion bash > ~/.local/share/bash-completion/completions/adalink
 adalink completion zsh > ~/.zfunc/_adalink      (~/.zfunc is in fpath, before compinit)
 
-It is made of the commands that this installation has: print it again after an update.
+The script lists this installation's commands. Print it again after an update.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from adalink_jax.config import flags, macros
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the shell."""
+    """Adds the shell's name."""
     parser.add_argument("shell", choices=("bash", "zsh"))
 
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """Returns one parser of all commands; those whose packages are absent have no flags."""
+    """Returns one parser with all commands. Commands whose packages are missing get no flags."""
     parser = argparse.ArgumentParser(prog="adalink")
     commands = parser.add_subparsers()
     for name, command in cli.COMMANDS.items():
@@ -45,7 +45,7 @@ def whole_parser() -> argparse.ArgumentParser:
 
 
 def _add_gin(parser: argparse.ArgumentParser, switches: Any) -> None:
-    """Adds the flags of gin's commands, with a flag for each macro."""
+    """Adds the flags of gin commands, and one flag per macro."""
     for name in flags.VALUED:
         action = parser.add_argument(f"--{name}")
         if name == "gin_file":

@@ -1,4 +1,4 @@
-"""Converts a base from any format that is read into one that is written, and proves it."""
+"""Converts a base into another format and checks that the copy computes the same."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from adalink_jax.checkpoints.fingerprint import combined_fingerprint, leaf_diges
 from adalink_jax.checkpoints.formats.huggingface import CONFIG
 from adalink_jax.errors import UserError
 
-# The largest difference of float32 logits at which two frameworks' answers are one.
+# Largest difference of float32 logits at which two frameworks count as equal.
 LOGITS_BOUND = 1e-4
 
 _SOURCE = "a base: T5X's (native, Orbax, scanned), Hugging Face's, or this project's; or gs://…"
@@ -25,7 +25,7 @@ _SOURCE = "a base: T5X's (native, Orbax, scanned), Hugging Face's, or this proje
 
 @dataclasses.dataclass(frozen=True)
 class _Watched(StoredBase):
-    """A base that says what is read of it."""
+    """A base that reports each array as it is read."""
 
     watch: Callable[[str, np.ndarray], None]
 
@@ -36,20 +36,20 @@ class _Watched(StoredBase):
 
 
 def convert(source: str, target: str, format_name: str) -> None:
-    """Writes a base in another format, one array at a time, and checks what it wrote.
+    """Writes a base in another format, one array at a time, and checks the result.
 
-    The copy is loaded and must hold the same bits (by its fingerprint) and give the source's
-    logits on fixed inputs; so must transformers, where it is installed and either side is a
-    Hugging Face folder on this machine. Only then does the copy take its place.
+    The copy is loaded again. It must hold the same bits (equal fingerprints) and give the source's
+    logits on fixed inputs. If transformers is installed and either side is a Hugging Face folder
+    on this machine, transformers must give the same logits too. Only then is the copy kept.
 
     Args:
       source: a base's path, in any format that `open_base` reads.
-      target: the folder to write; nothing may be there.
+      target: the folder to write; it must not exist.
       format_name: "t5x", "huggingface" or "native".
 
     Raises:
-      UserError: the source cannot be read; the format cannot hold it; something is at `target`;
-        or the copy's logits differ by more than `LOGITS_BOUND`. Nothing is left at `target`.
+      UserError: the source cannot be read; the format cannot hold it; `target` exists; or the
+        copy's logits differ by more than `LOGITS_BOUND`. Nothing is left at `target`.
     """
     console = Console(stderr=True)
     base = open_base(source)
@@ -74,37 +74,37 @@ def convert(source: str, target: str, format_name: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds which base is written where, and how."""
+    """Adds the source, the target and the format."""
     parser.add_argument("--from", required=True, metavar="PATH", dest="source", help=_SOURCE)
     parser.add_argument("--to", required=True, metavar="PATH", dest="target", help="a new folder")
     parser.add_argument("--format", required=True, choices=list(WRITERS))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Converts; see `convert`."""
+    """Converts a base; see `convert`."""
     convert(arguments.source, arguments.target, arguments.format)
 
 
 def _check(source: str, copy: pathlib.Path, fingerprint: str, console: Console) -> None:
     expected, _ = probe.logits_of(source, "adalink_jax")
-    found, theirs = probe.logits_of(copy, "adalink_jax")
-    _compare(found, expected, "the copy's logits", console)
+    actual, theirs = probe.logits_of(copy, "adalink_jax")
+    _compare(actual, expected, "the copy's logits", console)
     if theirs != fingerprint:
         raise UserError(f"the copy of {source} does not hold its bits: it is not kept")
     folders = [os.fspath(p) for p in (copy, source) if os.path.isfile(os.path.join(p, CONFIG))]
     if folders and not probe.has_transformers():
         console.print("not compared with transformers, which is not installed")
     elif folders:
-        found, _ = probe.logits_of(folders[0], "transformers")
-        _compare(found, expected, "the logits of transformers", console)
+        actual, _ = probe.logits_of(folders[0], "transformers")
+        _compare(actual, expected, "the logits of transformers", console)
 
 
-def _compare(found: np.ndarray, expected: np.ndarray, what: str, console: Console) -> None:
-    if found.shape != expected.shape:
-        raise UserError(f"{what} have shape {found.shape}, the source's {expected.shape}")
-    difference = float(np.max(np.abs(found - expected)))
+def _compare(actual: np.ndarray, expected: np.ndarray, what: str, console: Console) -> None:
+    if actual.shape != expected.shape:
+        raise UserError(f"{what} have shape {actual.shape}, the source's {expected.shape}")
+    difference = float(np.max(np.abs(actual - expected)))
     console.print(f"{what} differ from the source's by at most {difference:.2g}")
-    if not difference <= LOGITS_BOUND:  # A NaN is no agreement either.
+    if not difference <= LOGITS_BOUND:  # NaN counts as a difference.
         raise UserError(
             f"{what} differ from the source's by {difference:.3g}, more than {LOGITS_BOUND:g}:"
             " the copy is not kept"

@@ -1,8 +1,8 @@
-"""Says what this installation can run: versions, devices, folders, data; and how to mend the rest.
+"""Checks this installation: versions, devices, folders and data; and says how to fix what fails.
 
 adalink doctor
 
-The exit code is 0 where adalink train and adalink eval can run, else 2.
+The exit code is 0 if adalink train and adalink eval can run, else 2.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import adalink_jax
 
-# What an extra is for.
+# What each extra is for.
 _EXTRAS = {
     "plan": "adalink plan compiles for TPUs with it",
     "int8": "frozen bases in int8 (Precision.frozen_dtype = 'int8')",
@@ -27,12 +27,12 @@ _BASES = ("mini", "mini_raw")
 
 
 class Finding(NamedTuple):
-    """One line of the answer.
+    """One line of the report.
 
     Attributes:
-      state: "ok", "--" (absent, and not needed to train) or "!!" (train and eval cannot run).
+      state: "ok", "--" (missing, but not needed to train) or "!!" (train and eval cannot run).
       text: what was found.
-      mend: the command line that mends it, or "".
+      mend: a command line that fixes it, or "".
     """
 
     state: str
@@ -41,11 +41,11 @@ class Finding(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: it looks at everything."""
+    """Adds nothing: every check is always made."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints what was found; returns the exit code."""
+    """Prints all findings; returns the exit code."""
     del arguments
     ill = 0
     for title, findings in (
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def packages() -> Iterator[Finding]:
-    """Python, this package and what it requires."""
+    """Checks Python, this package and its requirements."""
     root = pathlib.Path(adalink_jax.__file__).resolve().parent.parent
     yield Finding("ok", f"python {platform.python_version()}, {sys.executable}")
     yield Finding("ok", f"adalink_jax {adalink_jax.__version__}, {root}")
@@ -84,7 +84,7 @@ def packages() -> Iterator[Finding]:
 
 
 def _package(requirement: str, absent: str, mend: str) -> Finding:
-    """Whether a package is there, in a version within the bounds."""
+    """Checks that a package is installed, in a version within the bounds."""
     name, bounds = re.fullmatch(r"([\w.-]+)(.*)", requirement).groups()
     try:
         version = importlib.metadata.version(name)
@@ -97,7 +97,7 @@ def _package(requirement: str, absent: str, mend: str) -> Finding:
 
 
 def _within(version: str, bounds: str) -> bool:
-    """Whether a version meets bounds of >=, < and ==."""
+    """Returns whether a version satisfies bounds with >=, < and ==."""
     ours = _numbers(version)
     for operator, bound in re.findall(r"(>=|==|<)\s*([\d.]+)", bounds):
         theirs = _numbers(bound)
@@ -111,17 +111,17 @@ def _within(version: str, bounds: str) -> bool:
 def _numbers(version: str) -> tuple[int, ...]:
     numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]
     while numbers and not numbers[-1]:
-        numbers.pop()  # 2.0 is 2.
+        numbers.pop()  # 2.0 equals 2.
     return tuple(numbers)
 
 
 def devices() -> Iterator[Finding]:
-    """What JAX computes on."""
+    """Lists the devices JAX computes on."""
     try:
         import jax
 
         found = jax.devices()
-    except Exception as error:  # Whatever is wrong with a driver, the rest is worth saying.
+    except Exception as error:  # Even with a broken driver, the other checks are useful.
         line = str(error).partition("\n")[0] or type(error).__name__
         yield Finding("!!", f"JAX finds no device: {line}", "JAX_PLATFORMS=cpu adalink doctor")
         return
@@ -130,8 +130,8 @@ def devices() -> Iterator[Finding]:
 
 
 def folders() -> Iterator[Finding]:
-    """Where tokenized data and compiled programs are kept."""
-    # As adalink_jax.data.cache has it, which needs NumPy.
+    """Checks the folders of tokenized data and compiled programs."""
+    # The same default as in adalink_jax.data.cache, which would import NumPy.
     tokens = os.environ.get("ADALINK_CACHE_DIR") or "~/.cache/adalink_jax"
     yield _folder("token cache", tokens, "!!", "export ADALINK_CACHE_DIR=FOLDER")
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -144,7 +144,7 @@ def folders() -> Iterator[Finding]:
 
 
 def _folder(name: str, path: str, fault: str, mend: str) -> Finding:
-    """Whether a folder, or the one in which it would be made, can be written."""
+    """Checks that a folder, or the one it would be created in, is writable."""
     folder = pathlib.Path(path).expanduser().absolute()
     there = next(each for each in (folder, *folder.parents) if each.exists())
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
@@ -153,7 +153,7 @@ def _folder(name: str, path: str, fault: str, mend: str) -> Finding:
 
 
 def data() -> Iterator[Finding]:
-    """The bases that come with the package, and what the environment says of GLUE."""
+    """Checks the bases that come with the package, and the environment variables for GLUE."""
     bases = pathlib.Path(adalink_jax.__file__).resolve().parent / "bases"
     lost = [name for name in _BASES if not (bases / name / "adapter.safetensors").is_file()]
     if lost:

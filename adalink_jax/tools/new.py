@@ -1,9 +1,9 @@
-"""Writes a commented gin file for a method, a model and a task, to train with as it stands.
+"""Writes a commented gin file for a method, a model and a task, ready to train with.
 
 adalink new rte.gin --method adalink --model flan_t5_base --task glue_rte
 adalink train --gin_file=rte.gin --gin.MODEL_DIR=runs/rte
 
-Nothing is overwritten.
+An existing file is never overwritten.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from adalink_jax.config.macros import Macro, gin_folder, macros
 from adalink_jax.data.corpus import check_registered
 from adalink_jax.errors import UserError, nearest
 
-# Google's public checkpoints (T5X's docs/models.md), below one folder.
+# Google's public checkpoints (T5X's docs/models.md); all paths are below this folder.
 _PUBLIC = "gs://t5-data/pretrained_models/t5x"
 _STEPS = {
     "t5_1_0_small": "t5_small/checkpoint_1000000",
@@ -36,12 +36,12 @@ _STEPS = {
     "flan_t5_xl": "flan_t5_xl/checkpoint_1138000",
     "flan_t5_xxl": "flan_t5_xxl/checkpoint_1114000",
 }
-# Set by the included files and by the command line.
+# Set by the included files or on the command line.
 _ELSEWHERE = ("MODEL_DIR", "MODEL", "METHOD", "OPTIMIZER")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what the file is for."""
+    """Adds the file's name, and the method, model and task it is for."""
     parser.add_argument("file", metavar="RUN.gin", help="the file to write")
     parser.add_argument("--method", required=True, help="a file of gin/methods, e.g. adalink")
     parser.add_argument("--model", required=True, help="a file of gin/models, e.g. flan_t5_base")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def text(arguments: argparse.Namespace) -> str:
-    """Returns the gin file: what it includes, then every macro with its meaning and a value."""
+    """Returns the gin file's text: its includes, then every macro with its meaning and a value."""
     method, model, task = arguments.method, arguments.model, arguments.task
     name = pathlib.Path(arguments.file).name
     head = f"""\
@@ -86,17 +86,17 @@ include 'runs/finetune.gin'
 def _settings(arguments: argparse.Namespace) -> Iterator[str]:
     world = "mini" if arguments.task.startswith("mini_") else "glue"
     files = [f"experiments/{world}.gin", f"experiments/{world}_{arguments.method}.gin"]
-    found = macros()
-    values = {macro.name: macro.default for file in files for macro in found if macro.file == file}
+    known = macros()
+    values = {macro.name: macro.default for file in files for macro in known if macro.file == file}
     values["MIXTURE_OR_TASK_NAME"] = repr(arguments.task)
     values["INITIAL_CHECKPOINT_PATH"] = repr(arguments.base or _base(arguments.model))
     for file in ("runs/finetune.gin", f"methods/{arguments.method}.gin"):
-        for macro in (macro for macro in found if macro.file == file):
+        for macro in (macro for macro in known if macro.file == file):
             if macro.name not in _ELSEWHERE:
                 yield _setting(macro, values.get(macro.name, macro.default))
     if world != "mini":
-        for macro in (macro for macro in found if macro.name in ("GLUE_DIR", "VOCABULARY")):
-            if not macro.file:  # Given by the environment too, so left to the user.
+        for macro in (macro for macro in known if macro.name in ("GLUE_DIR", "VOCABULARY")):
+            if not macro.file:  # The environment can set it too, so it is only a comment.
                 yield _setting(macro, repr(os.environ.get(macro.name, "…")), "# ")
 
 
@@ -106,7 +106,7 @@ def _setting(macro: Macro, value: str, mark: str = "") -> str:
 
 
 def _base(model: str) -> str | None:
-    """The checkpoint of a model that anybody can read; None for random weights."""
+    """Returns a model's public checkpoint; None for random weights."""
     if model == "mini":
         return str(pathlib.Path(adalink_jax.__file__).resolve().parent / "bases/mini")
     return f"{_PUBLIC}/{_STEPS[model]}" if model in _STEPS else None

@@ -1,4 +1,4 @@
-"""Tables and numbers as the tools write them."""
+"""Formats tables and numbers for the tools' output."""
 
 import csv
 import io
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A table in Markdown, without a line break at its end.
+    """Returns a table in Markdown, without a line break at the end.
 
     Args:
-      header: the names of the columns.
+      header: the column names.
       rows: the cells of each row.
-      text_columns: how many of the first columns hold text; the others hold numbers, which stand
-        to the right.
+      text_columns: number of leading columns with text. The others hold numbers and are aligned
+        right.
     """
     numbers = len(header) - text_columns
     rule = [*["---"] * text_columns, *["---:"] * numbers]
@@ -26,7 +26,7 @@ def _escaped(cells: Sequence[str]) -> list[str]:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """A table as CSV: its columns of each row, empty where a row lacks one."""
+    """Returns a table as CSV; a cell is empty if its row has no value for the column."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -35,7 +35,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes in the largest binary unit of which there is at least one: 15.75 GiB."""
+    """Formats a number of bytes in the largest binary unit that is at most that: 15.75 GiB."""
     if abs(count) < 1024:
         return f"{count:.0f} B"
     for unit in ("KiB", "MiB", "GiB"):
@@ -46,7 +46,7 @@ def in_bytes(count: float) -> str:
 
 
 def in_thousands(count: float) -> str:
-    """A number with a decimal unit: 12.3 M."""
+    """Formats a number with a decimal unit: 12.3 M."""
     for unit in ("", " k", " M", " G", " T", " P"):
         if abs(count) < 1000 or unit == " P":
             return f"{count:.4g}{unit}"

@@ -1,7 +1,10 @@
-"""What each method costs on each model: parameters, operations, memory, time; and budgets.
+"""Prints what each method costs on each model: parameters, FLOPs, memory and time.
 
 adalink cost --model t5_1_1_xl --batch 32 --inputs 512 --targets 16 --to runs/cost
 adalink cost --model mini --method adalink:RANK=16 --method full --compile --measure
+
+With --budget it prints instead which settings of a method give that many parameters:
+
 adalink cost --model flan_t5_base --budget 65536
 """
 
@@ -15,7 +18,7 @@ from adalink_jax.tools.cost import budget, card
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds models, methods, the batch, and what is asked of them."""
+    """Adds models, methods, the batch, and what to compute."""
     parser.add_argument("--model", action="append", required=True, help="a file of gin/models")
     parser.add_argument("--method", action="append", help="NAME[:MACRO=VALUE…]; all by default")
     parser.add_argument("--batch", type=int, default=32, help="rows")
@@ -29,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Prints and writes the card, or prints what meets the budget."""
+    """Prints and writes the card, or prints the settings that match the budget."""
     if flags.budget is not None:
         for model in flags.model:
             for label in flags.method or METHODS:
@@ -41,7 +44,7 @@ def run(flags: argparse.Namespace) -> None:
         for label in flags.method or METHODS:
             name, *settings = label.split(":")
             architecture, method = gin_files.shipped(model, name, settings)
-            # Not scanned: of a loop's body, XLA counts the operations once.
+            # Without scan: XLA counts a loop's body only once.
             changes = {"dtype": flags.dtype, "scan_layers": False}
             architecture = dataclasses.replace(architecture, **changes)
             candidates.append(card.Candidate(model, architecture, label, method))
@@ -51,12 +54,12 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def matched(model: str, label: str, parameters: int) -> budget.Match:
-    """Finds the settings at which a method of a model stores a number of parameters.
+    """Finds the settings with which a method stores a given number of parameters.
 
     Args:
       model: a file of gin/models.
-      label: ``NAME[:MACRO=VALUE…]``, a file of gin/methods.
-      parameters: the budget.
+      label: ``NAME[:MACRO=VALUE…]``, with NAME a file of gin/methods.
+      parameters: the budget, a number of parameters.
     """
     name, *settings = label.split(":")
     architecture, method = gin_files.shipped(model, name, settings)

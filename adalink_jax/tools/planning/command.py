@@ -1,4 +1,4 @@
-"""Does a training step fit on a TPU slice: compiled for it on any machine, before it is rented.
+"""Shows whether a training step fits on a TPU slice, by compiling it. Needs no TPU.
 
 adalink plan --model t5_1_1_xxl --method adalink --topology v5e:4x8 --remat full
 adalink plan --model t5_1_1_xl --topology v5e:2x2 --topology v6e:1x1 --to plans/xl
@@ -22,7 +22,7 @@ from adalink_jax.tools.planning.compiling import LEVELS, OPTIMIZERS, Case
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds models, methods, slices, the batch and the layout."""
+    """Adds models, methods, TPU slices, the batch and the layout."""
     parser.add_argument("--model", action="append", required=True, help="a file of gin/models")
     parser.add_argument("--method", action="append", help="NAME[:MACRO=VALUE…]; all by default")
     parser.add_argument("--topology", action="append", required=True, help="e.g. v5e:4x8, v4-8")
@@ -40,43 +40,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Prints and writes a plan, whether or not a step fits."""
+    """Prints and writes a plan, whether or not the step fits."""
     _check(flags)
     cases = list(_cases(flags))
     level = flags.optimization_level
     folder = pathlib.Path(flags.to) if flags.to else None
-    kept = tables.stored(folder) if folder else []
+    stored = tables.stored(folder) if folder else []
     questions = [rows.question(case, level) for case in cases]
-    found = [tables.answered(question, kept) for question in questions]
-    others = [row for row in kept if row not in found]
+    answers = [tables.answered(question, stored) for question in questions]
+    others = [row for row in stored if row not in answers]
     for i, case in enumerate(cases):
         name = f"{case.model}, {case.label}, {case.optimizer}, {case.topology.name}"
-        if found[i] is None:
+        if answers[i] is None:
             print(f"{name} …", file=sys.stderr, flush=True)
-            found[i] = rows.row(case, level)
+            answers[i] = rows.row(case, level)
             if folder:
-                done = [row for row in found if row is not None]
+                done = [row for row in answers if row is not None]
                 tables.write([*others, *done], len(cases) - len(done), folder)
         if not flags.json:
-            verdict = "FITS" if found[i]["fits"] else "DOES NOT FIT"
-            print("\n  ".join([f"{name}: {verdict}", *tables.summary(found[i])]), flush=True)
+            verdict = "FITS" if answers[i]["fits"] else "DOES NOT FIT"
+            print("\n  ".join([f"{name}: {verdict}", *tables.summary(answers[i])]), flush=True)
     if folder:
-        tables.write([*others, *found], 0, folder)
-    print(json.dumps({"rows": found}, indent=1) if flags.json else f"\n{tables.markdown(found)}")
+        tables.write([*others, *answers], 0, folder)
+    print(
+        json.dumps({"rows": answers}, indent=1) if flags.json else f"\n{tables.markdown(answers)}"
+    )
 
 
 def _check(flags: argparse.Namespace) -> None:
-    """Raises `UserError` for flags that are wrong whatever the model."""
+    """Raises `UserError` for flags that no model could use."""
     for name in ("batch", "inputs", "targets", "model_parallelism"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     flags.optimizer = flags.optimizer or ["adafactor"]
-    given = [("optimization_level", flags.optimization_level, LEVELS)]
-    given += [("optimizer", value, OPTIMIZERS) for value in flags.optimizer]
+    chosen = [("optimization_level", flags.optimization_level, LEVELS)]
+    chosen += [("optimizer", value, OPTIMIZERS) for value in flags.optimizer]
     if flags.frozen_dtype:
-        given.append(("frozen_dtype", flags.frozen_dtype, FROZEN_DTYPES))
-    for name, value, known in given:
+        chosen.append(("frozen_dtype", flags.frozen_dtype, FROZEN_DTYPES))
+    for name, value, known in chosen:
         if value not in known:
             takes = f"it takes {' or '.join(known)}"
             raise UserError(f"{name} is '{value}'; {takes}{nearest(value, known)}")
@@ -110,7 +112,7 @@ def _cases(flags: argparse.Namespace) -> Iterator[Case]:
 
 
 def _layout(topology: topologies.Topology, flags: argparse.Namespace) -> Layout:
-    """The layout of the flags, or where there is none that of the slice's file in gin/hardware."""
+    """Returns the flags' layout, or else that of the slice's file in gin/hardware."""
     if flags.fully_sharded or flags.model_parallelism:
         return Layout(flags.model_parallelism or 1, flags.fully_sharded)
     file = f"hardware/{topology.preset}.gin"

@@ -1,4 +1,4 @@
-"""Makes one folder of finished runs: tables, plots, CSV, and a page that opens without a network.
+"""Makes a report of finished runs: tables, plots, CSV, and a page that opens offline.
 
 adalink report runs/glue runs/ranks --to report
 """
@@ -29,7 +29,7 @@ _TITLE = "Methods side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the runs, and the folder to write."""
+    """Adds the runs and the folder to write."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or folders above them")
     parser.add_argument("--to", required=True, help="the folder to write")
     parser.add_argument("--title", default=_TITLE, help="of the report")
@@ -41,24 +41,24 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(runs: Sequence[str], to: str, title: str = _TITLE) -> None:
-    """Reads the runs at or below some folders, writes their report and prints its main tables.
+    """Reads the runs in or below some folders, writes their report and prints its main tables.
 
     Raises:
-      UserError: there is none, or one is damaged.
+      UserError: there is no finished run, or a run is damaged.
       OSError: the report cannot be written.
     """
-    found = [run for path in runs for run in find(pathlib.Path(path))]
-    found.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
-    write(found, pathlib.Path(to), title)
-    _print_tables(found)
-    print(f"{len(found)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
+    loaded = [run for path in runs for run in find(pathlib.Path(path))]
+    loaded.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
+    write(loaded, pathlib.Path(to), title)
+    _print_tables(loaded)
+    print(f"{len(loaded)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
 
 
 def find(path: pathlib.Path) -> list[Run]:
-    """The finished runs at or below a folder, and bases scored alone, in the order of their paths.
+    """Returns the finished runs, and scored bases, in or below a folder, sorted by path.
 
     Raises:
-      UserError: there is none, or one is damaged.
+      UserError: there is no finished run, or a run is damaged.
     """
     folders = sorted(record.parent for record in path.rglob("run.json"))
     finished = [folder for folder in folders if (folder / "results.json").exists()]
@@ -67,10 +67,10 @@ def find(path: pathlib.Path) -> list[Run]:
         raise UserError(f"{path} holds no finished run{unfinished}")
     for folder in sorted(set(folders) - set(finished)):
         print(f"not finished, left out: {folder}", file=sys.stderr)
-    found = {folder: read(folder) for folder in finished}
-    for folder in (folder for folder, run in found.items() if run is None):
+    loaded = {folder: read(folder) for folder in finished}
+    for folder in (folder for folder, run in loaded.items() if run is None):
         print(f"the evaluation of an adapter, left out: {folder}", file=sys.stderr)
-    return [run for run in found.values() if run is not None]
+    return [run for run in loaded.values() if run is not None]
 
 
 def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
@@ -78,8 +78,8 @@ def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
 
     Args:
       runs: at least one.
-      folder: made where it is not there; its files of these names are replaced.
-      title: of the report.
+      folder: created if it does not exist; files of these names in it are replaced.
+      title: the report's title.
     """
 
     def drawing(plot: Callable) -> Callable[[dict, str], str]:
@@ -112,20 +112,20 @@ def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
 
 
 def _csv(runs: Sequence[Run]) -> str:
-    """One line for each run and task; a metric that a task does not have is left empty."""
-    metrics = sorted({name for run in runs for found in run.metrics.values() for name in found})
+    """Returns one CSV line per run and task; metrics that a task does not have are empty."""
+    metrics = sorted({name for run in runs for values in run.metrics.values() for name in values})
     rows = []
     for run in runs:
         record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
         record |= {"method": run.label, "sharing": run.sharing}
-        for task, found in run.metrics.items():
+        for task, values in run.metrics.items():
             score = run.scores.get(task, "")
-            rows.append(record | {"task": task, "score": score} | dict(found))
+            rows.append(record | {"task": task, "score": score} | dict(values))
     return tables.csv_text([*_COLUMNS, *metrics], rows)
 
 
 def _print_tables(runs: Sequence[Run]) -> None:
-    """On the terminal the tables of single tasks and of mixtures; of one task, what each costs."""
+    """Prints the tables of single tasks and mixtures; for only one task, its table of costs."""
     console = Console(width=None if sys.stdout.isatty() else 200)
     tables = [*sections.single_task(runs), *sections.multi_task(runs)]
     if len({run.mixture for run in runs}) == 1:

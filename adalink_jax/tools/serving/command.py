@@ -2,11 +2,13 @@
 
     adalink infer --base BASE --adapters RUNS --vocabulary spiece.model < requests.jsonl
 
-A request is a line: {"text": "rte sentence1: …", "adapter": "rte"}, and at will "labels" to choose
-among and an "id" to repeat; or, in a *.tsv file, text<TAB>adapter. Without an adapter the base
-answers. An adapter is a folder below --adapters, read when it is first asked for and again when it
-was written anew; NAME:ROUTE asks for one task of a multi-task adapter. An answer is a line too:
-the prediction, and each label's log-likelihood; or the error of that line only.
+Each line is a request: {"text": "rte sentence1: …", "adapter": "rte"}. It may also have "labels"
+to choose from and an "id" that the answer repeats. In a *.tsv file a line is text<TAB>adapter. If
+a request names no adapter, the base answers.
+
+An adapter is a folder below --adapters. It is loaded on first use, and again if it has changed.
+NAME:ROUTE selects one task of a multi-task adapter. Each answer is a line too, with the prediction
+and the log-likelihood of each label, or with an error that concerns only that request.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from adalink_jax.tools.serving.service import Service
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the base, the adapters, and what is read and written."""
+    """Adds the base, the adapters, the input and the output."""
     parser.add_argument("--base", required=True, help="the base's checkpoint")
     parser.add_argument("--adapters", help="a folder of adapters, or of runs that wrote one")
     parser.add_argument("--vocabulary", help="T5's SentencePiece file, or 'mini'; else VOCABULARY")
@@ -48,7 +50,7 @@ def run(flags: argparse.Namespace) -> None:
         os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
         vocabulary = tasks.UserVocabulary()
     try:
-        vocabulary.encode("")  # Opened here, so that a mistake in it is no line's.
+        vocabulary.encode("")  # Opens the file here, so that an error is not blamed on a request.
     except tasks.DataError as error:
         raise UserError(str(error)) from error
     service = Service(
@@ -58,7 +60,7 @@ def run(flags: argparse.Namespace) -> None:
         tasks.LABELS,
         max_inputs=flags.inputs,
         max_targets=flags.targets,
-        # A batch may ask for as many adapters as it has rows.
+        # Each row of a batch may use a different adapter.
         resident=max(flags.resident, flags.batch_size),
     )
     is_tsv = flags.input.endswith(".tsv")
@@ -69,26 +71,26 @@ def run(flags: argparse.Namespace) -> None:
         if flags.output != "-":
             sink = files.enter_context(open(flags.output, "x", encoding="utf-8"))
         for lines in _batches(source, flags.batch_size):
-            for found in _answers(service, lines, is_tsv):
-                print(json.dumps(found, ensure_ascii=False), file=sink)
+            for answer in _answers(service, lines, is_tsv):
+                print(json.dumps(answer, ensure_ascii=False), file=sink)
             sink.flush()
 
 
 def _answers(service: Service, lines: list[tuple[int, bytes]], tsv: bool) -> list[dict]:
-    """One answer a line, in order."""
+    """Returns one answer per line, in order."""
     requests: list[Request] = []
-    found: dict[int, dict] = {}
+    answers: dict[int, dict] = {}
     for number, content in lines:
         try:
             requests.append(parse(number, content, tsv))
         except UserError as error:
-            found[number] = failure(number, error)
-    found |= {one["line"]: one for one in service.answers(requests)}
-    return [found[number] for number, _ in lines]
+            answers[number] = failure(number, error)
+    answers |= {one["line"]: one for one in service.answers(requests)}
+    return [answers[number] for number, _ in lines]
 
 
 def _batches(source: IO[bytes], size: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Numbered lines in lists of at most `size`: whatever has come, without waiting for more."""
+    """Yields numbered lines in lists of at most `size`, without waiting until a list is full."""
     lines: queue.Queue = queue.Queue(maxsize=4 * size)
 
     def read() -> None:

@@ -1,1 +1,1 @@
-"""Many trainings: grids of command lines, trained side by side, then a report."""
+"""Many trainings: grids of command lines, run in parallel and summarized in a report."""

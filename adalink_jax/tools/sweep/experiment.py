@@ -1,22 +1,22 @@
-r"""Runs the paper's experiment: {raw, tuned} base × methods × tasks, ranks, equal sizes, seeds.
+r"""Runs the paper's experiment: two bases, all methods and tasks, ranks, equal sizes, seeds.
 
 adalink experiment runs/mini --jobs 2
 
-On the small world by default, with the bases that come with the package: an hour and a half on two
-cores. On GLUE:
+By default it uses the small world of generated sentences and the bases that come with the package,
+and takes an hour and a half on two cores. On GLUE:
 
 adalink experiment runs/glue --world glue --raw checkpoints/t5_1_1_base \
     --tuned checkpoints/flan_t5_base --model flan_t5_base --budget 6144 --gin.TRAIN_STEPS=5000
 
-with GLUE_DIR and VOCABULARY as environment variables. The stages, in their order:
+with the environment variables GLUE_DIR and VOCABULARY set. The stages, in order:
 
-  rates   the learning rate of each base and method, on a grid with one seed and two tasks
-  alone   the frozen bases, with and without examples in front of an input
-  single  every task with every method, base and seed
-  mixed   all tasks in one training, with shared modules and with a module for each task
-  ranks   AdaLink at several ranks
-  equal   every method at one number of parameters
-  report  tables and plots of what has been run so far, OUT/report
+  rates   find the learning rate of each base and method: a grid, one seed, two tasks
+  alone   score the frozen bases, with and without examples in the input
+  single  train every task with every method, base and seed
+  mixed   train all tasks together, with shared modules and with one module per task
+  ranks   train AdaLink at several ranks
+  equal   train every method with the same number of parameters
+  report  write tables and plots of all runs so far to OUT/report
 """
 
 import argparse
@@ -43,7 +43,7 @@ _TITLES = {"ranks": "AdaLink's rank", "equal": "Equal parameters"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where, in which world, and what is varied."""
+    """Adds the folder, the world and the values to try."""
     shipped = pathlib.Path(adalink_jax.__file__).parent / "bases"
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     about = "of the tasks, WORLD_TASK, and gin files, experiments/WORLD_METHOD.gin (default: mini)"
@@ -66,13 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the stages."""
+    """Runs the chosen stages."""
     import jax
 
     for stage in arguments.stages:
         if stage not in STAGES:
             raise UserError(f"no stage '{stage}'{nearest(stage, STAGES)}")
-    # The accelerators are the trainings'; between them this process only reads and counts.
+    # The trainings need the accelerators; this process only reads and counts.
     jax.config.update("jax_platforms", "cpu")
     study = Study(arguments)
     for stage in arguments.stages:
@@ -89,17 +89,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Study:
-    """The grids of one experiment: each stage's command lines.
+    """The command lines of one experiment, stage by stage.
 
     Args:
-      arguments: those of `add_arguments`.
+      arguments: the parsed arguments of `add_arguments`.
     """
 
     def __init__(self, arguments: argparse.Namespace):
         self._given = arguments
         self._bases = {"tuned": arguments.tuned, "raw": arguments.raw}
         folder = f"{arguments.out}/rates"
-        # The best of the grid, read once.
+        # The best learning rate of a grid, read only once.
         self._rate = functools.cache(lambda *names: rates.best_of("/".join([folder, *names])))
         self._flags, self._mixed_flags = list(arguments.flags), []
         self._mixture, self._lengths = "glue_equal", {"inputs": 512, "targets": 16}
@@ -109,11 +109,11 @@ class Study:
             self._mixture, self._lengths = "mini_glue_equal", {"inputs": 256, "targets": 16}
 
     def rates(self) -> Iterator[list[str]]:
-        """A grid of learning rates for each base and method, with one seed."""
+        """Yields a grid of learning rates for each base and method, with one seed."""
         for method in self._given.methods:
             grid = _GRID.split()
             if method in METHODS and METHODS[method].trains_base:
-                grid = grid[:-1]  # A trained weight moves in proportion to its size.
+                grid = grid[:-1]  # Updates scale with a weight's size: the last is too high.
             for base in BASES:
                 for rate in self._given.rates or grid:
                     for task in self._given.tuning_tasks:
@@ -121,7 +121,7 @@ class Study:
                         yield self._training(run, base, method, self._task(task), 0, rate)
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
-        """The folder and the flags of each scoring of a frozen base."""
+        """Yields the folder and the flags of each evaluation of a frozen base."""
         for base in BASES:
             for count in (0, 4):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"
@@ -139,7 +139,7 @@ class Study:
                 )
 
     def single(self) -> Iterator[list[str]]:
-        """Every task by itself."""
+        """Yields the trainings of every single task."""
         for seed in self._given.seeds:
             for task in self._given.tasks:
                 for base in BASES:
@@ -149,7 +149,7 @@ class Study:
                         yield self._training(run, base, method, self._task(task), seed, rate)
 
     def mixed(self) -> Iterator[list[str]]:
-        """All tasks in one training."""
+        """Yields the trainings on all tasks together."""
         for seed in self._given.seeds:
             for method in self._given.methods:
                 sharings = {"shared": ["--gin.ROUTES=1"], "per_task": ["--gin.ROUTES=8"]}
@@ -163,7 +163,7 @@ class Study:
                         yield line + self._mixed_flags + routes
 
     def ranks(self) -> Iterator[list[str]]:
-        """AdaLink at several ranks."""
+        """Yields AdaLink's trainings at several ranks."""
         for seed in self._given.seeds:
             for rank in self._given.ranks:
                 for base in BASES:
@@ -174,7 +174,7 @@ class Study:
                         yield [*line, f"--gin.RANK={rank}"]
 
     def equal(self) -> Iterator[list[str]]:
-        """Every method at one number of parameters; LoRA then has room in a single layer."""
+        """Yields every method with the same number of parameters; LoRA then has only one layer."""
         for method in self._given.methods:
             if method in METHODS and METHODS[method].trains_base:
                 continue
@@ -192,7 +192,7 @@ class Study:
                         yield line + shlex.split(match.flags())
 
     def report(self) -> None:
-        """Of what has been run so far; a cell of fewer seeds than its neighbors says so."""
+        """Writes the reports of all runs so far; cells with fewer seeds are marked."""
         out = self._given.out
         os.makedirs(f"{out}/report", exist_ok=True)
         rates.write(f"{out}/rates", f"{out}/report/learning_rates.md")

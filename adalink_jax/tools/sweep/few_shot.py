@@ -1,11 +1,11 @@
-r"""Trains on few examples of a task: each number of examples with each seed, which chooses them.
+r"""Trains a task on few examples: every number of examples with every seed.
 
 adalink few-shot runs/few experiments/glue_adalink.gin checkpoints/flan_t5_base glue_rte \
     --shots 4,16,32,64 --eval-flags="--gin.VOCABULARY=spiece.model" --gin.VOCABULARY=spiece.model
 
-More examples include the fewer of the same seed. First the frozen base is scored, with none and
-with some examples in front of each input. OUT takes OUT/in_contextN, OUT/shotsN/seedN and
-OUT/report.
+The seed selects the examples; a larger set contains the smaller ones of the same seed. The frozen
+base is scored first, with and without examples in the input. Runs are written to OUT/in_contextN
+and OUT/shotsN/seedN, the report to OUT/report.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from adalink_jax.tools.sweep import pool, trainings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where, what, and what is varied."""
+    """Adds the folder, the experiment and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file of a method")
     parser.add_argument("base", metavar="BASE", help="a checkpoint")
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluations(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """The folder and the flags of each scoring of the frozen base."""
+    """Yields the folder and the flags of each evaluation of the frozen base."""
     for shots in arguments.in_context:
         folder = f"{arguments.out}/in_context{shots}"
         yield (
@@ -49,7 +49,7 @@ def evaluations(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Numbers of examples × seeds."""
+    """Yields numbers of examples × seeds."""
     for shots in arguments.shots:
         for seed in arguments.seeds:
             yield (

@@ -2,7 +2,7 @@
 
 adalink glue runs/glue checkpoints/flan_t5_base --seeds 0,1,2 --gin.VOCABULARY=spiece.model
 
-OUT takes a folder for each run, OUT/METHOD/TASK/seedN, and OUT/report: CSV, Markdown, HTML, plots.
+Runs are written to OUT/METHOD/TASK/seedN, the report (CSV, Markdown, HTML, plots) to OUT/report.
 """
 
 import argparse
@@ -14,7 +14,7 @@ TASKS = "glue_cola glue_sst2 glue_mrpc glue_qqp glue_stsb glue_mnli glue_qnli gl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where, on which base, and what is varied."""
+    """Adds the folder, the base and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     parser.add_argument("base", metavar="BASE", help="a checkpoint")
     trainings.add_words(parser, "--tasks", TASKS, "tasks or mixtures")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Methods × tasks × seeds."""
+    """Yields methods × tasks × seeds."""
     for method in arguments.methods:
         for task in arguments.tasks:
             for seed in arguments.seeds:

@@ -1,11 +1,11 @@
-r"""Trains mixtures of tasks with modules that all tasks share, and with a module for each task.
+r"""Trains mixtures of tasks, once with shared modules and once with one module per task.
 
 adalink multitask runs/mixed experiments/glue_adalink.gin --mixtures glue_equal_2:2,glue_equal:8 \
     --ranks 4,64 --gin.INITIAL_CHECKPOINT_PATH=checkpoints/flan_t5_base
 
-A mixture stands with its number of tasks; glue_equal_2:2 and glue_equal_4:4 are the first tasks of
-glue_equal:8. Each of --tasks is trained by itself too, and the report OUT/report says what mixing
-gains or costs it.
+Give each mixture with its number of tasks; glue_equal_2:2 and glue_equal_4:4 are the first tasks
+of glue_equal:8. The tasks in --tasks are also trained separately, and the report in OUT/report
+shows what each of them gains or loses in the mixture.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from adalink_jax.tools.sweep import trainings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where, what, and what is varied."""
+    """Adds the folder, the experiment and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file that sets RANK")
     trainings.add_words(parser, "--mixtures", "glue_proportional:8", "NAME:NUMBER_OF_TASKS")
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Ranks × seeds × mixtures, shared and per task, and tasks by themselves."""
+    """Yields ranks × seeds × mixtures (shared and per task), and single tasks."""
     for rank in arguments.ranks:
         for seed in arguments.seeds:
             kinds = []

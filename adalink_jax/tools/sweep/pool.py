@@ -1,7 +1,7 @@
-"""Many trainings, a command line each, in processes side by side.
+"""Runs many trainings, given as command lines, in parallel processes.
 
-A process takes one training after another, so that Python, TensorFlow and JAX start once, and all
-of them share what XLA compiled: trainings that differ in seed or data alone compile once.
+A process runs one training after another, so Python, TensorFlow and JAX start only once. All
+processes share one compilation cache: trainings that differ only in seed or data compile once.
 """
 
 import concurrent.futures
@@ -25,23 +25,23 @@ from adalink_jax.errors import UserError
 
 
 def train_all(commands: Iterable[Sequence[str]], jobs: int) -> int:
-    """Trains command lines of ``adalink train``, some of them side by side, each once.
+    """Runs command lines of ``adalink train``, several in parallel, each only once.
 
-    The cores are divided among the processes. A training that fails is reported, and the others
-    go on.
+    The processes share the CPU cores. If a training fails, that is reported and the others
+    continue.
 
     Args:
-      commands: the flags of each.
-      jobs: how many are trained at a time.
+      commands: the flags of each training.
+      jobs: number of trainings to run in parallel.
 
     Returns:
-      How many failed or were never started.
+      The number of trainings that failed or never started.
 
     Raises:
-      UserError: there are not as many cores.
+      UserError: the machine has fewer than `jobs` cores, or `jobs` < 1.
     """
     cores = available_cores()
-    count = len(cores) or os.cpu_count() or 1  # Where cores cannot be chosen, they are shared.
+    count = len(cores) or os.cpu_count() or 1  # If cores cannot be assigned, they are shared.
     if not 1 <= jobs <= count:
         raise UserError(f"--jobs={jobs}; this machine has {count} cores")
     once = list(dict.fromkeys(map(tuple, commands)))
@@ -49,17 +49,17 @@ def train_all(commands: Iterable[Sequence[str]], jobs: int) -> int:
 
 
 def available_cores() -> list[int]:
-    """Returns the cores that this process may use, or nothing where they cannot be chosen."""
+    """Returns the cores this process may use; an empty list if they cannot be assigned."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def call(*words: str) -> None:
-    """Runs one command of `adalink` in a process of its own, whose output is shown.
+    """Runs an `adalink` command in a new process and shows its output.
 
     In this process it would hold the accelerator that the trainings after it need.
 
     Raises:
-      SystemExit: it failed, with its exit code; it has said why.
+      SystemExit: the command failed; it has printed why. The exit code is passed on.
     """
     sys.stdout.flush()
     done = subprocess.run([sys.executable, "-m", "adalink_jax", *words])
@@ -68,7 +68,7 @@ def call(*words: str) -> None:
 
 
 def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[int]]) -> int:
-    """Trains all, one process for each share of the cores; returns how many failed."""
+    """Trains all, with one process per share of the cores; returns the number of failures."""
     context = multiprocessing.get_context("spawn")
     free = context.SimpleQueue()
     for share in shares:
@@ -103,9 +103,9 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
 
 
 def _settle(free: "multiprocessing.SimpleQueue", compiled: str) -> None:
-    """Gives a new process its cores and the common folder of compiled programs.
+    """Sets a new process's cores and the shared compilation cache.
 
-    It ends with the sweep, however that ends: nobody would know of a training that went on.
+    The process ends when the sweep does, however that ends; otherwise it would run unnoticed.
     """
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -121,13 +121,13 @@ def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
 
 
 def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
-    """Trains one; returns its exit code, seconds, last line, and all that it printed."""
-    sys.argv = ["adalink", "train", *command]  # What run.json records as its command.
+    """Trains one; returns its exit code, seconds, last line, and everything it printed."""
+    sys.argv = ["adalink", "train", *command]  # run.json records this as the command.
     started, output = time.monotonic(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             code = gin_files.main("adalink_jax.runs.train", command)
-        except Exception:  # One training's defect must not end the others; its traceback is shown.
+        except Exception:  # A bug in one training must not stop the others; the traceback is shown.
             traceback.print_exc()
             code = 1
     if "jax" in sys.modules:

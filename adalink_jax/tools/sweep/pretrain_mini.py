@@ -1,13 +1,13 @@
-"""Makes the bases of the mini world: raw by span corruption, then tuned on instructions.
+"""Trains the two bases of the small world: span corruption first, then instruction tuning.
 
 adalink pretrain-mini runs/bases
 
-OUT takes the runs, OUT/raw and OUT/tuned; a run's folder is a base for INITIAL_CHECKPOINT_PATH,
-and its adapter/ is what adalink_jax/bases holds. On a CPU of one kind the same seed gives the same
-bytes; another kind of CPU, or a GPU, sums in another order.
+The runs are written to OUT/raw and OUT/tuned. A run's folder can be used as
+INITIAL_CHECKPOINT_PATH; adalink_jax/bases holds copies of the adapter/ folders. On the same kind
+of CPU the same seed gives the same bytes. Another CPU or a GPU adds numbers in another order.
 
-With the environment variables TEXT_FILE (one text a line) and VOCABULARY (T5's SentencePiece file)
-it trains only OUT/raw, on that text.
+If the environment variables TEXT_FILE (one text per line) and VOCABULARY (T5's SentencePiece file)
+are set, only OUT/raw is trained, on that text.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from adalink_jax.tools.sweep import pool, trainings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where."""
+    """Adds the folder."""
     parser.add_argument("out", metavar="OUT", help="the folder of both runs")
     parser.set_defaults(flags=[])
     parser.epilog = f"Other flags, e.g. --gin.SEED=1, go to every training.\n{trainings.AGAIN}"
 
 
 def commands(arguments: argparse.Namespace) -> list[list[str]]:
-    """One training after the other."""
+    """Returns the trainings in order."""
     raw, tuned = f"{arguments.out}/raw", f"{arguments.out}/tuned"
     if os.environ.get("TEXT_FILE"):
         lines = [trainings.training("experiments/text_raw.gin", MODEL_DIR=raw)]
@@ -38,6 +38,6 @@ def commands(arguments: argparse.Namespace) -> list[list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains both."""
+    """Trains both bases."""
     for flags in commands(arguments):
         pool.call("train", *flags)

@@ -1,8 +1,8 @@
-"""Adapts the embedded base with AdaLink, LoRA, prompt tuning and full fine-tuning, side by side.
+"""Adapts the embedded base with AdaLink, LoRA, prompt tuning and full fine-tuning, and compares.
 
 adalink quickstart
 
-No data or weights are downloaded, and it takes minutes. Run again, it shows the same at once.
+It takes a few minutes and downloads no data or weights. A second run shows the results at once.
 """
 
 import argparse
@@ -30,7 +30,7 @@ Next, the eight tasks and two bases of the small world:  adalink experiment runs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where, and how long."""
+    """Adds the folder, the number of steps and the number of jobs."""
     about = "the folder of all runs (default: runs/quickstart)"
     parser.add_argument("out", metavar="OUT", nargs="?", default="runs/quickstart", help=about)
     parser.add_argument("--steps", type=int, default=200, help="of each training (default: 200)")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def scoring(arguments: argparse.Namespace) -> list[str]:
-    """The flags that score the frozen base."""
+    """Returns the flags that score the frozen base."""
     return trainings.training(
         "experiments/mini_eval.gin",
         MIXTURE_OR_TASK_NAME=TASK,
@@ -53,7 +53,7 @@ def scoring(arguments: argparse.Namespace) -> list[str]:
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """AdaLink, then the others."""
+    """Yields the trainings: AdaLink's first, then the others."""
     for method in ("adalink", "full", "lora", "prompt_tuning"):
         yield trainings.training(
             trainings.experiment("mini", method),
@@ -66,7 +66,7 @@ def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scores the base, trains AdaLink before the user's eyes, then the others; reports."""
+    """Scores the base, trains AdaLink with its output shown, then the others; writes a report."""
     out = arguments.out
     print(_FROZEN, flush=True)
     if not pathlib.Path(out, "base/results.json").exists():

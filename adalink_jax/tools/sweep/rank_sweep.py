@@ -3,7 +3,7 @@ r"""Trains and scores one task at several ranks; ends with a table and a report 
 adalink rank-sweep runs/ranks experiments/glue_adalink.gin --ranks 1,4,16,64 \
     --gin.MIXTURE_OR_TASK_NAME=glue_rte --gin.INITIAL_CHECKPOINT_PATH=checkpoints/flan_t5_base
 
-OUT takes a folder for each run, OUT/[BASE/]rankR/seedN, and OUT/report.
+Runs are written to OUT/[BASE/]rankR/seedN, the report to OUT/report.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from adalink_jax.tools.sweep import trainings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds where, what, and what is varied."""
+    """Adds the folder, the experiment and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file that sets RANK")
     trainings.add_words(parser, "--ranks", "1 4 16 64 256", "values of RANK")
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Bases × ranks × seeds."""
+    """Yields bases × ranks × seeds."""
     for base in arguments.bases or [None]:
         below = f"{os.path.basename(base.rstrip('/'))}/" if base else ""
         for rank in arguments.ranks:

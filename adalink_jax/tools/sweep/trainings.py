@@ -1,4 +1,4 @@
-"""What the grids of trainings share: arguments, the flags of one training, and the end."""
+"""What the sweeps share: arguments, the flags of one training, and the report at the end."""
 
 import argparse
 import pathlib
@@ -18,18 +18,18 @@ AGAIN = (
 
 
 def words(text: str) -> list[str]:
-    """Splits a list that a flag holds, at blanks or commas."""
+    """Splits a flag's list at spaces or commas."""
     return re.findall(r"[^\s,]+", text)
 
 
 def add_words(parser: argparse.ArgumentParser, name: str, default: str, about: str) -> None:
-    """Adds a flag that takes a list as one word: ``--seeds "0 1 2"`` or ``--seeds 0,1,2``."""
+    """Adds a flag that takes a list as one argument: ``--seeds "0 1 2"`` or ``--seeds 0,1,2``."""
     shown = f"{about} (default: {default})" if default else about
     parser.add_argument(name, type=words, default=words(default), metavar="A,B…", help=shown)
 
 
 def add_common(parser: argparse.ArgumentParser, seeds: str) -> None:
-    """Adds seeds and jobs; flags that the parser does not know go to every training."""
+    """Adds seeds and jobs; flags that the parser does not know are passed to every training."""
     add_words(parser, "--seeds", seeds, "each training is run with each of them")
     about = "trainings at a time, each on its share of the cores; 1 on accelerators (default: 1)"
     parser.add_argument("--jobs", type=int, default=1, help=about)
@@ -52,11 +52,11 @@ def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
 def experiment(world: str, method: str) -> list[str]:
     """Returns the gin files that train a method on a world's tasks, e.g. "glue" or "mini".
 
-    ``experiments/WORLD_METHOD.gin`` where there is one, below the working directory or shipped;
-    else the world's own file with that of the method.
+    That is ``experiments/WORLD_METHOD.gin`` if there is one, below the working directory or in the
+    package; else the world's own file and the method's.
 
     Raises:
-      UserError: there is no file of the method either.
+      UserError: the method has no file either.
     """
     own, general = f"experiments/{world}_{method}.gin", f"methods/{method}.gin"
     if _is_there(own):
@@ -74,7 +74,7 @@ def _is_there(name: str) -> bool:
 def finish(
     commands: Iterable[Sequence[str]], jobs: int, runs: str, title: str | None = None
 ) -> int:
-    """Trains all, then writes the report ``RUNS/report``; returns the exit code."""
+    """Trains all, then writes the report to ``RUNS/report``; returns the exit code."""
     if pool.train_all(commands, jobs):
         return 2
     report([runs], f"{runs}/report", *([title] if title else []))
