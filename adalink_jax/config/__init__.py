@@ -1,1 +1,1 @@
-"""What the user says, by gin files and flags, becomes the arguments of one call."""
+"""Turns gin files and flags into the arguments of one call."""

@@ -1,4 +1,4 @@
-"""The flags of the command lines that gin configures, without what their values mean."""
+"""Parses the flags of command lines that gin configures; `gin_files` reads their values."""
 
 import contextlib
 import dataclasses
@@ -15,19 +15,19 @@ _HOSTS = {
     "process_count": "JAX_NUM_PROCESSES",
     "process_index": "JAX_PROCESS_ID",
 }
-# The flags with a value, but those of macros and parameters.
+# The flags with a value, except --gin.NAME.
 VALUED = ("gin_file", "gin_search_paths", *_HOSTS)
 
 
 @dataclasses.dataclass
 class Flags:
-    """A command line.
+    """A parsed command line.
 
     Attributes:
-      gin_files: in their order.
-      search_paths: further folders of gin files.
-      bindings: ``NAME=VALUE``, in their order.
-      environment: variables that flags stand for.
+      gin_files: gin files in order.
+      search_paths: more folders to search for gin files.
+      bindings: ``NAME=VALUE`` bindings in order.
+      environment: environment variables set by flags.
       switches: flags without a value.
     """
 
@@ -39,14 +39,14 @@ class Flags:
 
 
 def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
-    """Splits a command line into its flags.
+    """Parses a command line.
 
     Args:
       argv: the arguments.
-      switches: names of flags without a value that are allowed.
+      switches: the allowed flags without a value, with their help.
 
     Raises:
-      UserError: an unknown flag, or one that lacks its value.
+      UserError: an unknown flag, or a flag without its value.
     """
     flags, rest = Flags(), list(argv)
     while rest:
@@ -102,13 +102,13 @@ def help_text(
     run_file: str | None,
     switches: Mapping[str, str],
 ) -> str:
-    """Returns what ``--help`` prints of the flags.
+    """Returns the part of ``--help`` about flags.
 
     Args:
-      program: its name.
+      program: the program's name.
       usage: what it does, in one line.
-      folder: of the shipped gin files.
-      run_file: a gin file that is read before those of the user.
+      folder: the folder of the shipped gin files.
+      run_file: a gin file that is read before the user's files.
       switches: flags without a value, with their help.
     """
     shipped = sorted(p.relative_to(folder).as_posix() for p in folder.glob("experiments/*.gin"))

@@ -1,10 +1,10 @@
-"""Configuration: gin files and flags in, one function called.
+"""Reads gin files and flags, and calls one function with the result.
 
-The only module that imports gin. gin's parser reads the statements and gin's injection builds
-the objects; between the two stands what gin 0.5 leaves to its user: where each value was set,
-names that nothing reads or defines, required values left open, files found without search-path
-noise, and one resolved text to keep beside the results. That text is also what gin is given, so
-a run and its ``config.gin`` cannot differ:
+This is the only module that imports gin. gin's parser reads the statements and gin's injection
+builds the objects. In between, this module does what gin 0.5 does not: it records where each
+value was set, refuses names that nothing reads or defines and required values that are not set,
+searches files quietly, and writes one resolved text to keep beside the results. gin is given the
+same text, so a run and its ``config.gin`` cannot differ:
 
     files, flags → settings with origins → Configuration → arguments → the call
 
@@ -15,7 +15,7 @@ declares X and never overrides a value, and a file that is included twice is rea
 import contextlib
 import dataclasses
 import importlib
-import importlib.util  # gin 0.5's reader of files uses it without importing it.
+import importlib.util  # gin 0.5's file reader uses it without importing it.
 import inspect
 import logging
 import os
@@ -48,7 +48,7 @@ from adalink_jax.errors import UserError, nearest
 
 _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 _NAME = re.compile(r"[A-Za-z_][\w./]*")
-# A flag's value that is no gin value but looks like this is taken as a string: a path or a name.
+# A flag's value that is not a gin value but looks like this (a path or a name) is a string.
 _BARE_STRING = re.compile(r"[\w./~][\w./~:+-]*")
 
 
@@ -62,11 +62,11 @@ def main(
     """Runs a command line: reads gin files and flags, then calls `entry`.
 
     Args:
-      entry: the function that is called with the arguments that gin binds to it, the keyword
-        ``configuration`` (a `Configuration`) and one boolean keyword per switch; a dotted name is
-        imported only when the flags have been understood.
+      entry: the function to call, with the arguments that gin binds to it, the keyword
+        ``configuration`` (a `Configuration`) and one boolean keyword per switch. A dotted name is
+        only imported after the flags were parsed.
       argv: the arguments; those of the process by default.
-      run_file: a gin file that is read before those that the user names.
+      run_file: a gin file that is read before the user's files.
       switches: flags without a value that `entry` takes, by name, with their help.
 
     Returns:
@@ -77,24 +77,24 @@ def main(
     configuration = None
     _show_notices()
     try:
-        given = flags.parse(argv, switches)
-        files = [run_file] * bool(run_file) + given.gin_files
+        parsed = flags.parse(argv, switches)
+        files = [run_file] * bool(run_file) + parsed.gin_files
         if not files:
             raise UserError("no gin file: give --gin_file=FILE; --help says which are shipped")
         configuration = read(
             entry,
             files,
-            given.bindings,
-            search_paths=given.search_paths,
+            parsed.bindings,
+            search_paths=parsed.search_paths,
             supplied=("configuration", *switches),
             command=argv,
         )
-        arguments = {name: name in given.switches for name in switches}
-        with flags.environment({**configuration.environment, **given.environment}):
+        arguments = {name: name in parsed.switches for name in switches}
+        with flags.environment({**configuration.environment, **parsed.environment}):
             arguments |= build(configuration)
             _entry(entry).object(**arguments, configuration=configuration)
     except (UserError, *_data_errors()) as error:
-        message = str(error).partition("\n")[0]  # gin adds lines to what a reference raises.
+        message = str(error).partition("\n")[0]  # gin adds lines to errors of references.
         print(
             f"error: {configuration.explain(message) if configuration else message}",
             file=sys.stderr,
@@ -112,21 +112,21 @@ def read(
     supplied: Sequence[str] = (),
     command: Sequence[str] = (),
 ) -> Configuration:
-    """Reads gin files, then bindings, and resolves what they mean for `entry`.
+    """Reads gin files, then bindings, and resolves them for `entry`.
 
     Args:
       entry: a function or its dotted name.
-      files: gin files, as given from the working directory, else below one of `search_paths`,
-        else below the shipped folder; ``include`` finds its files in the same way.
-      bindings: ``NAME=VALUE``; they win over all files. A value that is no gin value but looks
+      files: gin files, searched in the working directory, then below each of `search_paths`, then
+        below the shipped folder. Files of ``include`` are searched in the same way.
+      bindings: ``NAME=VALUE``; they override all files. A value that is not a gin value but looks
         like a path or a name is a string.
-      search_paths: further folders of gin files.
-      supplied: parameters of `entry` that the caller gives himself.
-      command: kept in the result.
+      search_paths: more folders to search for gin files.
+      supplied: parameters of `entry` that the caller passes itself.
+      command: the command line, which is kept in the result.
 
     Raises:
-      UserError: a file that is missing or includes itself; a statement that is no gin; a name
-        that nothing defines or reads; a value set twice in one file; a required value left open.
+      UserError: a file that is missing or includes itself; a statement that is not gin; a name
+        that nothing defines or reads; a value set twice in one file; a required value not set.
     """
     target = _entry(entry)
     reader = _Reader(target, search_paths)
@@ -143,9 +143,9 @@ def read(
 
 
 def build(configuration: Configuration) -> dict[str, Any]:
-    """Returns the arguments that gin builds for the entry: objects constructed, macros applied.
+    """Returns the arguments that gin builds for the entry, with objects made and macros applied.
 
-    The text stays gin's current configuration, for code that gin itself decorates.
+    The text remains gin's current configuration, for code with `gin.configurable` functions.
 
     Raises:
       UserError: a configured class or function refuses what it is given.
@@ -157,7 +157,7 @@ def build(configuration: Configuration) -> dict[str, Any]:
     try:
         gin.get_configurable(entry)
     except ValueError:
-        return {}  # Nothing is bound to it, so gin has not met it.
+        return {}  # Nothing is bound to it, so gin does not know it.
     try:
         return gin.get_bindings(entry)
     except (UserError, TypeError, ValueError) as error:
@@ -170,7 +170,7 @@ def shipped(model: str, method: str, bindings: Sequence[str] = ()) -> tuple[Any,
     Args:
       model: a file of ``gin/models`` without its suffix, e.g. "t5_1_1_xl".
       method: a file of ``gin/methods`` without its suffix, e.g. "lora".
-      bindings: ``NAME=VALUE``, e.g. "RANK=16"; they win over the files.
+      bindings: ``NAME=VALUE``, e.g. "RANK=16"; they override the files.
 
     Raises:
       UserError: there is no such file, or a binding is wrong; see `read`.
@@ -182,14 +182,14 @@ def shipped(model: str, method: str, bindings: Sequence[str] = ()) -> tuple[Any,
             raise UserError(f"no file {name}.gin in gin/{kind}{nearest(name, names)}")
     paths = ["runs/describe.gin", *(f"{kind}/{name}.gin" for kind, name in files.items())]
     supplied = ("configuration", "json")
-    found = build(read("adalink_jax.runs.describe", paths, bindings, supplied=supplied))
-    return found["model"], found["method"]
+    arguments = build(read("adalink_jax.runs.describe", paths, bindings, supplied=supplied))
+    return arguments["model"], arguments["method"]
 
 
 def _refusal(error: Exception, configuration: Configuration) -> str:
-    """Returns what a configured object says of its arguments, naming the object.
+    """Returns the error message of a configured object, with the object's name.
 
-    gin raises a copy of the error, with lines of its own below the message.
+    gin raises a copy of the error, and adds lines below the message.
     """
     message, *below = str(error).splitlines() or [type(error).__name__]
     called = re.search(r"In call to configurable '(\w+)'", "\n".join(below))
@@ -204,17 +204,17 @@ def _refusal(error: Exception, configuration: Configuration) -> str:
 def _entry(entry: str | Callable) -> Target:
     if isinstance(entry, str):
         module, _, path = entry.rpartition(".")
-        found = getattr(importlib.import_module(module), path)
+        function = getattr(importlib.import_module(module), path)
     else:
-        module, path, found = entry.__module__, entry.__qualname__, entry
-    return Target(_home(found) or f"{module}.{path}", module, path, found)
+        module, path, function = entry.__module__, entry.__qualname__, entry
+    return Target(_home(function) or f"{module}.{path}", module, path, function)
 
 
-def _home(found: Any) -> str | None:
-    """Returns the full name of a function or class where it is defined, if it is found there."""
-    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", "?")
-    there = getattr(sys.modules.get(module or ""), name, None) is found
-    return f"{module}.{name}" if there else None
+def _home(target: Any) -> str | None:
+    """Returns the full name of a function or class in its own module, if that has it."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", "?")
+    importable = getattr(sys.modules.get(module or ""), name, None) is target
+    return f"{module}.{name}" if importable else None
 
 
 def _data_errors() -> tuple[type[Exception], ...]:
@@ -224,7 +224,7 @@ def _data_errors() -> tuple[type[Exception], ...]:
 
 
 def _show_notices() -> None:
-    """Lets the package's notices, such as that a task is being tokenized, reach the terminal."""
+    """Prints the package's notices, such as that a task is being tokenized."""
     logger = logging.getLogger("adalink_jax")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -235,7 +235,7 @@ def _show_notices() -> None:
 
 
 class _Delegate(config_parser.ParserDelegate):
-    """Lets gin's parser build plain records; a reference's target is a name until resolved."""
+    """Makes gin's parser build plain records. A reference's target is a name until resolved."""
 
     def configurable_reference(self, scoped_configurable_name, evaluate):
         scope, _, name = scoped_configurable_name.rpartition("/")
@@ -246,7 +246,7 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def _statements(source: Any, where: str) -> Iterator[Any]:
-    """Yields gin's statements of a file or a string; a syntax error becomes one line."""
+    """Yields the gin statements of a file or string; a syntax error becomes a one-line error."""
     try:
         yield from config_parser.ConfigParser(source, _Delegate())
     except (SyntaxError, tokenize.TokenError, ValueError) as error:
@@ -272,16 +272,16 @@ class _Reader:
     """Reads gin files and flags into settings, each with its origin.
 
     Attributes:
-      settings: what was set, the last of several winning.
-      required: what is declared with ``%gin.REQUIRED``, with the origin of the declaration.
-      targets: all functions and classes that were named, by full name.
+      settings: all settings; the last of several for a key is kept.
+      required: the keys declared with ``%gin.REQUIRED``, with the origin of the declaration.
+      targets: all functions and classes in the settings, by full name.
       modules: the modules that the files import.
     """
 
     def __init__(self, entry: Target, search_paths: Sequence[str]):
         self.settings: dict[Key, Setting] = {}
         self.required: dict[Key, str] = {}
-        # Groups of settings are known by their names whether a file speaks of them or not.
+        # Groups of settings are always known by name, even if no file imports them.
         groups = {group.name: group for group in entry.groups.values()}
         self.targets: dict[str, Target] = {entry.name: entry, **groups}
         self.modules: list[str] = []
@@ -291,7 +291,7 @@ class _Reader:
         self._done: set[pathlib.Path] = set()
 
     def read_file(self, name: str, asked_at: str = COMMAND_LINE) -> None:
-        """Reads one file and what it includes; origins show `name` as it was given."""
+        """Reads a file and the files it includes; origins show `name` as it was given."""
         path = self._find(name, asked_at)
         if path in self._open:
             raise UserError(f"{asked_at}: '{name}' includes itself")
@@ -299,7 +299,7 @@ class _Reader:
             return
         self._open.append(path)
         shipped = gin_folder() in path.parents
-        # Without dynamic registration a file may use any name that is in use (None).
+        # None: without dynamic registration, a file may use all known names.
         imports: dict[str, Any] | None = None
         seen: dict[Key, str] = {}
         with _opened(path, asked_at) as file:
@@ -318,7 +318,7 @@ class _Reader:
         self._done.add(path)
 
     def read_flag(self, binding: str) -> None:
-        """Reads ``NAME=VALUE`` as ``--gin.NAME=VALUE`` gives it."""
+        """Reads ``NAME=VALUE`` from the flag ``--gin.NAME=VALUE``."""
         name, _, text = (part.strip() for part in binding.partition("="))
         if not _NAME.fullmatch(name):
             raise UserError(f"--gin.{binding}: expected --gin.NAME=VALUE")
@@ -330,7 +330,7 @@ class _Reader:
                 raise UserError(
                     f"--gin.{binding}: '{text}' is no gin value; quote a string as {quoted}"
                 ) from None
-            # The shell leaves the tilde of --gin.MODEL_DIR=~/run alone.
+            # The shell does not expand the tilde of --gin.MODEL_DIR=~/run.
             text = repr(os.path.expanduser(text))
             statements = list(_statements(f"{name} = {text}", COMMAND_LINE))
         self._set(statements[0], None, COMMAND_LINE, shipped=False)
@@ -348,7 +348,7 @@ class _Reader:
     def _import(
         self, statement: Any, imports: dict[str, Any] | None, where: str
     ) -> dict[str, Any] | None:
-        """Imports a module; returns the file's names with the one that the statement binds."""
+        """Imports a module; returns the file's names with the new one."""
         if statement.module == _DYNAMIC_REGISTRATION:
             return imports or {}
         try:
@@ -386,10 +386,11 @@ class _Reader:
         return key
 
     def _target(self, selector: str, imports: dict[str, Any] | None, where: str) -> Target:
-        """Finds what a selector names.
+        """Returns the function or class that a selector names.
 
-        With dynamic registration these are the file's own imports, as in gin. On the command line
-        and in a file without, any file's imports, or the end of a name that is in use.
+        In a file with dynamic registration, a selector uses the file's own imports, as in gin. On
+        the command line and in other files, it uses the imports of all files, or it is the end of
+        a known name.
         """
         first, *rest = selector.split(".")
         names = self._names if imports is None else imports
@@ -401,20 +402,20 @@ class _Reader:
             raise UserError(
                 f"{where}: '{selector}': nothing named '{first}' is imported{nearest(first, known)}"
             )
-        found, module, path = names[first], names[first].__name__, []
+        target, module, path = names[first], names[first].__name__, []
         for part in rest:
-            if not hasattr(found, part):
-                public = [name for name in dir(found) if not name.startswith("_")]
+            if not hasattr(target, part):
+                public = [name for name in dir(target) if not name.startswith("_")]
                 guess = nearest(part, public)
                 raise UserError(f"{where}: '{selector}': there is no '{part}'{guess}")
-            found = getattr(found, part)
+            target = getattr(target, part)
             path.append(part)
-            if inspect.ismodule(found):
-                module, path = found.__name__, []
-        if not path or not callable(found):
+            if inspect.ismodule(target):
+                module, path = target.__name__, []
+        if not path or not callable(target):
             raise UserError(f"{where}: '{selector}' is no function or class that gin can configure")
-        full = _home(found) or f"{module}.{'.'.join(path)}"
-        return self.targets.setdefault(full, Target(full, module, ".".join(path), found))
+        full = _home(target) or f"{module}.{'.'.join(path)}"
+        return self.targets.setdefault(full, Target(full, module, ".".join(path), target))
 
     def _check_parameter(self, target: Target, name: str, where: str) -> None:
         parameters = target.parameters
@@ -427,9 +428,9 @@ class _Reader:
 
 
 def _moved(target: Target, name: str) -> str | None:
-    """Returns where a former parameter stands now, as ``Layout.devices``: in a group, if anywhere.
+    """Returns the new name of a former parameter, e.g. ``Layout.devices``, if a group has it.
 
-    A field that was called otherwise as a parameter says so: ``metadata={"recorded_as": …}``.
+    A field whose parameter had another name gives that in ``metadata={"recorded_as": …}``.
     """
     for group in target.groups.values():
         for field in dataclasses.fields(group.object):

@@ -1,4 +1,4 @@
-"""What the shipped gin files say of their macros, in their comments. Reads text; needs no gin."""
+"""Reads the macros of the shipped gin files and their comments, as text and without gin."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ class Macro:
     """A macro of one gin file.
 
     Attributes:
-      name: as it is set, ``--gin.NAME=VALUE``.
-      file: the file that sets or requires it, below the folder of gin files; "" for what may be an
-        environment variable as well and is set by no file.
-      default: its value as the file writes it; "" where there is none.
-      meaning: the comment above it or beside it, as one line. Where a file has no comment of its
-        own, and in experiments (whose comments say why a value was chosen), that of an included
-        file or of the run file that declares the macro.
-      required: whether the file leaves the value to others.
+      name: the name in ``--gin.NAME=VALUE``.
+      file: the file that sets or requires it, relative to the folder of gin files; "" for macros
+        that no file sets and that can also be environment variables.
+      default: its value as written in the file; "" if there is none.
+      meaning: the comment above it or beside it, as one line. If there is none, and in experiments
+        (whose comments explain the choice of a value), it is the comment in an included file, or
+        in the run file that declares the macro.
+      required: whether the file declares it without a value.
     """
 
     name: str
@@ -41,20 +41,20 @@ def gin_folder() -> pathlib.Path:
 
 
 def macros() -> list[Macro]:
-    """Returns the macros of all shipped gin files: run files first, then by file as they stand."""
+    """Returns the macros of all shipped gin files, run files first, in the order of each file."""
     folder = gin_folder()
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gin"))
     runs = ["runs/finetune.gin", *(name for name in names if name.startswith("runs/"))]
     names = list(dict.fromkeys([*runs, *names]))
-    found = [macro for name in names for macro in _read(name)]
+    listed = [macro for name in names for macro in _read(name)]
     environment = [Macro(name, "", "", text, False) for name, text in ENVIRONMENT.items()]
     result = []
-    for macro in found:
+    for macro in listed:
         own = [] if macro.file.startswith("experiments/") else [macro]
         inherited = [inner for file in _included(macro.file) for inner in _read(file)]
         meanings = (
             each.meaning
-            for each in (*own, *inherited, *found, *environment)
+            for each in (*own, *inherited, *listed, *environment)
             if each.name == macro.name and each.meaning
         )
         result.append(dataclasses.replace(macro, meaning=next(meanings, "")))
@@ -63,8 +63,8 @@ def macros() -> list[Macro]:
 
 @functools.cache
 def _read(name: str) -> tuple[Macro, ...]:
-    """The macros of one file, each with the file's own comment alone."""
-    found, above = [], []
+    """Returns the macros of one file; the meaning only comes from this file's comments."""
+    result, above = [], []
     for line in (gin_folder() / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             above.append(line.removeprefix("#").strip())
@@ -73,13 +73,13 @@ def _read(name: str) -> tuple[Macro, ...]:
             macro, value, beside = match.groups()
             required = value == _REQUIRED
             text = " ".join([*above, beside or ""]).strip()
-            found.append(Macro(macro, name, "" if required else value, text, required))
+            result.append(Macro(macro, name, "" if required else value, text, required))
         above = []
-    return tuple(found)
+    return tuple(result)
 
 
 def _included(name: str) -> list[str]:
-    """The shipped files that a file includes."""
+    """Returns the shipped files that a file includes."""
     text = (gin_folder() / name).read_text(encoding="utf-8")
     names = re.findall(r"^include '(.*)'$", text, re.MULTILINE)
     return [inner for inner in names if (gin_folder() / inner).is_file()]

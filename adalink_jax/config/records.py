@@ -1,6 +1,6 @@
-"""What gin files say, as plain records: followed from one function, checked, and written again.
+"""The settings of gin files as plain records: resolved for a function, checked, and written.
 
-`adalink_jax.config.gin_files` fills these records; nothing here needs gin itself.
+`adalink_jax.config.gin_files` fills these records. Nothing here needs gin.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from adalink_jax.errors import UserError, nearest
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
-# Macros that go to the environment, where data sources and vocabularies look for them; what each
-# is for.
+# Macros that are copied to environment variables, which data sources and vocabularies read; with
+# their meaning.
 ENVIRONMENT: Mapping[str, str] = {
     "GLUE_DIR": "GLUE's folder in the official layout. Without it GLUE comes from TFDS.",
     "TEXT_FILE": "A text file to pre-train on, one text a line.",
@@ -34,11 +34,11 @@ REQUIRED = Macro("gin.REQUIRED")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A function or class that is configured; the same one however it was imported.
+    """A configured function or class. Targets are equal if they are imported in different ways.
 
     Attributes:
-      name: the full name at home, ``adalink_jax.methods.adalink.AdaLink``.
-      module: dotted name of the module that it was first taken from.
+      name: its full name in its own module, ``adalink_jax.methods.adalink.AdaLink``.
+      module: dotted name of the module that it was first imported from.
       path: its name within that module.
       object: the function or class itself.
     """
@@ -50,40 +50,40 @@ class Target:
 
     @property
     def short(self) -> str:
-        """The name as gin files write it, ``adalink.AdaLink``."""
+        """The name in gin files, ``adalink.AdaLink``."""
         return f"{self.module.rpartition('.')[2]}.{self.path}"
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The parameters of its signature, ``*args`` and ``**kwargs`` included."""
+        """The parameters of its signature, including ``*args`` and ``**kwargs``."""
         return dict(inspect.signature(self.object).parameters)
 
     @property
     def groups(self) -> "dict[str, Target]":
         """The parameters that are groups of settings, each with its class.
 
-        A group is a parameter whose annotation is a frozen dataclass, and whose default, if it has
-        one, is of that class. Where it has one, the class's own bindings configure it.
+        A group is a parameter annotated with a frozen dataclass, whose default, if any, has that
+        class. If it has a default, the class's own bindings configure it.
         """
-        found = {}
+        groups = {}
         for name, parameter in self.parameters.items():
             kind, default = parameter.annotation, parameter.default
             if inspect.isclass(kind) and dataclasses.is_dataclass(kind):
                 if default is parameter.empty or type(default) is kind:
                     full = f"{kind.__module__}.{kind.__qualname__}"
-                    found[name] = Target(full, kind.__module__, kind.__qualname__, kind)
-        return found
+                    groups[name] = Target(full, kind.__module__, kind.__qualname__, kind)
+        return groups
 
     @property
     def reads_gin(self) -> bool:
-        """Whether ``gin.configurable`` decorates it, so that it reads its bindings itself."""
+        """Whether it is decorated by ``gin.configurable`` and so reads its bindings itself."""
         function = self.object.__init__ if inspect.isclass(self.object) else self.object
         return getattr(getattr(function, "__code__", None), "co_name", "") == "gin_wrapper"
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """``@scope/target`` or, called, ``@scope/target()`` in a value."""
+    """``@scope/target`` in a value, or ``@scope/target()`` if `call` is true."""
 
     scope: str
     target: Target
@@ -91,7 +91,7 @@ class Reference:
 
 
 class Key(NamedTuple):
-    """What a statement sets: a macro (`target` empty) or a parameter of a target in a scope."""
+    """What a statement sets: a macro (with empty `target`) or a parameter of a target."""
 
     scope: str
     target: str
@@ -101,7 +101,7 @@ class Key(NamedTuple):
 class Setting(NamedTuple):
     """A value and where it was set (``file:line`` or ``command line``).
 
-    `shipped` says that the file is one of the library's, which may offer more than is read.
+    `shipped` is true for the library's own files, which may set values that nothing reads.
     """
 
     value: Any
@@ -111,16 +111,16 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What a run is, resolved.
+    """A resolved configuration.
 
     Attributes:
-      entry: dotted name of the function that is configured.
-      values: its arguments by name in the order of its signature, defaults included, macros
-        expanded; JSON-able. A configured object is ``{"@": "module.Class", "rank": 4, …}``, an
-        uncalled reference ``{"@partial": …}``.
-      text: gin text of the same; parsed alone it gives these `values` again.
+      entry: dotted name of the configured function.
+      values: its JSON-able arguments by name, in the order of its signature, with defaults and
+        with macros expanded. A configured object is ``{"@": "module.Class", "rank": 4, …}``, a
+        reference without a call ``{"@partial": …}``.
+      text: a gin text that gives the same `values` without any other file.
       origins: where each macro (``RANK``) and binding (``runs.train.seed``) of `text` was set:
-        ``file:line`` or ``command line``, preceded by the macro that a binding reads, if any.
+        ``file:line`` or ``command line``, after the name of the macro that a binding reads, if any.
       environment: the macros of `ENVIRONMENT` that gin sets.
       command: the arguments of the command line.
     """
@@ -133,9 +133,9 @@ class Configuration:
     command: tuple[str, ...] = ()
 
     def explain(self, message: str) -> str:
-        """Appends to an error message where the setting that it speaks of was set.
+        """Adds to an error message where the setting that it mentions was set.
 
-        A message speaks of a setting if it begins with a bound parameter's name, or holds a
+        A message mentions a setting if it begins with a bound parameter's name, or contains a
         macro's name or a parameter's name with an underscore (which no English word has).
         """
         words = re.findall(r"[\w.]*\w", message)
@@ -149,10 +149,10 @@ class Configuration:
 
 
 class Resolver:
-    """Follows settings from a function to all that it reads.
+    """Resolves all settings that a function reads, directly or through other settings.
 
     Attributes:
-      read: the keys that were reached, in order.
+      read: the keys that were read, in order.
       missing: keys without a value, with the origin of their declaration or None.
     """
 
@@ -165,14 +165,14 @@ class Resolver:
     def arguments(
         self, target: Target, scope: tuple[str, ...] = (), *, call: bool = True, skip=()
     ) -> dict[str, Any]:
-        """Returns the arguments that gin gives to `target`, JSON-able, in signature order.
+        """Returns the JSON-able arguments that gin passes to `target`, in signature order.
 
         Args:
-          target: what is configured.
+          target: the configured function or class.
           scope: the scopes that it is called in, outermost first; inner bindings win, as in gin.
-          call: whether it is called with these alone: then defaults are shown, and a parameter
-            that has neither a default nor a binding is missing.
-          skip: parameters that the caller gives.
+          call: whether it is called with only these arguments. Then defaults are included, and a
+            parameter with neither a default nor a binding is missing.
+          skip: parameters that the caller passes.
 
         Raises:
           UserError: a setting refers to itself.
@@ -225,7 +225,7 @@ class Resolver:
 
 
 def _default(name: str, value: Any) -> dict[str, Any]:
-    """Returns ``{name: value}`` with the default made JSON-able, or ``{}`` where it has no name."""
+    """Returns ``{name: value}`` with a JSON-able default, or ``{}`` if JSON cannot hold it."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return {name: value}
     if isinstance(value, (list, tuple)):
@@ -259,7 +259,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def display(key: Key, targets: Mapping[str, Target]) -> str:
-    """Returns a key as a user writes it, ``RANK`` or ``runs.train.seed``."""
+    """Returns a key in the form that users write: ``RANK`` or ``runs.train.seed``."""
     if not key.target:
         return key.name
     scope = f"{key.scope}/" if key.scope else ""
@@ -275,19 +275,19 @@ def resolve(
     supplied: Iterable[str] = (),
     command: Iterable[str] = (),
 ) -> Configuration:
-    """Checks settings and returns what they mean for `entry`.
+    """Checks settings and resolves them for `entry`.
 
     Args:
-      entry: the function that is called.
-      settings: all that was set, with a value of `REQUIRED` where a value is only declared.
-      targets: every target that the settings name, by full name, `entry` among them.
+      entry: the function to call.
+      settings: all settings; those that are only declared have the value `REQUIRED`.
+      targets: all targets in the settings, including `entry`, by full name.
       imports: the modules that the files import.
-      supplied: parameters of `entry` that the caller gives itself.
-      command: kept in the result.
+      supplied: parameters of `entry` that the caller passes itself.
+      command: the command line, which is kept in the result.
 
     Raises:
-      UserError: an undefined macro; a user's setting that nothing reads; a required value left
-        open; a setting that refers to itself.
+      UserError: an undefined macro; a user's setting that nothing reads; a required value not
+        set; a setting that refers to itself.
     """
     _refuse_undefined(settings)
     settings = dict(settings)
@@ -300,7 +300,7 @@ def resolve(
     decorated = {name for name, target in targets.items() if target.reads_gin}
     everything = Resolver(settings)
     for target in targets.values():
-        # train and evaluate share files: what is said of one is not unread when the other runs.
+        # train and evaluate share files, so settings of one count as read when the other runs.
         if target.module == entry.module and inspect.isfunction(target.object):
             everything.arguments(target, call=False)
     used = Resolver(settings)
@@ -360,11 +360,11 @@ def _write(
     targets: Mapping[str, Target],
     imports: Iterable[str],
 ) -> tuple[str, dict[str, str]]:
-    """Writes settings as one gin text; returns it with the origins of its macros and bindings."""
+    """Returns settings as one gin text, with the origins of its macros and bindings."""
     leaves = [leaf for setting in settings.values() for leaf in _leaves(setting.value)]
     used = {leaf.target for leaf in leaves if isinstance(leaf, Reference)}
     used |= {targets[key.target] for key in settings if key.target} | {entry}
-    # An import that names no target is there for what it does: registering a user's tasks.
+    # An import without a target is kept for its side effect, such as registering a user's tasks.
     idle = {target.module for target in targets.values()} - {target.module for target in used}
     modules = {target.module for target in used} | (set(imports) - idle)
     names = _module_names(modules)
@@ -407,7 +407,7 @@ def _write(
 
 
 def _place(key: Key, entry: Target, order: list[str]) -> tuple:
-    """Sorts macros first, then the entry's parameters as in its signature, then the others."""
+    """Sort key: macros first, then the entry's parameters in signature order, then the others."""
     if not key.target:
         return (0, "", "", 0, key.name)
     if key.target == entry.name and key.name in order:
@@ -416,7 +416,7 @@ def _place(key: Key, entry: Target, order: list[str]) -> tuple:
 
 
 def _origin(settings: Mapping[Key, Setting], key: Key) -> str:
-    """Returns where a key's value was set, through the macros that it consists of."""
+    """Returns where a key's value was set; follows a macro to where that was set."""
     value, origin, _ = settings[key]
     if isinstance(value, Macro):
         source = _origin(settings, Key("", "", value.name))
@@ -425,9 +425,9 @@ def _origin(settings: Mapping[Key, Setting], key: Key) -> str:
 
 
 def _module_names(modules: Iterable[str]) -> dict[str, str]:
-    """Names each module by its last component, or in full where two share it."""
+    """Names each module by its last part, or by its full name if two modules share that part."""
     names: dict[str, str] = {}
-    taken = {"gin"}  # gin keeps its own name to itself.
+    taken = {"gin"}  # gin reserves its own name.
     for module in sorted(modules, key=lambda name: (name.count("."), name)):
         name = module.rpartition(".")[2]
         if name in taken:
