@@ -1,6 +1,6 @@
 """Adapt a large frozen T5 from its inputs, in JAX: ``import adalink_jax as al``.
 
-Importing the package loads nothing; each name loads what it needs when it is first used.
+Importing the package loads nothing. Each name loads what it needs on first use.
 """
 
 import importlib
@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # The same names, for editors and type checkers.
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
-    return found
+    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

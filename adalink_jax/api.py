@@ -1,7 +1,7 @@
-"""The calls of a notebook: train, score and use an adapter from Python objects.
+"""The Python API: train, score and use an adapter in a notebook.
 
-They are the engine, the checkpoints and the records of ``adalink train`` and ``adalink eval``.
-What goes wrong is an exception here, `adalink_jax.errors.UserError` where the user can mend it.
+It uses the same engine, checkpoints and records as ``adalink train`` and ``adalink eval``. Errors
+are exceptions; mistakes that the user can fix are `adalink_jax.errors.UserError`.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports Te
 
 Base = str | tuple[T5Config, Params]
 
-# Longer texts are truncated, as T5 was trained.
+# Longer texts are truncated, as in T5's training.
 _LONGEST = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `finetune` leaves.
+    """The result of `finetune`.
 
     Attributes:
-      folder: the run's folder, which the same call goes on with or reads again.
+      folder: the run's folder; the same call resumes or reads it.
       adapter: the trained adapter.
       scores: each task's score after the last step, in percent.
       history: the lines of ``metrics.jsonl``: losses and scores by step.
@@ -67,26 +67,26 @@ def finetune(
 ) -> Result:
     """Trains a method on examples, scores it, and writes its run folder.
 
-    The same call again goes on where it was stopped, or returns what is there.
+    The same call again resumes a run that was stopped, or returns the result of a finished run.
 
     Args:
-      base: a checkpoint's path, the name of an embedded base ("mini", "mini_raw"), or what
-        `load_base` returned.
-      method: what is trained, e.g. ``AdaLink(rank=4)``. Its optimizer and learning rate are those
-        of its gin file.
+      base: a checkpoint's path, the name of an embedded base ("mini", "mini_raw"), or the result
+        of `load_base`.
+      method: the method to train, e.g. ``AdaLink(rank=4)``. Its optimizer and learning rate come
+        from its gin file.
       examples: (text, target) pairs, dicts, a pandas frame, a table of Hugging Face's `datasets`;
         or the name of a SeqIO task or mixture.
-      validation: likewise, to be scored; None holds out a tenth of the examples.
-      labels: the texts that targets take, or ``()`` where targets are any texts; None finds out
-        (`adalink_jax.data.examples.pairs`).
-      columns: names of the columns of text and target; None takes usual names.
-      vocabulary: a SentencePiece file's path or a SeqIO vocabulary; None takes the embedded base's,
-        or the environment variable VOCABULARY.
-      model_dir: the run's folder; None makes one in ``runs/``, named by what is run.
-      train_steps: steps.
-      batch_size: rows of a step.
-      learning_rate: None for the method's own.
-      seed: of initialization, dropout and order of the data.
+      validation: examples to score, in the same forms; None holds out a tenth of the examples.
+      labels: the possible targets, or ``()`` if targets are free texts; None decides by the
+        examples (`adalink_jax.data.examples.pairs`).
+      columns: names of the columns of text and target; None looks for common names.
+      vocabulary: a SentencePiece file's path or a SeqIO vocabulary; None takes the embedded base's
+        vocabulary, or the file in the environment variable VOCABULARY.
+      model_dir: the run's folder; None makes one in ``runs/``, named after the configuration.
+      train_steps: number of steps.
+      batch_size: number of rows per step.
+      learning_rate: learning rate; None takes the method's default.
+      seed: seed of initialization, dropout and the order of the data.
       lengths: {"inputs": T, "targets": L} in tokens; None takes the longest example's, up to 512.
       options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``.
 
@@ -94,7 +94,7 @@ def finetune(
       Folder, adapter, scores and history.
 
     Raises:
-      UserError: whatever the user can mend; nothing is overwritten.
+      UserError: any mistake that the user can fix; nothing is overwritten.
 
     Example:
       >>> import adalink_jax as al
@@ -140,10 +140,10 @@ def finetune(
 
 
 def load_result(model_dir: str | pathlib.Path) -> Result:
-    """Reads a finished run's folder, whether `finetune` or ``adalink train`` wrote it.
+    """Reads the folder of a finished run of `finetune` or ``adalink train``.
 
     Raises:
-      UserError: it holds no finished run, or is damaged.
+      UserError: the folder holds no finished run, or is damaged.
     """
     folder = pathlib.Path(model_dir)
     try:
@@ -169,38 +169,39 @@ def predict(
     max_length: int = 64,
     batch_size: int = 64,
 ) -> list[Prediction]:
-    """Answers texts with a base and an adapter.
+    """Predicts labels or texts with a base and an adapter.
 
     Args:
-      base: as `finetune` takes it.
-      adapter: a `Result`, a loaded adapter, its folder or its run's; None for the base without one.
-      texts: inputs, as the task's preprocessing would give them.
-      labels: texts to choose among; ``()`` generates; None takes those that the adapter was trained
-        on, and generates where there are none.
-      route: the name of the adapter's route, where it has several.
-      vocabulary: as `finetune` takes it.
-      max_length: tokens that are generated at most.
-      batch_size: rows of a batch.
+      base: as in `finetune`.
+      adapter: a `Result`, a loaded adapter, or the folder of an adapter or of its run; None for the
+        base without an adapter.
+      texts: inputs, in the form that the task's preprocessing gives.
+      labels: texts to choose among; ``()`` to generate a text. None takes the labels that the
+        adapter was trained on, and generates if there are none.
+      route: the name of the adapter's route, if it has several.
+      vocabulary: as in `finetune`.
+      max_length: maximum number of generated tokens.
+      batch_size: number of rows of a batch.
 
     Returns:
-      For each text its `prediction`, and with labels their log-likelihoods in `scores`; `target`
-      is empty.
+      One `Prediction` per text. With labels, `scores` holds their log-likelihoods; `target` is
+      empty.
 
     Raises:
-      UserError: the adapter does not fit the base, an empty text, an unknown route.
+      UserError: the adapter does not fit the base, a text is empty, or the route is unknown.
 
     Example:
       >>> [one] = al.predict("mini", run, ["a fine film"])
       >>> one.prediction in ("good", "bad"), sorted(one.scores)
       (True, ['bad', 'good'])
     """
-    model, params, known = _model(base, adapter)
-    labels = _labels(known) if labels is None else tuple(labels)
-    found = [(_checked(text, i), labels[0] if labels else "") for i, text in enumerate(texts)]
-    if not found:
+    model, params, loaded = _model(base, adapter)
+    labels = _labels(loaded) if labels is None else tuple(labels)
+    examples = [(_checked(text, i), labels[0] if labels else "") for i, text in enumerate(texts)]
+    if not examples:
         return []
     results = _run(
-        model, params, known, found, labels, base, vocabulary, route, max_length, batch_size
+        model, params, loaded, examples, labels, base, vocabulary, route, max_length, batch_size
     )
     return [dataclasses.replace(one, target="") for one in results.predictions]
 
@@ -220,44 +221,44 @@ def evaluate(
     """Scores a base and an adapter on examples.
 
     Args:
-      base: as `finetune` takes it.
-      adapter: as `predict` takes it.
-      examples: pairs, dicts, a frame or a table, as `finetune` takes them.
-      labels: as `predict` takes them.
-      columns: as `finetune` takes them.
-      route: as `predict` takes it.
-      vocabulary: as `finetune` takes it.
-      max_length: tokens that are generated at most.
-      batch_size: rows of a batch.
+      base: as in `finetune`.
+      adapter: as in `predict`.
+      examples: pairs, dicts, a frame or a table, as in `finetune`.
+      labels: as in `predict`.
+      columns: as in `finetune`.
+      route: as in `predict`.
+      vocabulary: as in `finetune`.
+      max_length: maximum number of generated tokens.
+      batch_size: number of rows of a batch.
 
     Returns:
       The metrics in percent: "accuracy" with labels, else "sequence_accuracy".
 
     Raises:
-      UserError: as `predict`; or the examples cannot be read.
+      UserError: as in `predict`; or the examples cannot be read.
 
     Example:
       >>> sorted(al.evaluate("mini", run, [("a fine film", "good")]))
       ['accuracy']
     """
-    model, params, known = _model(base, adapter)
-    labels = _labels(known) or None if labels is None else tuple(labels)
-    found, labels = pairs(examples, labels, columns)
+    model, params, loaded = _model(base, adapter)
+    labels = _labels(loaded) or None if labels is None else tuple(labels)
+    rows, labels = pairs(examples, labels, columns)
     results = _run(
-        model, params, known, found, labels, base, vocabulary, route, max_length, batch_size
+        model, params, loaded, rows, labels, base, vocabulary, route, max_length, batch_size
     )
     return dict(results.metrics)
 
 
 def _run(
-    model, params, adapter, found, labels, base, vocabulary, route, max_length, batch_size
+    model, params, adapter, rows, labels, base, vocabulary, route, max_length, batch_size
 ) -> Any:
-    """Evaluates pairs as the validation split of a task of their own."""
+    """Evaluates pairs as the validation split of a new task."""
     from tasks import add_examples
 
     encoder = _vocabulary(base, vocabulary)
-    task = add_examples({"validation": found}, labels, encoder)
-    longest = _longest(encoder, found)
+    task = add_examples({"validation": rows}, labels, encoder)
+    longest = _longest(encoder, rows)
     evaluator = Evaluator(
         model,
         [task],
@@ -273,19 +274,19 @@ def _model(base: Base, adapter: Any) -> tuple[Transformer, Params, Adapter | Non
     if adapter is None:
         config, params = _loaded(base)
         return Transformer(config), params, None
-    found = adapter.adapter if isinstance(adapter, Result) else adapter
-    if not isinstance(found, Adapter):
-        found = load_adapter(adapter_folder(str(found)))
-    if found.method.trains_base:
-        return Transformer(found.architecture), found.tree, found
+    loaded = adapter.adapter if isinstance(adapter, Result) else adapter
+    if not isinstance(loaded, Adapter):
+        loaded = load_adapter(adapter_folder(str(loaded)))
+    if loaded.method.trains_base:
+        return Transformer(loaded.architecture), loaded.tree, loaded
     config, params = _loaded(base)
-    if (ours := fingerprint(params)) != found.base_fingerprint:
+    if (actual := fingerprint(params)) != loaded.base_fingerprint:
         raise UserError(
-            f"the adapter was trained on another base: fingerprint {found.base_fingerprint[:12]}, "
-            f"this base's is {ours[:12]}"
+            f"the adapter was trained on another base: fingerprint {loaded.base_fingerprint[:12]}, "
+            f"this base's is {actual[:12]}"
         )
-    check_adapter(config, found.method, found.tree)
-    return Transformer(config, found.method), merge(params, found.tree), found
+    check_adapter(config, loaded.method, loaded.tree)
+    return Transformer(config, loaded.method), merge(params, loaded.tree), loaded
 
 
 def _loaded(base: Base) -> tuple[T5Config, Params]:
@@ -293,14 +294,14 @@ def _loaded(base: Base) -> tuple[T5Config, Params]:
 
 
 def _labels(adapter: Adapter | None) -> tuple[str, ...]:
-    """The labels of the one task that an adapter was trained on."""
+    """Returns the labels of the task an adapter was trained on; none if it had several tasks."""
     import tasks
 
-    known = adapter.metadata.get("data", {}).get("tasks", []) if adapter else []
-    if len(known) != 1:
+    trained = adapter.metadata.get("data", {}).get("tasks", []) if adapter else []
+    if len(trained) != 1:
         return ()
-    own = (known[0].get("source") or {}).get("labels", ())
-    return tuple(own or tasks.LABELS.get(known[0].get("name", ""), ()))
+    own = (trained[0].get("source") or {}).get("labels", ())
+    return tuple(own or tasks.LABELS.get(trained[0].get("name", ""), ()))
 
 
 def _route(adapter: Adapter | None, name: str | None) -> int:
@@ -323,51 +324,53 @@ def _checked(text: Any, number: int) -> str:
 def _task(
     base, examples, validation, labels, columns, vocabulary, lengths
 ) -> tuple[str, Mapping[str, int]]:
-    """The name of the task of the examples, and its lengths; says what it was taken for."""
+    """Registers a task for the examples, prints what it is, and returns its name and lengths."""
     from tasks import add_examples
 
     if isinstance(examples, str):
         if lengths is None:
             raise UserError(f"give the lengths of {examples}: {{'inputs': 512, 'targets': 16}}")
         return examples, lengths
-    found, labels = pairs(examples, labels, columns)
+    rows, labels = pairs(examples, labels, columns)
     if validation is None:
-        found, scored = held_out(found)
+        rows, scored = held_out(rows)
     else:
         scored, _ = pairs(validation, labels, columns)
     encoder = _vocabulary(base, vocabulary)
-    task = add_examples({"train": found, "validation": scored}, labels, encoder)
+    task = add_examples({"train": rows, "validation": scored}, labels, encoder)
     kind = f"labels {', '.join(labels)}" if labels else "targets are any texts"
-    lengths = lengths or _longest(encoder, [*found, *scored])
+    lengths = lengths or _longest(encoder, [*rows, *scored])
     print(
-        f"{_name_of(base)}: {kind}; {len(found)} examples to train on and {len(scored)} to score, "
+        f"{_name_of(base)}: {kind}; {len(rows)} examples to train on and {len(scored)} to score, "
         f"up to {lengths['inputs']} and {lengths['targets']} tokens",
         flush=True,
     )
     return task, lengths
 
 
-def _longest(vocabulary: Any, found: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Lengths with EOS, rounded up to a multiple of 8."""
+def _longest(vocabulary: Any, rows: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Returns the longest lengths in tokens with EOS, rounded up to a multiple of 8."""
     lengths = {}
-    for feature, texts in zip(("inputs", "targets"), zip(*found, strict=True), strict=True):
+    for feature, texts in zip(("inputs", "targets"), zip(*rows, strict=True), strict=True):
         most = max(len(vocabulary.encode(text)) for text in set(texts)) + 1
         lengths[feature] = min(-(-most // 8) * 8, _LONGEST)
     return lengths
 
 
-def _vocabulary(base: Base, given: Any) -> Any:
+def _vocabulary(base: Base, vocabulary: Any) -> Any:
     import seqio
 
     import tasks
 
-    if given is None:
+    if vocabulary is None:
         return tasks.MINI_VOCABULARY if base in ("mini", "mini_raw") else tasks.UserVocabulary()
-    if isinstance(given, str | pathlib.Path):
-        if not pathlib.Path(given).is_file():
-            raise UserError(f"vocabulary {given}: no such file; expected a SentencePiece model")
-        return seqio.SentencePieceVocabulary(str(given), extra_ids=100)
-    return given
+    if isinstance(vocabulary, str | pathlib.Path):
+        if not pathlib.Path(vocabulary).is_file():
+            raise UserError(
+                f"vocabulary {vocabulary}: no such file; expected a SentencePiece model"
+            )
+        return seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=100)
+    return vocabulary
 
 
 def _name_of(base: Base) -> str:
@@ -375,7 +378,7 @@ def _name_of(base: Base) -> str:
 
 
 def _settings(configured: Any) -> list[str]:
-    """The gin bindings that make an object again."""
+    """Returns the gin bindings of an object's fields."""
     kind = type(configured)
     module = kind.__module__.rpartition(".")[2]
     values = {f.name: getattr(configured, f.name) for f in dataclasses.fields(configured)}

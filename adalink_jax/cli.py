@@ -1,8 +1,8 @@
-"""The command `adalink`: one table of commands; the one place where a mistake gets its exit code.
+"""The command `adalink`: the table of commands, and the exit codes of errors.
 
-A command's module has ``add_arguments(parser)`` and ``run(arguments) -> int | None``; its docstring
-is what ``--help`` prints. `run` raises `UserError` or `OSError` for a user's mistake. Nothing but
-this table is imported before the command is known.
+A command's module has ``add_arguments(parser)`` and ``run(arguments) -> int | None``. ``--help``
+prints its docstring. `run` raises `UserError` or `OSError` for a user's mistake. Only the module
+of the chosen command is imported.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 
 from adalink_jax.errors import UserError, nearest
 
-# libtpu then compiles without looking for a TPU, in several processes at once.
+# With these, libtpu compiles without looking for a TPU, and in several processes at once.
 _WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # Only so that it does not warn that there is none.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # Only avoids a warning that there is none.
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
@@ -32,12 +32,12 @@ _WITHOUT_TPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command with arguments of its own.
+    """A command with its own arguments.
 
     Attributes:
-      help: one line.
-      module: has `add_arguments` and `run`.
-      environment: variables that are set before the module is imported.
+      help: one line of help.
+      module: dotted name of a module with `add_arguments` and `run`.
+      environment: environment variables that are set before the module is imported.
     """
 
     help: str
@@ -50,10 +50,10 @@ class GinCommand:
     """A command whose arguments are gin files and bindings.
 
     Attributes:
-      help: one line.
+      help: one line of help.
       entry: dotted name of the function that gin configures.
-      run_file: the gin file that declares what the function takes.
-      reads_run_file: whether that file is read before those of the user.
+      run_file: the gin file that declares the function's macros.
+      reads_run_file: whether that file is read before the user's files.
       switches: flags without a value, with their help.
     """
 
@@ -104,7 +104,7 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
         ),
         "convert": Command(
             "write a base in another format, and check the copy", "adalink_jax.tools.convert",
-            # The logits that it compares are a CPU's float32.
+            # It compares float32 logits on a CPU.
             {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
         ),
     },
@@ -163,11 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the command and its arguments; those of the process by default.
 
     Returns:
-      The exit code: 0, 2 after a user's mistake (said in one line on the standard error), or what
-      the command returns.
+      The exit code: 0, 2 after a user's mistake (one line on the standard error), or what the
+      command returns.
     """
     if argv is None:
-        sys.argv[0] = "adalink"  # What a run records as its command.
+        sys.argv[0] = "adalink"  # A run records this as its command.
         argv = sys.argv[1:]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
     name, *rest = argv or ["no command"]
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"no command '{name}'{guess} adalink --help lists them")
         _order_path()
         return _run(name, COMMANDS[name], rest)
-    except BrokenPipeError:  # Whoever reads the output has left, as head does.
+    except BrokenPipeError:  # The reader of the output has closed it, as head does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except (UserError, OSError, *_data_errors()) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -231,28 +231,28 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
             arguments, more = parser.parse_known_args(argv)
             if more and "flags" not in arguments:
                 parser.error(f"unrecognized arguments: {' '.join(more)}")
-        except SystemExit as stopped:  # argparse has printed its help, or a mistake.
+        except SystemExit as stopped:  # argparse has printed its help or an error.
             return int(stopped.code or 0)
         if "flags" in arguments:
-            flags.parse(more, {})  # A mistake in them is found before the first run.
+            flags.parse(more, {})  # Reports a mistake in them before the first run.
             arguments.flags = more
         return module.run(arguments) or 0
 
 
 def _gin_help(name: str, command: GinCommand) -> str:
-    """The flags, then the macros that the command reads, with the files that have them."""
+    """Returns help on the flags, then on the macros that the command reads, with their files."""
     from adalink_jax.config import flags, macros
 
     usage = f"{command.help[0].upper()}{command.help[1:]}."
     first = command.run_file if command.reads_run_file else None
     text = flags.help_text(f"adalink {name}", usage, macros.gin_folder(), first, command.switches)
-    found = macros.macros()
+    listed = macros.macros()
     kinds = [(command.run_file, "")]
-    if any(macro.name == "METHOD" for macro in found if macro.file == command.run_file):
-        kinds.append(tuple(m.file for m in found if m.file.startswith("methods/")))
+    if any(macro.name == "METHOD" for macro in listed if macro.file == command.run_file):
+        kinds.append(tuple(m.file for m in listed if m.file.startswith("methods/")))
     meanings: dict[str, str] = {}
     values: dict[str, dict[str, list[str]]] = {}
-    for macro in (macro for files in kinds for macro in found if macro.file in files):
+    for macro in (macro for files in kinds for macro in listed if macro.file in files):
         meanings.setdefault(macro.name, macro.meaning)
         value = "required" if macro.required else macro.default
         files = values.setdefault(macro.name, {}).setdefault("" if "@" in value else value, [])
@@ -267,13 +267,13 @@ def _gin_help(name: str, command: GinCommand) -> str:
 
 
 def _order_path() -> None:
-    """Puts the user's folder, whose task modules gin files import, last in the search for modules.
+    """Puts the user's folder at the end of the module path; gin files import task modules from it.
 
-    The package and its `tasks` come before it, so that no module of the user's hides them.
+    The package and its `tasks` come first, so that no module of the user hides them.
     """
-    own, user = str(pathlib.Path(__file__).resolve().parent.parent), os.getcwd()
+    package, user = str(pathlib.Path(__file__).resolve().parent.parent), os.getcwd()
     sys.path[:] = [folder for folder in sys.path if folder not in ("", user)]
-    for folder in (own, user):
+    for folder in (package, user):
         if folder not in sys.path:
             sys.path.append(folder)
 

@@ -1,25 +1,25 @@
-"""A user's mistake, said in one line."""
+"""The error for a user's mistake, with a one-line message."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
-    The message is one line: what was given, what is expected, where it was set. Command lines
-    print it as ``error: …`` and exit with code 2; no traceback is shown.
+    The message is one line: what was given, what is expected, and where it was set. Commands print
+    it as ``error: …`` without a traceback, and exit with code 2.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the known name nearest to `name`, or ``""``."""
+    """Returns ``"; did you mean 'x'?"`` for the known name closest to `name`, or ``""``."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def check_counts(**counts: int) -> None:
-    """Raises `UserError` unless each is a whole number of at least 1."""
+    """Raises `UserError` unless each count is a whole number of at least 1."""
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UserError(f"{name} is {count!r}; it must be a whole number ≥ 1")

@@ -1,8 +1,8 @@
-"""Files and folders of this machine, written whole.
+"""Atomic writes of local files and folders.
 
-They are written beside their place, brought onto the disk (fsync), then put there in one step. A
-process that is killed at any moment leaves what was there before, or the new one, never a part; at
-most a hidden file or folder beside it stays behind.
+A file or folder is written under a hidden name next to its path, flushed to disk (fsync), then
+renamed. If the process is killed at any time, the path holds either the old content or the new one,
+never a part. At most a hidden file or folder is left next to it.
 """
 
 import contextlib
@@ -17,15 +17,16 @@ from typing import BinaryIO
 
 from adalink_jax.errors import UserError
 
-# A scheme, also after `pathlib` has made one slash of its two. Drives of Windows are one letter.
+# A URL's scheme, also if `pathlib` has removed one of the two slashes. Windows drives have only
+# one letter, so they do not match.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns a path to write to, ``~`` expanded.
+    """Returns a path to write to, with ``~`` expanded.
 
     Raises:
-      UserError: it is a URL, such as ``gs://bucket/run``.
+      UserError: the path is a URL, such as ``gs://bucket/run``.
     """
     text = os.fspath(path)
     if url := _URL.match(text):
@@ -38,13 +39,13 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within it, a refusal of the operating system is a `UserError` with the path and the reason.
+    """Turns an `OSError` inside the block into a `UserError` with the path and the reason.
 
     Args:
-      path: what is written.
+      path: the path that is written.
 
     Raises:
-      UserError: an `OSError` was raised: no space, no permission, a file where a folder is needed.
+      UserError: no space, no permission, a file where a folder is needed, and so on.
     """
     try:
         yield
@@ -58,22 +59,22 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Yields a file to write to; it takes its place at `path` when the block ends without error.
+    """Yields a file to write to. It replaces `path` if the block ends without an error.
 
-    Several processes may write the same path at once: the last one to end stays, whole.
+    Several processes may write the same path at once; the last one to end wins.
 
     Args:
-      path: a local path; folders above are made, a file there is replaced.
+      path: a local path; parent folders are created, an existing file is replaced.
 
     Raises:
-      UserError: as `local_path` and `writing`.
+      UserError: as in `local_path` and `writing`.
     """
     path = local_path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Not by `tempfile`: only their owner can read its files.
+            # `tempfile` is not used, because only the owner could read its files.
             with partial.open("xb") as file:
                 yield file
                 file.flush()
@@ -86,21 +87,20 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Writes a file of UTF-8 text, as `replaced_file`."""
+    """Writes a file of UTF-8 text with `replaced_file`."""
     with replaced_file(path) as file:
         file.write(content.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields an empty folder that becomes `path` when the block ends without error.
+    """Yields an empty folder that becomes `path` if the block ends without an error.
 
     Args:
-      path: a local path at which nothing is yet; folders above are made.
+      path: a local path that does not exist; parent folders are created.
 
     Raises:
-      UserError: something is at `path`, which is never overwritten; or as `local_path` and
-        `writing`.
+      UserError: `path` exists, and is never overwritten; or as in `local_path` and `writing`.
     """
     path = local_path(path)
     _check_free(path)
@@ -114,23 +114,23 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields an empty folder that takes the place of `path` when the block ends without error.
+    """Yields an empty folder that replaces `path` if the block ends without an error.
 
-    A folder that is already there stays until then. One process at a time writes; readers ask
-    `present_folder` where it is.
+    An existing folder stays until then. Only one process may write at a time. Readers get the
+    folder's path from `present_folder`.
 
     Args:
-      path: a local path; folders above are made.
+      path: a local path; parent folders are created.
 
     Raises:
-      UserError: as `local_path` and `writing`.
+      UserError: as in `local_path` and `writing`.
     """
     path = local_path(path)
     previous = _previous(path)
     with _folder_beside(path) as partial:
         yield partial
         _sync_tree(partial)
-        # No folder can be renamed onto a full one.
+        # A folder cannot be renamed onto one that is not empty.
         if path.exists():
             shutil.rmtree(previous, ignore_errors=True)
             path.rename(previous)
@@ -140,9 +140,9 @@ def replaced_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def present_folder(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns where a folder of `replaced_folder` is.
+    """Returns the path of a folder written by `replaced_folder`.
 
-    That is `path`, or what it was before where a replacement was killed between its two renames.
+    That is `path`, or the previous folder if a replacement was killed between its two renames.
     """
     path = pathlib.Path(path)
     previous = _previous(path)
@@ -181,7 +181,7 @@ def _sync(path: pathlib.Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems have no fsync of folders.
+        # Some network file systems cannot fsync folders.
         if error.errno != errno.EINVAL or not path.is_dir():
             raise
     finally:
