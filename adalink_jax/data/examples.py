@@ -93,9 +93,9 @@ def _rows(
 
 def _columns(present: Sequence[str], wanted: tuple[str, str] | None) -> tuple[str, str]:
     if wanted is None:
-        found = [next((c for c in known if c in present), None) for known in (_INPUTS, _TARGETS)]
-        if None not in found:
-            return found[0], found[1]
+        matches = [next((c for c in known if c in present), None) for known in (_INPUTS, _TARGETS)]
+        if None not in matches:
+            return matches[0], matches[1]
         raise UserError(
             f"the columns are {', '.join(map(str, present))}; say which hold the text and the "
             "target: columns=('…', '…')"

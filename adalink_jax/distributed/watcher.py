@@ -25,8 +25,8 @@ import time
 from typing import Any
 
 # Seconds: between two signs of life; without one before a host counts as dead; for a run to end by
-# itself before it is killed; and from a failure to its announcement, so that an earlier cause which
-# arrives late can still be announced instead.
+# itself before it is killed; and from the first failure to the end of the run, so that other hosts
+# can report theirs.
 BEAT, SILENCE, MERCY, GRACE = 5, 40, 5, 1
 _LIMIT = 1 << 26  # Maximum bytes of a message.
 # Names the secret that all hosts of a run share.
