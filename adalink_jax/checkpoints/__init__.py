@@ -1,4 +1,4 @@
-"""Bases and adapters on disk: recognising, reading, checking and writing them."""
+"""Bases and adapters on disk: detects formats, reads, checks and writes."""
 
 from adalink_jax.checkpoints.adapters import (
     Adapter,

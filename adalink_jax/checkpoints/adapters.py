@@ -1,10 +1,10 @@
-"""Adapters on disk: a small folder that says what it is and what it fits.
+"""Adapters on disk: a small folder that describes itself and the base it fits.
 
-``adapter.safetensors`` holds the trained arrays, float32, under their ``"/"``-joined names.
-``adapter.json`` holds the rest: method and settings, the base's architecture and fingerprint, the
-names of the routes, metadata (resolved configuration, data identity, metrics), shape and dtype of
-every array, and the SHA-256 of the safetensors file. Neither holds a clock value or a path, so
-equal runs write equal bytes.
+``adapter.safetensors`` holds the trained arrays as float32, under their ``"/"``-joined names.
+``adapter.json`` holds everything else: method and settings, the base's architecture and
+fingerprint, route names, metadata (resolved configuration, data identity, metrics), shape and
+dtype of every array, and the SHA-256 of the safetensors file. Neither file contains a time or a
+path, so equal runs write equal bytes.
 """
 
 import dataclasses
@@ -58,14 +58,14 @@ _FIELDS: Mapping[str, type] = {
 
 @dataclasses.dataclass(frozen=True)
 class AdapterRecord:
-    """What an adapter's record says: all of it but the arrays.
+    """Everything about an adapter except its arrays.
 
     Attributes:
       method_name: a name in ``METHODS``.
       settings: the method's fields.
       route_names: what each of the K routes is for, in order.
-      metadata: what the run recorded: JSON values.
-      architecture: the base it was trained on.
+      metadata: what the run recorded; JSON values.
+      architecture: the architecture of the base it was trained on.
       base_fingerprint: that base's `fingerprint`.
     """
 
@@ -88,12 +88,12 @@ class AdapterRecord:
         architecture: T5Config | None = None,
         base_fingerprint: str | None = None,
     ) -> None:
-        """Checks that a base is the one that the adapter was trained on.
+        """Checks that a base is the one the adapter was trained on.
 
         Args:
           where: the adapter's folder, for the error.
-          architecture: the base's, to be compared; None: not compared.
-          base_fingerprint: its `fingerprint`, to be compared; None: not compared.
+          architecture: the base's architecture; None skips the comparison.
+          base_fingerprint: the base's `fingerprint`; None skips the comparison.
 
         Raises:
           UserError: it is another base.
@@ -114,10 +114,10 @@ class AdapterRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter(AdapterRecord):
-    """An adapter as it was loaded: its record and its arrays.
+    """A loaded adapter: its record and its arrays.
 
     Attributes:
-      tree: nested dicts of float32 NumPy arrays, the method's own tree.
+      tree: the method's own tree, nested dicts of float32 NumPy arrays.
     """
 
     tree: dict[str, Any]
@@ -134,24 +134,25 @@ def save_adapter(
     route_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes an adapter: equal arguments give equal bytes, and a reader sees all of it or none.
+    """Writes an adapter atomically; equal arguments give equal bytes.
 
-    An adapter that is already there stays loadable until then. One process writes: with several,
-    call it on one, with arrays that are addressable there.
+    If the folder already holds an adapter, that one stays loadable until the new one replaces it.
+    Only one process may write. In a run with several processes, call this on one of them, with
+    arrays that are fully addressable there.
 
     Args:
-      folder: the adapter's folder; folders above are made.
+      folder: the adapter's folder; parent folders are created.
       adapter_tree: nested dicts of floating-point arrays of any shape.
       method_name: a name in ``METHODS``.
       settings: the method's fields; JSON values, tuples allowed.
       architecture: the base's configuration.
       base_fingerprint: `fingerprint` of the base.
       route_names: what each of the K routes is for.
-      metadata: JSON values; no clock value and no path.
+      metadata: JSON values, without times or paths.
 
     Raises:
       UserError: the folder cannot be written (permission, space).
-      TypeError: an array is not floating point, or settings or metadata are no JSON values.
+      TypeError: an array is not floating point, or settings or metadata are not JSON values.
     """
     flat = traverse_util.flatten_dict(adapter_tree, sep="/")
     arrays = {name: _as_stored(name, flat[name]) for name in sorted(flat)}
@@ -188,53 +189,53 @@ def load_adapter(
     base_fingerprint: str | None = None,
     method_name: str | None = None,
 ) -> Adapter:
-    """Loads an adapter and checks that it is whole and fits.
+    """Loads an adapter and checks that it is complete and fits.
 
     Args:
       folder: the folder that `save_adapter` wrote.
-      architecture: the base it is to adapt, to be compared; None: not compared.
-      base_fingerprint: that base's `fingerprint`, to be compared; None: not compared.
-      method_name: the method it is to be of; None: any.
+      architecture: the base's architecture; None skips the comparison.
+      base_fingerprint: the base's `fingerprint`; None skips the comparison.
+      method_name: the expected method; None allows any.
 
     Returns:
-      The adapter. Its arrays' shapes are those of the file: compare them with the method's own
-      by `check_tensors`.
+      The adapter. The shapes of its arrays are those in the file; use `check_tensors` to compare
+      them with the method's.
 
     Raises:
-      UserError: one line: a file is missing, truncated or altered; the format version is
-        unknown; the arrays are not those that the JSON lists, or not float32; the method is
-        unknown, not `method_name` or has no such settings; the adapter belongs to another base.
+      UserError: a file is missing, truncated or altered; the format version is unknown; the
+        arrays are not those in the JSON's list, or not float32; the method is unknown, is not
+        `method_name` or has no such settings; or the adapter belongs to another base.
     """
-    found, raw = _read_record(folder)
+    record, raw = _read_record(folder)
     where = files.present_folder(folder)
-    if method_name is not None and found.method_name != method_name:
+    if method_name is not None and record.method_name != method_name:
         raise UserError(
-            f"adapter {where}: of method '{found.method_name}', expected '{method_name}'"
+            f"adapter {where}: of method '{record.method_name}', expected '{method_name}'"
         )
-    found.check_base(where, architecture=architecture, base_fingerprint=base_fingerprint)
+    record.check_base(where, architecture=architecture, base_fingerprint=base_fingerprint)
     try:
         if not (where / TENSORS).is_file():
             raise UserError(f"adapter {folder}: no file {TENSORS} in it")
         tree = _read_tensors(where / TENSORS, raw)
     except OSError as error:
         raise UserError(f"adapter {folder} cannot be read: {error}") from error
-    return Adapter(**vars(found), tree=tree)
+    return Adapter(**vars(record), tree=tree)
 
 
 def read_record(folder: str | os.PathLike[str]) -> AdapterRecord:
-    """Reads what an adapter is, without its arrays: full fine-tuning's are a whole model.
+    """Reads an adapter's record without its arrays, which can be as large as a whole model.
 
     Args:
       folder: the folder that `save_adapter` wrote.
 
     Raises:
-      UserError: as `load_adapter`, of what the record tells.
+      UserError: as in `load_adapter`, for what concerns the record.
     """
     return _read_record(folder)[0]
 
 
 def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[str, Any]]:
-    """The record, and its fields as they stand in the file."""
+    """Returns the record, and the raw fields of the file."""
     path = files.present_folder(folder) / RECORD
     try:
         if not path.is_file():
@@ -260,11 +261,11 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
 
 
 def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -> None:
-    """Checks that an adapter's arrays are the ones its method has on this base.
+    """Checks that an adapter's arrays are those of its method on this base.
 
     Args:
-      found: name → shape in the file (`shapes_of` of its tree).
-      expected: name → shape by the method (`shapes_of` of ``jax.eval_shape`` of its tree).
+      found: name → shape in the file (`shapes_of` its tree).
+      expected: name → shape by the method (`shapes_of` the ``jax.eval_shape`` of its tree).
       where: the adapter's path, for the error.
 
     Raises:
@@ -274,14 +275,14 @@ def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -
 
 
 def parse_record(content: bytes, where: str) -> dict[str, Any]:
-    """Returns what an ``adapter.json`` says, its fields checked for presence and type.
+    """Returns the fields of an ``adapter.json``, checked for presence and type.
 
     Args:
-      content: of the file.
-      where: its path, for errors.
+      content: the file's content.
+      where: the file's path, for errors.
 
     Raises:
-      UserError: it is damaged, or of an unknown format version.
+      UserError: the file is damaged or has an unknown format version.
     """
     try:
         record = json.loads(content)
@@ -306,7 +307,7 @@ def parse_record(content: bytes, where: str) -> dict[str, Any]:
 
 
 def check_sha256(digest: str, record: Mapping[str, Any], where: str) -> None:
-    """Raises `UserError` unless the tensors' file at `where` has the hash that its record says."""
+    """Raises `UserError` unless the tensors' file at `where` has the SHA-256 in its record."""
     if digest != record["sha256"]:
         raise UserError(
             f"{where}: truncated or altered: its SHA-256 is {digest[:_SHOWN_DIGITS]}…,"
@@ -315,7 +316,7 @@ def check_sha256(digest: str, record: Mapping[str, Any], where: str) -> None:
 
 
 def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Raises `UserError` unless the settings make the method."""
+    """Raises `UserError` unless the method can be built from the settings."""
     where = f"adapter {folder}: settings of method '{name}'"
     fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
     for setting, value in settings.items():
@@ -333,7 +334,7 @@ def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of a method's field's type: int, float, str, bool, tuple or None."""
+    """Returns whether a value has a field's type: int, float, str, bool, tuple or None."""
     if isinstance(kind, types.UnionType):
         return any(_is_a(value, one) for one in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
@@ -342,7 +343,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is float and type(value) in (int, float):
         return math.isfinite(value)
     if kind is int and type(value) is int:
-        return abs(value) < 2**28  # So that sums of sizes are sizes too.
+        return abs(value) < 2**28  # Keeps sums of sizes in the range of sizes.
     return type(value) is kind or (kind is types.NoneType and value is None)
 
 
@@ -351,7 +352,7 @@ def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, An
     try:
         arrays = safetensors.numpy.load_file(path)
         tree = traverse_util.unflatten_dict(arrays, sep="/")
-    except Exception as error:  # The hash matches, so the file was written wrong: any class.
+    except Exception as error:  # The hash matches, so the writer was wrong; any class can occur.
         raise UserError(f"{path}: no safetensors file ({type(error).__name__})") from error
     for name, array in arrays.items():
         if array.dtype != np.float32:
@@ -363,12 +364,12 @@ def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, An
 def check_listed(
     found: Mapping[str, Mapping], record: Mapping[str, Any], path: str | pathlib.Path
 ) -> None:
-    """Raises `UserError` unless the arrays in the file at `path` are those that its record lists.
+    """Raises `UserError` unless the file at `path` holds exactly the arrays its record lists.
 
     Args:
       found: name → ``{"dtype": "float32", "shape": [...]}``, as in the record.
-      record: what `parse_record` returned.
-      path: of the file.
+      record: the result of `parse_record`.
+      path: the file's path.
     """
     if found != record["tensors"]:
         names = sorted(
@@ -386,5 +387,5 @@ def _tensor_entry(array: np.ndarray) -> dict[str, Any]:
 
 
 def _frozen(value: Any) -> Any:
-    """JSON has no tuples; the fields of a method are tuples, so that it can be hashed."""
+    """Turns lists into tuples: JSON has no tuples, and a method's fields must be hashable."""
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""Which T5 a set of arrays is: its architecture read from names and shapes, and strict checks.
+"""Infers a T5's architecture from the names and shapes of its arrays, and checks them strictly.
 
 Names are those of T5X's minimal T5 (``t5x/examples/t5/network.py``), joined by ``"/"``. Nothing
-here touches array contents, so all of it also works on shapes read from a checkpoint's index.
+here reads array contents, so all of it also works on shapes from a checkpoint's index.
 """
 
 import re
@@ -15,7 +15,7 @@ from adalink_jax.models.t5 import T5Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# The fields that decide which arrays a T5 has and what they mean; precision and dropout do not.
+# The fields that determine which arrays a T5 has and what they mean. Precision and dropout do not.
 FIELDS = (
     "vocab_size",
     "emb_dim",
@@ -32,14 +32,14 @@ FIELDS = (
 
 _FLAGS = ("logits_via_embedding", "separate_encoder_embedding", "relpos_bias_per_layer")
 
-# T5X fixes 32 buckets of relative positions; its config has no field for it.
+# T5X always uses 32 buckets of relative positions; its config has no field for it.
 RELATIVE_POSITION_BUCKETS = 32
 
 _LISTED = 3
 
 
 def describe_architecture(config: T5Config) -> dict[str, Any]:
-    """Returns the fields of `config` that decide its arrays, as JSON values.
+    """Returns the fields of `config` that determine its arrays, as JSON values.
 
     Args:
       config: a T5's configuration.
@@ -53,17 +53,17 @@ def describe_architecture(config: T5Config) -> dict[str, Any]:
 
 
 def config_from(described: Any, where: str) -> T5Config:
-    """Returns the configuration that `describe_architecture` described.
+    """Returns the configuration from the output of `describe_architecture`.
 
     Args:
-      described: what was read from JSON, of any type.
+      described: a value read from JSON, of any type.
       where: the file it was read from, for the error.
 
     Returns:
-      The T5Config, with T5Config's defaults for fields that are no matter of architecture.
+      The T5Config, with T5Config's defaults for fields that are not part of the architecture.
 
     Raises:
-      UserError: `described` is no mapping, or a field is missing, unknown or of a wrong type.
+      UserError: `described` is not a mapping, or a field is missing, unknown or of a wrong type.
     """
     if not isinstance(described, Mapping):
         raise UserError(f"{where}: 'architecture' is no object of fields")
@@ -93,7 +93,7 @@ def _valid_field(name: str, value: Any) -> bool:
 
 
 def shapes_of(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns ``{"a/b/c": shape}`` of nested dicts of arrays or ``jax.ShapeDtypeStruct``."""
+    """Returns ``{"a/b/c": shape}`` for nested dicts of arrays or ``jax.ShapeDtypeStruct``."""
     flat = traverse_util.flatten_dict(tree, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
@@ -103,17 +103,17 @@ def infer_config(
 ) -> T5Config:
     """Returns the T5 whose parameters have these names and shapes.
 
-    An array tells how many input layers an MLP has (``wi``; or ``wi_0``, ``wi_1``, …), not which
-    functions follow them. Unless `activations` says so, those are the published ones: ReLU for
-    one (T5 1.0, Raffel et al. 2020), gated GELU for two (T5 1.1, Shazeer 2020).
+    The arrays show how many input layers an MLP has (``wi``, or ``wi_0``, ``wi_1``, …), but not
+    which functions follow them. Unless `activations` is given, the published ones are assumed:
+    ReLU for one (T5 1.0, Raffel et al. 2020), gated GELU for two (T5 1.1, Shazeer 2020).
 
     Args:
-      shapes: ``"/"``-joined T5X names and their shapes; all of them and no others.
-      where: where the arrays are from (a path), for errors.
-      activations: the functions, where they are known from elsewhere.
+      shapes: the shapes of exactly the T5's parameters, by their ``"/"``-joined T5X names.
+      where: the path the arrays come from, for errors.
+      activations: the functions, if known from elsewhere.
 
     Returns:
-      The configuration, with T5Config's defaults for what arrays do not tell (dropout, dtypes).
+      The configuration, with T5Config's defaults for what arrays do not show (dropout, dtypes).
 
     Raises:
       UserError: the arrays are not those of exactly one T5; one line with what is missing,
@@ -161,25 +161,25 @@ def _shape(shapes: Shapes, name: str, rank: int, where: str) -> tuple[int, ...]:
 
 def _count_layers(shapes: Shapes, stack: str, where: str) -> int:
     pattern = re.compile(rf"{stack}/layers_(\d+)/")
-    found = {int(match[1]) for match in map(pattern.match, shapes) if match}
-    if not found:
+    numbers = {int(match[1]) for match in map(pattern.match, shapes) if match}
+    if not numbers:
         raise UserError(f"{where}: no array {stack}/layers_0/…, which every T5 has")
-    # If the numbers have a gap, `check_shapes` names what it lacks and what is beyond it.
-    return len(found)
+    # If the numbers have a gap, `check_shapes` reports the missing and the extra layers.
+    return len(numbers)
 
 
 def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """Returns name and shape of every parameter of a T5, from its configuration alone.
+    """Returns name and shape of every parameter of a T5, computed from its configuration only.
 
-    A closed formula, independent of the network's code, so that each can be tested against the
-    other. D model width, N heads, K head width, F MLP width, V vocabulary:
+    The formula does not use the network's code, so each can be tested against the other. With
+    model width D, N heads, head width K, MLP width F and vocabulary size V:
 
-    * ``token_embedder/embedding`` [V, D]; ``STACK/relpos_bias/rel_embedding`` [N, 32], or in each
-      layer such a table
+    * ``token_embedder/embedding`` [V, D]; ``STACK/relpos_bias/rel_embedding`` [N, 32], or one such
+      table in each layer
     * attention: query, key, value kernels [D, N·K], out [N·K, D]
     * MLP: ``wi`` or ``wi_0, wi_1, …`` [D, F], ``wo`` [F, D]; layer norms [D]
     * ``decoder/logits_dense/kernel`` [D, V] unless the output layer is the embedding
-    * ``encoder/token_embedder/embedding`` [V, D] if the encoder has a table of its own.
+    * ``encoder/token_embedder/embedding`` [V, D] if the encoder has its own table.
 
     Source of the names: t5x/examples/t5/network.py and layers.py.
     """
@@ -227,16 +227,16 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(expected: Shapes, found: Shapes, where: str) -> None:
-    """Checks names and shapes, strictly both ways.
+    """Checks that names and shapes match exactly.
 
     Args:
       expected: name → shape of what must be there.
       found: name → shape of what is there.
-      where: where `found` is from (a path), for the error.
+      where: the path `found` comes from, for the error.
 
     Raises:
-      UserError: one line with three lists: missing, unexpected, and mismatched names, the last
-        with both shapes; each list shows its first names and the count.
+      UserError: one line with three lists: missing, unexpected and mismatched names, the last with
+        both shapes. Each list shows its first names and the count.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
@@ -252,12 +252,12 @@ def check_shapes(expected: Shapes, found: Shapes, where: str) -> None:
 
 
 def check_names(expected: Iterable[str], found: Iterable[str], where: str) -> None:
-    """Checks names alone, strictly both ways; raises `UserError` as `check_shapes` does."""
+    """Checks that names match exactly; raises `UserError` as `check_shapes` does."""
     check_shapes(dict.fromkeys(expected, ()), dict.fromkeys(found, ()), where)
 
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
-    # A damaged file may name anything; the error stays one line.
+    # A damaged file may contain any name; the error must stay one line.
     names = [name if name.isprintable() else repr(name) for name in names]
     if not names:
         return []
@@ -266,21 +266,21 @@ def _listed(what: str, names: Iterable[str]) -> list[str]:
 
 
 def differing_fields(one: T5Config, other: T5Config) -> dict[str, tuple[Any, Any]]:
-    """Returns ``{field: (value in one, value in other)}`` where two architectures differ."""
+    """Returns ``{field: (value in one, value in other)}`` for the fields that differ."""
     first, second = describe_architecture(one), describe_architecture(other)
     return {n: (first[n], second[n]) for n in FIELDS if first[n] != second[n]}
 
 
 def check_architecture(given: T5Config, inferred: T5Config, where: str = "the checkpoint") -> None:
-    """Checks that the architecture of a checkpoint is the one that was configured.
+    """Checks that a checkpoint has the configured architecture.
 
     Args:
-      given: what the configuration says.
-      inferred: what the checkpoint is.
+      given: the configured architecture.
+      inferred: the checkpoint's architecture.
       where: the checkpoint's path, for the error.
 
     Raises:
-      UserError: one line that names every differing field with both values.
+      UserError: one line with every differing field and both values.
     """
     differing = differing_fields(given, inferred)
     if differing:

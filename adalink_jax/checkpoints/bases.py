@@ -1,4 +1,4 @@
-"""Opens, loads and writes bases in every format that this version knows."""
+"""Opens, loads and writes bases in all supported formats."""
 
 import os
 import pathlib
@@ -12,8 +12,8 @@ from adalink_jax.errors import UserError, nearest
 from adalink_jax.files import new_folder
 from adalink_jax.models.t5 import T5Config
 
-# Readers of one format each: find_checkpoint(folder, children) → its folder or None,
-# open_base(folder, configured). Orbax first: its older folders hold a file named as T5X's index.
+# One reader per format: find_checkpoint(folder, children) → its folder or None,
+# open_base(folder, configured). Orbax first: its older folders hold a file named like T5X's index.
 _READERS = (orbax, t5x, huggingface, native)
 
 # Writers: write(empty folder, base).
@@ -24,31 +24,31 @@ WRITERS: Mapping[str, Callable[..., None]] = {
 }
 
 
-# Bases that come with the package, by the names that may stand for their paths.
+# Bases that come with the package; these names can be used as paths.
 EMBEDDED = ("mini", "mini_raw")
 
 
 def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) -> StoredBase:
-    """Opens a base, recognising its format and inferring its architecture from its arrays.
+    """Opens a base: detects its format and infers its architecture from its arrays.
 
-    Read are T5X's native checkpoints and those it wrote with Orbax (a ``checkpoint_N`` folder, or
-    the folder above: its latest one counts), with one array per layer or scanned; Hugging Face
-    folders of T5, FLAN-T5 and mT5; and this project's own (the ``adapter`` folder of a full
-    fine-tuning run, or the run's folder).
+    Supported are T5X's native and Orbax checkpoints (a ``checkpoint_N`` folder, or its parent, for
+    which the latest one is used), with one array per layer or scanned; Hugging Face folders of T5,
+    FLAN-T5 and mT5; and this project's own (the ``adapter`` folder of a full fine-tuning run, or
+    the run's folder).
 
     Args:
-      path: a local folder, ``gs://BUCKET/PATH``, or a name in `EMBEDDED` where no such folder is.
-      configured: the architecture that the configuration asks for. Another one is an error;
-        where nothing stored tells which functions an MLP uses, its are taken. None: as published.
+      path: a local folder, ``gs://BUCKET/PATH``, or a name in `EMBEDDED` if no such folder exists.
+      configured: the expected architecture; another one is an error. Its MLP activations are used
+        if the checkpoint does not store them. None expects nothing and assumes the published
+        activations.
 
     Returns:
       The base: its architecture, with T5Config's defaults for dropout and dtypes, and its arrays
-      under T5X's names, every one used once, every parameter filled, none read yet.
+      by their T5X names. Every parameter has one array and every array is used. None is read yet.
 
     Raises:
-      UserError: one line: the path does not exist, is empty, truncated, damaged, still being
-        written, in no format that is known or one that this version does not read, or of another
-        architecture.
+      UserError: one line: the path does not exist, is empty, truncated, damaged or still being
+        written, is in an unknown or unsupported format, or has another architecture.
     """
     if path in EMBEDDED and not os.path.lexists(path):
         path = pathlib.Path(__file__).parent.parent / "bases" / path
@@ -60,9 +60,9 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
         empty = "is an empty folder" if folder.local else "does not exist: nothing is in it"
         raise UserError(f"base checkpoint {folder} {empty}")
     for reader in _READERS:
-        found = reader.find_checkpoint(folder, children)
-        if found is not None:
-            return reader.open_base(found, configured)
+        checkpoint = reader.find_checkpoint(folder, children)
+        if checkpoint is not None:
+            return reader.open_base(checkpoint, configured)
     shown = ", ".join(children[:5]) + (" …" if len(children) > 5 else "")
     raise UserError(
         f"base checkpoint {folder} is in no known format: looked for T5X's index file"
@@ -77,7 +77,7 @@ def _check_local(path: pathlib.Path) -> None:
         if not os.path.lexists(path):
             raise UserError(f"base checkpoint {path} does not exist")
         path.stat()
-    except OSError as error:  # A loop of symbolic links, or one that points to nothing.
+    except OSError as error:  # For example a loop of symbolic links.
         raise UserError(f"base checkpoint {path} cannot be read: {error}") from error
     if not path.is_dir():
         hint = "" if path.suffix in (".bin", ".pt") else f"; give its folder {path.parent}"
@@ -89,19 +89,19 @@ def load_base(
     configured: T5Config | None = None,
     shardings: Mapping[str, Any] | None = None,
 ) -> tuple[T5Config, dict]:
-    """Loads a base: `open_base`, then every array, one after the other.
+    """Loads a base: `open_base`, then reads the arrays one by one.
 
     Args:
       path: a local folder or ``gs://BUCKET/PATH``.
-      configured: the architecture that the configuration asks for, or None.
-      shardings: nested dicts of ``jax.sharding.NamedSharding``, one for each parameter; then each
-        process reads only the parts that its devices hold. None: all stays with NumPy.
+      configured: the expected architecture, or None.
+      shardings: nested dicts with a ``jax.sharding.NamedSharding`` for each parameter. Each process
+        then reads only the parts that its devices hold. None returns NumPy arrays.
 
     Returns:
-      The architecture and the parameters: nested dicts of float32 arrays under T5X's names.
+      The architecture and the parameters: nested dicts of float32 arrays by their T5X names.
 
     Raises:
-      UserError: as `open_base`; or an array's contents are damaged.
+      UserError: as in `open_base`; or an array's contents are damaged.
     """
     base = open_base(path, configured)
     return base.config, base.load(shardings)
@@ -113,18 +113,18 @@ def save_base(
     format_name: str,
     check: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> None:
-    """Writes a base into a new folder, one array at a time: all of it, or nothing.
+    """Writes a base into a new folder atomically, one array at a time.
 
     Args:
-      path: a local path at which nothing is yet.
+      path: a local path that must not exist.
       base: an open base, or arrays: ``StoredBase(config, "folded", {name: array})``.
       format_name: a name in `WRITERS`.
-      check: called with the folder that was written, before it takes its place; an error that it
-        raises leaves nothing behind.
+      check: called with the written folder before it is renamed to its final name. If it raises,
+        nothing is left behind.
 
     Raises:
-      UserError: an unknown format, or one that cannot hold this base; something is at `path`; an
-        array cannot be read; the folder cannot be written.
+      UserError: the format is unknown or cannot hold this base; `path` exists; an array cannot be
+        read; the folder cannot be written.
     """
     if format_name not in WRITERS:
         raise UserError(

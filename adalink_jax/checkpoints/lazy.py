@@ -1,4 +1,4 @@
-"""A base that is open but not read: its architecture, and arrays to be read one by one."""
+"""A base that is open but not yet read: its architecture, and arrays that are read on demand."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ from adalink_jax.distributed.sharding import place
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 
-Index = Any  # What NumPy takes in brackets: an Ellipsis, or a slice for each axis.
+Index = Any  # NumPy's index: an Ellipsis, or one slice per axis.
 
 
 class Array(Protocol):
-    """An array on disk, or one of NumPy: it is read, or the part of it, where it is indexed."""
+    """An array on disk or in memory. Indexing reads only the indexed part."""
 
     shape: tuple[int, ...]
 
@@ -26,9 +26,9 @@ class Array(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StoredBase:
-    """A base whose arrays lie on disk, checked as far as that needs none of their contents.
+    """A base whose arrays are on disk, checked as far as possible without reading contents.
 
-    Arrays in memory do as well: ``StoredBase(config, "folded", {name: array})``.
+    Arrays in memory work too: ``StoredBase(config, "folded", {name: array})``.
 
     Attributes:
       config: its architecture.
@@ -42,14 +42,14 @@ class StoredBase:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each parameter by its name."""
+        """The shape of each parameter by its name."""
         return {name: tuple(array.shape) for name, array in self.arrays.items()}
 
     def read(self, name: str, index: Index = ...) -> np.ndarray:
-        """Reads one parameter, or the part of it that `index` says, as float32.
+        """Reads one parameter, or the part selected by `index`, as float32.
 
         Raises:
-          UserError: its file is damaged, or of another dtype than float32, bfloat16 or float16.
+          UserError: its file is damaged, or its dtype is not float32, bfloat16 or float16.
         """
         stored = self.arrays[name]
         if index is not ...:
@@ -61,14 +61,14 @@ class StoredBase:
         return array
 
     def load(self, shardings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Reads all parameters, one after the other.
+        """Reads all parameters, one by one.
 
         Args:
-          shardings: nested dicts of ``jax.sharding.NamedSharding``, one for each parameter
-            (`adalink_jax.distributed.sharding.param_shardings`). None: the arrays stay with NumPy.
+          shardings: nested dicts with a ``jax.sharding.NamedSharding`` for each parameter
+            (`adalink_jax.distributed.sharding.param_shardings`). None returns NumPy arrays.
 
         Returns:
-          Nested dicts of float32 arrays: NumPy's, or with `shardings` JAX's, of which this process
+          Nested dicts of float32 arrays. With `shardings` they are JAX arrays, and this process
           reads only the parts that its devices hold.
         """
         if shardings is None:
@@ -80,7 +80,7 @@ class StoredBase:
         return traverse_util.unflatten_dict(flat, sep="/")
 
     def unread(self) -> dict[str, Any]:
-        """All parameters as nested dicts of `Unread` arrays: nothing is in memory yet."""
+        """Returns all parameters as nested dicts of `Unread` arrays; nothing is read yet."""
         return traverse_util.unflatten_dict(
             {name: Unread(self, name) for name in self.arrays}, sep="/"
         )
@@ -88,10 +88,10 @@ class StoredBase:
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """A parameter that is read where it is indexed, each time; NumPy takes it whole.
+    """A parameter that is read from disk each time it is indexed or converted to NumPy.
 
     Attributes:
-      base: whose it is.
+      base: the base it belongs to.
       name: its ``"/"``-joined name there.
     """
 
@@ -100,7 +100,7 @@ class Unread:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape on disk."""
+        """The shape on disk."""
         return tuple(self.base.arrays[self.name].shape)
 
     def __getitem__(self, index: Index) -> np.ndarray:
@@ -116,16 +116,16 @@ def open_arrays(
     configured: T5Config | None,
     activations: Iterable[str] | None = None,
 ) -> StoredBase:
-    """Opens the base that arrays make, each used once, every parameter filled.
+    """Opens a base from its arrays; every parameter must have one, and every array be used.
 
     Args:
       arrays: by T5X's names.
       where: their path, for errors.
-      configured: the architecture they are expected to have, or None.
-      activations: the MLP's functions, where something beside the arrays tells them.
+      configured: the expected architecture, or None.
+      activations: the MLP's functions, if known from elsewhere than the arrays.
 
     Raises:
-      UserError: the arrays are not those of one T5, or of another than `configured`.
+      UserError: the arrays are not those of one T5, or not those of `configured`.
     """
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     if activations is None and configured is not None:
@@ -138,16 +138,16 @@ def open_arrays(
 
 @dataclasses.dataclass(frozen=True)
 class Transposed:
-    """The transpose of a matrix on disk, of which a part is read as the part it is there.
+    """The transpose of a matrix on disk. A part of it is read as the matching part on disk.
 
-    A format that reads whole rows (safetensors) so reads all of it for a part of the rows here.
+    A format that reads whole rows (safetensors) reads all of them for some rows of the transpose.
     """
 
     array: Array
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the transpose."""
+        """The shape of the transpose."""
         return tuple(self.array.shape)[::-1]
 
     def __getitem__(self, index: Index) -> np.ndarray:
@@ -156,7 +156,7 @@ class Transposed:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of an array that holds all layers of a stack on one of its axes."""
+    """One layer of an array that stacks all layers on one axis."""
 
     array: Array
     axis: int
@@ -164,7 +164,7 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the layer."""
+        """The shape of the layer."""
         shape = tuple(self.array.shape)
         return shape[: self.axis] + shape[self.axis + 1 :]
 
@@ -175,11 +175,11 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class JoinedHeads:
-    """An array on disk whose heads and their width are two axes, as one with a single axis.
+    """An array on disk with separate axes for heads and head width, presented with one axis.
 
     Attributes:
-      array: as stored.
-      axis: of the heads there; their width is on the next.
+      array: the stored array.
+      axis: the axis of the heads in it; the next one is the head width.
     """
 
     array: Array
@@ -187,7 +187,7 @@ class JoinedHeads:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape with the two axes joined."""
+        """The shape with the two axes joined."""
         before, (heads, width) = self.array.shape[: self.axis], self._heads
         return (*before, heads * width, *self.array.shape[self.axis + 2 :])
 
@@ -200,9 +200,9 @@ class JoinedHeads:
             index = (slice(None),) * len(self.shape)
         heads, width = self._heads
         start, stop, _ = index[self.axis].indices(heads * width)
-        first, last = start // width, -(-stop // width)  # Whole heads are read.
+        first, last = start // width, -(-stop // width)  # Only whole heads can be read.
         whole = (slice(first, last), slice(None))
-        found = self.array[(*index[: self.axis], *whole, *index[self.axis + 1 :])]
-        shape = found.shape[: self.axis] + (-1,) + found.shape[self.axis + 2 :]
+        heads_read = self.array[(*index[: self.axis], *whole, *index[self.axis + 1 :])]
+        shape = heads_read.shape[: self.axis] + (-1,) + heads_read.shape[self.axis + 2 :]
         inside = slice(start - first * width, stop - first * width)
-        return found.reshape(shape)[(slice(None),) * self.axis + (inside,)]
+        return heads_read.reshape(shape)[(slice(None),) * self.axis + (inside,)]

@@ -1,8 +1,7 @@
-"""Folders of checkpoints, read alike on this machine and in Google Cloud Storage (``gs://``).
+"""Folders of checkpoints, on this machine or in Google Cloud Storage (``gs://``).
 
-What is in the cloud is read through TensorStore, which the checkpoints need anyway; it takes
-Google's application default credentials, and reads public buckets without any. Nothing is
-written there.
+Cloud storage is read through TensorStore, which checkpoints need anyway. It uses Google's
+application default credentials; public buckets need none. Nothing is written there.
 """
 
 import dataclasses
@@ -14,24 +13,24 @@ from adalink_jax.errors import UserError
 
 REMOTE = "gs://"
 
-# TensorStore would try for a quarter of an hour to reach a cloud that is not there.
+# By default TensorStore retries for a quarter of an hour when the cloud cannot be reached.
 _RETRIES = {"max_retries": 4, "initial_delay": "500ms", "max_delay": "4s"}
 _ABSENT = "missing; the copy is truncated or unfinished"
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder to read from; its methods raise `UserError` with the path where they fail.
+    """A folder to read from. Its methods raise `UserError` with the path on failure.
 
     Attributes:
-      path: absolute, or ``gs://bucket/path``; without a slash at its end.
+      path: absolute, or ``gs://bucket/path``; without a slash at the end.
     """
 
     path: str
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> "Folder":
-        """The folder of a path as a user gives it, ``~`` and relative ones allowed."""
+        """Returns the folder of a user's path, which may be relative or start with ``~``."""
         text = os.fspath(path)
         if text.startswith(REMOTE):
             bucket, *parts = text.removeprefix(REMOTE).split("/")
@@ -46,7 +45,7 @@ class Folder:
         return self.path
 
     def __truediv__(self, name: str) -> "Folder":
-        """The folder `name` in it."""
+        """Returns the folder `name` in it."""
         return Folder(f"{self.path}/{name}")
 
     @property
@@ -60,7 +59,7 @@ class Folder:
         return self.path.rpartition("/")[2]
 
     def children(self) -> list[str]:
-        """Names of the files and folders in it, sorted; of a remote folder that is not: none."""
+        """Returns the sorted names of files and folders in it; none for an absent remote one."""
         if not self.local:
             return sorted({name.partition("/")[0] for name in self.files()})
         try:
@@ -69,10 +68,10 @@ class Folder:
             raise UserError(f"{self} cannot be read: {error}") from error
 
     def files(self) -> frozenset[str]:
-        """Paths, relative to it, of all files in it and in the folders below."""
+        """Returns the relative paths of all files in it and in the folders below."""
         if not self.local:
             return frozenset(self._cloud(lambda store: store.list().result()))
-        found: list[str] = []
+        paths: list[str] = []
         pending: list[tuple[str, tuple[str, ...]]] = [("", ())]
         while pending:
             place, above = pending.pop()
@@ -85,26 +84,26 @@ class Folder:
                         if entry.is_dir():
                             pending.append((f"{place}{entry.name}/", (*above, real)))
                         else:
-                            found.append(place + entry.name)
+                            paths.append(place + entry.name)
             except OSError as error:
                 raise UserError(f"{self.path}/{place} cannot be read: {error}") from error
-        return frozenset(found)
+        return frozenset(paths)
 
     def holds_file(self, name: str) -> bool:
-        """Whether there is a file `name` directly in it."""
+        """Returns whether it directly contains a file `name`."""
         if self.local:
             return os.path.isfile(f"{self.path}/{name}")
         answer = self._cloud(lambda store: store.read(name, byte_range=slice(0, 0)).result(), name)
         return answer.state == "value"
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
-        """The bytes ``[start, stop)`` of a file, all of them; an error where it is shorter."""
+        """Returns the bytes ``[start, stop)`` of a file; raises an error if it is shorter."""
         where = f"{self.path}/{name}"
         if self.local:
             try:
                 with open(where, "rb") as file:
                     file.seek(start)
-                    found = file.read(-1 if stop is None else stop - start)
+                    content = file.read(-1 if stop is None else stop - start)
             except FileNotFoundError as error:
                 raise UserError(f"{where}: {_ABSENT}") from error
             except (OSError, OverflowError, MemoryError) as error:
@@ -114,24 +113,24 @@ class Folder:
             answer = self._cloud(lambda store: store.read(name, byte_range=part).result(), name)
             if answer.state != "value":
                 raise UserError(f"{where}: {_ABSENT}")
-            found = answer.value
-        if stop is not None and len(found) != stop - start:
-            raise UserError(f"{where}: truncated: {start + len(found)} bytes, expected {stop}")
-        return found
+            content = answer.value
+        if stop is not None and len(content) != stop - start:
+            raise UserError(f"{where}: truncated: {start + len(content)} bytes, expected {stop}")
+        return content
 
     def check_size(self, name: str, size: int) -> None:
         """Checks that a file has exactly `size` bytes."""
         where = f"{self.path}/{name}"
         if self.local:
             try:
-                found = os.stat(where).st_size
+                actual = os.stat(where).st_size
             except OSError as error:
                 raise UserError(f"{where} cannot be read: {error}") from error
-            if found != size:
-                change = "truncated" if found < size else "damaged"
-                raise UserError(f"{where}: {change}: {found} bytes, expected {size}")
+            if actual != size:
+                change = "truncated" if actual < size else "damaged"
+                raise UserError(f"{where}: {change}: {actual} bytes, expected {size}")
             return
-        # TensorStore does not say a file's size; it can be asked for the bytes at the end.
+        # TensorStore does not report a file's size, but can read the bytes at the end.
         self.read(name, size - 1, size)
         try:
             self.read(name, size, size + 1)
@@ -140,7 +139,7 @@ class Folder:
         raise UserError(f"{where}: damaged: more than the {size} bytes that are expected")
 
     def kvstore(self, name: str = "") -> dict[str, Any]:
-        """TensorStore's description of the folder `name` in it."""
+        """Returns TensorStore's spec of the folder `name` in it."""
         below = f"/{name}/" if name else "/"
         if self.local:
             return {"driver": "file", "path": self.path + below}
@@ -153,11 +152,11 @@ class Folder:
         }
 
     def _cloud(self, ask: Callable[[Any], Any], name: str = "") -> Any:
-        import tensorstore  # Costly; needed only where there is a checkpoint to read.
+        import tensorstore  # Slow to import; needed only to read a checkpoint.
 
         try:
             answer = ask(tensorstore.KvStore.open(self.kvstore()).result())
-        except Exception as error:  # TensorStore has no class of its own.
+        except Exception as error:  # TensorStore has no error class of its own.
             where = f"{self.path}/{name}" if name else self.path
             cut = "truncated: " if "OUT_OF_RANGE" in str(error) else ""
             raise UserError(f"{where} cannot be read: {cut}{reason(error)}") from error
@@ -167,6 +166,6 @@ class Folder:
 
 
 def reason(error: Exception) -> str:
-    """What an exception of a library says, in one line."""
+    """Returns an exception's message in one line."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The training state on disk, one folder per step, by Orbax."""
+"""The training state on disk, one folder per step, written by Orbax."""
 
 import os
 import pathlib
@@ -12,30 +12,30 @@ import orbax.checkpoint as ocp
 from adalink_jax.checkpoints.architecture import check_shapes
 from adalink_jax.errors import UserError
 
-# TensorStore reports failures of the operating system as ValueError, with this in the message.
+# TensorStore reports errors of the operating system as ValueError with this in the message.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 
 class Store:
-    """Training checkpoints ``FOLDER/STEP``, of which the latest `keep` stay.
+    """Training checkpoints ``FOLDER/STEP``; only the latest `keep` are kept.
 
-    A save is synchronous and atomic: it is written under a temporary name and renamed when it is
-    whole, so a process killed at any moment leaves the step before it, and an unfinished step is
-    never seen. With several JAX processes, all make the same calls in the same order.
+    A save is synchronous and atomic: the step is written under a temporary name and renamed when
+    complete. If the process is killed, the previous step stays and no unfinished step is visible.
+    With several JAX processes, all must make the same calls in the same order.
 
-    Orbax gets a flat dict of named arrays, so what is on disk depends neither on the classes in
-    the tree (optax's named tuples) nor on the mesh it was saved from.
+    Orbax stores a flat dict of named arrays, so the files depend neither on the tree's classes
+    (optax's named tuples) nor on the mesh the state was saved from.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 1):
-        """Opens the store; makes its folder, and removes what killed saves left behind.
+        """Opens the store: creates its folder, and deletes what interrupted saves left behind.
 
         Args:
-          folder: where the steps are; one run at a time writes there.
-          keep: how many of the latest steps stay, at least 1.
+          folder: the folder of the steps; only one run at a time may write there.
+          keep: how many of the latest steps to keep, at least 1.
 
         Raises:
-          UserError: `keep` < 1, or the folder cannot be made or listed.
+          UserError: `keep` < 1, or the folder cannot be created or listed.
         """
         if keep < 1:
             raise UserError(f"keep_checkpoints is {keep}; at least 1 is needed to resume")
@@ -54,15 +54,15 @@ class Store:
             raise
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes the state after `step` steps, then deletes the steps beyond `keep`.
+        """Writes the state after `step` steps, then deletes steps beyond `keep`.
 
         Args:
-          step: steps done, above every step in the store.
-          tree: any pytree of arrays; for training the trainable side only.
+          step: steps done; must be higher than every step in the store.
+          tree: any pytree of arrays; for training only the trainable part.
 
         Raises:
-          ValueError: the store holds this step or a later one.
-          UserError: no space or no permission; the steps before stay.
+          ValueError: the store has this step or a later one.
+          UserError: there is no space or no permission; earlier steps stay.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
@@ -77,7 +77,7 @@ class Store:
             raise RuntimeError(f"Orbax skipped step {step} in {self._folder}")
 
     def latest_step(self) -> int | None:
-        """Returns the highest finished step, or None where there is none."""
+        """Returns the highest finished step, or None if there is none."""
         return self._manager.latest_step()
 
     def restore(self, step: int, like: Any) -> Any:
@@ -85,32 +85,32 @@ class Store:
 
         Args:
           step: a step in the store.
-          like: the tree as it is to be: arrays or ``jax.ShapeDtypeStruct``, whose shardings
-            place the result (default: this process's first device); any mesh will do.
+          like: a tree of arrays or ``jax.ShapeDtypeStruct`` with the expected structure. Its
+            shardings, on any mesh, place the result (default: this process's first device).
 
         Returns:
-          A tree of the structure of `like`, of jax arrays.
+          A tree of jax arrays with the structure of `like`.
 
         Raises:
-          UserError: the step is not there or damaged, or holds other names, shapes or dtypes.
+          UserError: the step does not exist, is damaged, or has other names, shapes or dtypes.
         """
         where = f"training checkpoint {self._folder / str(step)}"
         if step not in self._manager.all_steps():
             raise UserError(f"{where} does not exist")
         wanted = {name: _abstract(leaf) for name, leaf in _named(like).items()}
         try:
-            found = self._manager.item_metadata(step)
-            found = {
-                name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in found.items()
+            stored = self._manager.item_metadata(step)
+            stored = {
+                name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in stored.items()
             }
         except Exception as error:
             raise UserError(f"{where} is damaged: its metadata cannot be read") from error
-        shapes = {name: shape for name, (shape, _) in found.items()}
+        shapes = {name: shape for name, (shape, _) in stored.items()}
         check_shapes({name: leaf.shape for name, leaf in wanted.items()}, shapes, where)
         for name, leaf in wanted.items():
-            # Orbax would convert in silence.
-            if found[name][1] != leaf.dtype:
-                raise UserError(f"{where}: {name} is {found[name][1]}, expected {leaf.dtype}")
+            # Orbax would convert silently.
+            if stored[name][1] != leaf.dtype:
+                raise UserError(f"{where}: {name} is {stored[name][1]}, expected {leaf.dtype}")
         try:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
         except Exception as error:
@@ -119,11 +119,11 @@ class Store:
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
     def close(self) -> None:
-        """Frees Orbax's threads. The store is not used afterwards."""
+        """Stops Orbax's threads. The store must not be used afterwards."""
         self._manager.close()
 
     def _raise_if_refused(self, what: str, error: Exception) -> None:
-        """Raises UserError if the operating system refused: that is the user's to mend."""
+        """Raises UserError if the operating system refused, which the user can fix."""
         code = _OS_ERROR.search(str(error))
         if code is not None:
             reason = os.strerror(int(code[1]))
@@ -135,7 +135,7 @@ class Store:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by their path, "a/b/0/c", in the order of ``jax.tree.leaves``."""
+    """Returns the leaves by path, "a/b/0/c", in the order of ``jax.tree.leaves``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(named) != len(leaves):

@@ -1,4 +1,4 @@
-"""The same network and methods inside T5X's own launcher: what gin alone cannot tell T5X.
+"""Runs this project's network and methods in T5X's launcher, where gin settings are not enough.
 
-T5X is on no package registry. This part works where the user has it; no other part imports it.
+T5X is on no package registry. Only this package imports it, and only if the user has installed it.
 """

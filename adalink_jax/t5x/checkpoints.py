@@ -1,4 +1,4 @@
-"""Adapters beside T5X's checkpoints: what a restored base must hold, and adapter folders."""
+"""Adapters with T5X's checkpoints: checks restored bases, and reads and writes adapter folders."""
 
 import dataclasses
 import pathlib
@@ -22,10 +22,10 @@ from adalink_jax.models.t5 import T5Config
 
 
 def steps_before(checkpoint_path: str) -> int:
-    """The step N of a checkpoint ``…/checkpoint_N``, at which a new adapter's moments begin.
+    """Returns the step N of a checkpoint ``…/checkpoint_N``, at which a new adapter starts.
 
     Raises:
-      UserError: the path does not end so.
+      UserError: the path does not end like that.
     """
     name = checkpoint_path.rstrip("/").rpartition("/")[2]
     if not (step := re.fullmatch(r"checkpoint_(\d+)", name)):
@@ -34,14 +34,14 @@ def steps_before(checkpoint_path: str) -> int:
 
 
 def stored_adapter(path: str, base_fingerprint: str | None = None) -> checkpoints.Adapter:
-    """Loads an adapter from its folder or its run's, and compares its base where one is given."""
+    """Loads an adapter from its folder or its run's; checks its base if a fingerprint is given."""
     inner = pathlib.Path(path) / "adapter"
     folder = inner if inner.is_dir() else path
     return checkpoints.load_adapter(folder, base_fingerprint=base_fingerprint)
 
 
 def stored_method(adapter_path: str) -> Method:
-    """The method, with its settings, of a stored adapter."""
+    """Returns the method of a stored adapter, with its settings."""
     adapter = stored_adapter(adapter_path)
     return METHODS[adapter.method_name](**adapter.settings)
 
@@ -56,16 +56,16 @@ def check_restored(
     adapter_path: str | None = None,
     may_be_new: bool = True,
 ) -> Mapping[str, Any]:
-    """T5X's `RestoreStateTransformationFn` that lets the adapter alone start anew.
+    """A `RestoreStateTransformationFn` for T5X that lets only the adapter start anew.
 
-    With ``fallback_to_scratch`` T5X fills whatever a checkpoint lacks with random values, and only
-    logs it. Here it is an error, unless it is the whole of the method's own parameters. (T5X's
-    ``assignment_map`` for these would also drop an adapter that the checkpoint does hold.)
-    A new adapter takes the values at `adapter_path`; `may_be_new` says whether it may do without.
+    With ``fallback_to_scratch``, T5X fills everything missing in a checkpoint with random values
+    and only logs it. Here that is an error, unless exactly the method's own parameters are missing.
+    (T5X's ``assignment_map`` for them would also drop an adapter that is in the checkpoint.)
+    A new adapter takes the values at `adapter_path`; `may_be_new` allows it to start without them.
 
     Raises:
-      UserError: a parameter of the base is missing, one of the checkpoint has no place in the
-        model, the adapter is there in parts or not at all, or belongs to another base.
+      UserError: a parameter of the base is missing; one in the checkpoint has no place in the
+        model; the adapter is incomplete, missing where it must not be, or of another base.
     """
 
     def refuse(what: str, names: set[str], why: str) -> None:
@@ -91,7 +91,7 @@ def check_restored(
 
 
 def _parameters(state_dict: Mapping[str, Any]) -> set[str]:
-    # An array that is not read yet is a TensorStore spec, a dict.
+    # An array that is not read yet is a TensorStore spec, which is a dict.
     spec = {"driver", "kvstore", "metadata"}
     target = state_dict["target"]
     return set(
@@ -101,11 +101,11 @@ def _parameters(state_dict: Mapping[str, Any]) -> set[str]:
 
 @dataclasses.dataclass
 class AdapterWriter:
-    """T5X's `SaveStateTransformationFn` that writes the adapter whenever T5X writes a checkpoint.
+    """A `SaveStateTransformationFn` for T5X that writes the adapter with every checkpoint.
 
-    ``model_dir/adapter`` holds the latest adapter, as in a run's folder of this project; where
-    there are several routes, the mixture's tasks name them. What T5X saves is left as it is. Full
-    fine-tuning writes nothing: there T5X's checkpoint is the model.
+    ``model_dir/adapter`` holds the latest adapter, as in this project's runs. If there are several
+    routes, they are named after the mixture's tasks. T5X's own checkpoint does not change. For full
+    fine-tuning nothing is written, because T5X's checkpoint is the model.
     """
 
     method: Method
@@ -115,11 +115,11 @@ class AdapterWriter:
     _fingerprint: str | None = None
 
     def __call__(self, state_dict: Any, parameter_infos: Any = None) -> tuple[Any, Any]:
-        """Writes the adapter of this state; returns its arguments."""
+        """Writes the adapter in this state; returns the arguments unchanged."""
         if self.method.trains_base:
             return state_dict, parameter_infos
         adapter, base = split(jax.tree.map(_Whole, state_dict["target"]), self.method)
-        # The base is frozen: once is enough.
+        # The base is frozen, so it is hashed only once.
         self._fingerprint = self._fingerprint or checkpoints.fingerprint(base)
         exported, tree = self.method.export(jax.tree.map(np.asarray, adapter))
         name, names = self.mixture_or_task_name, ["all"]
@@ -141,7 +141,7 @@ class AdapterWriter:
 
 @dataclasses.dataclass
 class _Whole:
-    """A parameter that is gathered from all hosts when it is read, so one at a time."""
+    """A parameter that is gathered from all hosts when it is read, one at a time."""
 
     leaf: Any
 
@@ -152,19 +152,19 @@ class _Whole:
 
 
 def extract_adapter(checkpoint: str, method: Method, model_dir: str, mixture: str) -> None:
-    """Writes the adapter that a T5X checkpoint holds beside its base to ``model_dir/adapter``.
+    """Writes the adapter inside a T5X checkpoint to ``model_dir/adapter``.
 
-    The checkpoint is a ``…/checkpoint_N``, native or Orbax. Method, settings and mixture (or task)
-    are those of its run: arrays do not tell them.
+    The checkpoint is a ``…/checkpoint_N``, native or Orbax. Give the method, settings and mixture
+    (or task) of its run; the arrays do not show them.
 
     Raises:
-      UserError: the checkpoint holds no parameters of the method, or no T5 beside them.
+      UserError: the checkpoint has no parameters of the method, or no T5.
     """
     folder = pathlib.Path(checkpoint).absolute()
     if (folder / "state").is_dir():
         state = ocp.PyTreeCheckpointer().restore(folder / "state")
     else:
-        import t5x.checkpoints  # The only need of T5X in this module.
+        import t5x.checkpoints  # Imported here because nothing else in this module needs T5X.
 
         state = t5x.checkpoints.load_t5x_checkpoint(str(folder))
     adapter, base = split(state["target"], method)

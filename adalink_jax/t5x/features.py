@@ -1,4 +1,4 @@
-"""Routes in SeqIO's pipeline: from a mixture's tasks, through packing, to one for every token."""
+"""Routes in SeqIO's pipeline: from a mixture's tasks, through packing, to one route per token."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ ROUTE = "route"
 
 
 class RoutedFeatureConverter(seqio.EncDecFeatureConverter):
-    """SeqIO's converter for encoder-decoders, for examples that carry the number of their route.
+    """SeqIO's encoder-decoder converter for examples with a route number.
 
-    Beside SeqIO's model features it makes ``encoder_routes`` [T] and ``decoder_routes`` [L], 0 on
-    padding. Task features and their configured lengths stay ``inputs`` and ``targets``.
+    It adds ``encoder_routes`` [T] and ``decoder_routes`` [L], 0 on padding, to SeqIO's model
+    features. Task features and their configured lengths are still ``inputs`` and ``targets``.
     """
 
     MODEL_FEATURES = {
@@ -30,7 +30,7 @@ class RoutedFeatureConverter(seqio.EncDecFeatureConverter):
             raise UserError(f"no feature '{ROUTE}': name the mixture through t5x.features.routed")
 
         def spread(example):
-            # SeqIO's packer takes 0 for padding: on their way through it, routes count from 1.
+            # SeqIO's packer treats 0 as padding, so routes count from 1 inside it.
             return example | {
                 f"{name}_routes": tf.fill(tf.shape(example[name]), example[ROUTE] + 1)
                 for name in self.TASK_FEATURES
@@ -47,7 +47,7 @@ class RoutedFeatureConverter(seqio.EncDecFeatureConverter):
         }
 
     def get_model_feature_lengths(self, task_feature_lengths) -> Mapping[str, int]:
-        """SeqIO's, and the routes', which are the tokens'."""
+        """Returns SeqIO's lengths, and those of the routes, which equal the tokens'."""
         return {
             **super().get_model_feature_lengths(task_feature_lengths),
             "encoder_routes": task_feature_lengths["inputs"],
@@ -56,36 +56,36 @@ class RoutedFeatureConverter(seqio.EncDecFeatureConverter):
 
 
 class _RoutedMixture(seqio.Mixture):
-    """A mixture that lets its examples' route pass."""
+    """A mixture that passes through the route of its examples."""
 
     def get_dataset(self, *args, **kwargs) -> tf.data.Dataset:
         return super().get_dataset(*args, **{**kwargs, "passthrough_features": [ROUTE]})
 
 
 def routed(mixture_or_task_name: str, method: Method, route_names: Sequence[str] = ()) -> str:
-    """The name of a mixture or task whose examples carry the number of their route.
+    """Returns the name of a mixture or task whose examples have a route number.
 
-    A task's route is its place in `route_names`, by default the mixture's tasks in alphabetical
-    order, as in this project's runner. Routed copies are registered beside the originals, as
-    ``TASK.route_K`` and ``MIXTURE.routed``. With one route the name is returned as it is.
+    A task's route is its index in `route_names`; by default those are the mixture's tasks in
+    alphabetical order, as in this project's runner. Routed copies are registered next to the
+    originals, as ``TASK.route_K`` and ``MIXTURE.routed``. With one route, returns the name itself.
 
     Raises:
-      UserError: the number of routes is not that of the names, or a task has no route.
+      UserError: the number of routes differs from the number of names, or a task has no route.
     """
     if method.routes == 1:
         return mixture_or_task_name
-    found = seqio.get_mixture_or_task(mixture_or_task_name)
-    tasks = seqio.get_subtasks(found)
+    original = seqio.get_mixture_or_task(mixture_or_task_name)
+    tasks = seqio.get_subtasks(original)
     names = tuple(route_names) or tuple(task.name for task in tasks)
     if len(names) != method.routes:
         raise UserError(f"routes is {method.routes}, but the tasks are {', '.join(names)}")
     routes = task_routes(method, tuple(task.name for task in tasks), names)
     copies = [_with_route(task, routes[task.name]) for task in tasks]
-    if isinstance(found, seqio.Task):
+    if isinstance(original, seqio.Task):
         return copies[0].name
     name = f"{mixture_or_task_name}.routed"
-    rates = [(copy, found.get_rate(task)) for copy, task in zip(copies, tasks, strict=True)]
-    # Gin asks for every data set of a run; with other routes, the name stands for another mixture.
+    rates = [(copy, original.get_rate(task)) for copy, task in zip(copies, tasks, strict=True)]
+    # Gin calls this for every data set of a run; with other routes the name means another mixture.
     seqio.MixtureRegistry.remove(name)
     seqio.MixtureRegistry.add_provider(name, _RoutedMixture(name, rates))
     return name

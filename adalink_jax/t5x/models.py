@@ -1,4 +1,4 @@
-"""T5X's encoder-decoder model around this project's network, with a route for every token."""
+"""T5X's encoder-decoder model with this project's network, and a route for every token."""
 
 import contextlib
 import copy
@@ -22,10 +22,10 @@ from adalink_jax.t5x.features import RoutedFeatureConverter
 
 
 def t5_config(config: Any) -> T5Config:
-    """The architecture that T5X's own model files say, from their ``network.T5Config``.
+    """Converts the ``network.T5Config`` of T5X's own model files.
 
     Raises:
-      UserError: it has a field that this project's network knows nothing of.
+      UserError: it has a field that this project's network does not know.
     """
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if unknown := sorted(given.keys() - {field.name for field in dataclasses.fields(T5Config)}):
@@ -33,15 +33,15 @@ def t5_config(config: Any) -> T5Config:
     return T5Config(**given)
 
 
-# The routes in a batch, and the tokens whose shape they have.
+# Route features of a batch, and the token features with the same shape.
 _ROUTED = {"encoder_routes": "encoder_input_tokens", "decoder_routes": "decoder_input_tokens"}
 
 
 class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
-    """T5X's `EncoderDecoderModel`, driving `adalink_jax.models.t5.Transformer`.
+    """T5X's `EncoderDecoderModel` for `adalink_jax.models.t5.Transformer`.
 
-    Where the method has several routes, batches carry them and every call of the network is given
-    them. A new adapter starts as in this project's runner, or from a stored one.
+    If the method has several routes, batches contain them and every call of the network gets them.
+    A new adapter starts as in this project's runner, or from a stored one.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         labels: Sequence[str] = (),
         **kwargs,
     ):
-        """As T5X's, and what a new adapter starts from.
+        """Takes T5X's arguments, and what a new adapter starts from.
 
-        That is the stored one at `adapter_path`, its folder or its run's; or what the method makes
-        of the base at `initial_checkpoint_path` and of the task's `labels`.
+        That is the stored adapter at `adapter_path` (its folder or its run's), or the method's own
+        initialization from the base at `initial_checkpoint_path` and the task's `labels`.
         """
         self._routes = module.method.routes
         if self._routes > 1:
@@ -66,7 +66,7 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         self._initial_checkpoint_path = initial_checkpoint_path
 
     def get_initial_variables(self, rng, input_shapes, input_types=None) -> Any:
-        """T5X's, and what a new adapter starts from; tokens are int32 where no types are given."""
+        """Returns T5X's variables with a new adapter's values; tokens are int32 by default."""
         input_types = {**dict.fromkeys(input_shapes, jnp.int32), **(input_types or {})}
         zeros = {name: jnp.zeros(shape, jnp.int32) for name, shape in input_shapes.items()}
         with self._given_routes(zeros):
@@ -83,7 +83,7 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
         return core.freeze(variables)
 
     def _initialised(self, adapter: Any, key: Array) -> Any:
-        """The method's tree with the values that depend on a stored adapter or on the base."""
+        """Returns the method's tree, initialized from a stored adapter or from the base."""
         method, path = self.module.method, self._initial_checkpoint_path
         if self._adapter_path is not None:
             return jax.tree.map(jnp.asarray, stored_adapter(self._adapter_path).tree)
@@ -95,19 +95,19 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
     def _compute_logits(self, params, batch, *args, **kwargs):
         model = copy.copy(self)
         if "encoder_segment_ids" in batch:
-            # T5X's packer puts any number of examples into a row: all routes may meet there.
+            # T5X's packer puts any number of examples into a row, so a row may use all routes.
             model.module = self.module.clone(route_slots=self._routes)
         with self._given_routes(batch):
             return super(EncoderDecoderModel, model)._compute_logits(params, batch, *args, **kwargs)
 
     def predict_batch_with_aux(self, params, batch, *args, **kwargs):
-        """T5X's decoding, on the batch's routes."""
+        """Decodes as T5X does, with the batch's routes."""
         with self._given_routes(batch):
             return super().predict_batch_with_aux(params, batch, *args, **kwargs)
 
     @contextlib.contextmanager
     def _given_routes(self, batch: Mapping[str, Array]) -> Iterator[None]:
-        """Within it, every call of the network is given the batch's routes."""
+        """Passes the batch's routes to every call of the network inside the block."""
 
         def add(call, args, kwargs, context):
             name = context.method_name
@@ -117,7 +117,7 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
                 for name in {name for name in _ROUTED if name in batch and _ROUTED[name] in given}:
                     routes, tokens = batch[name], given[_ROUTED[name]]
                     if routes.shape != tokens.shape:
-                        # Decoding, where a row is one example: B·beams rows, or one token a step.
+                        # Decoding: a row is one example; B·beams rows, or one token per step.
                         beams = tokens.shape[0] // routes.shape[0]
                         routes = jnp.repeat(routes[:, :1], beams, axis=0)
                     kwargs[name] = jnp.broadcast_to(routes, tokens.shape)

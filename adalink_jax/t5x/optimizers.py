@@ -1,4 +1,4 @@
-"""What `t5x.optimizers.MultiOptimizer` trains."""
+"""Which parameters `t5x.optimizers.MultiOptimizer` trains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,5 +7,5 @@ from adalink_jax.methods.base import Method
 
 
 def trainable(method: Method) -> Callable[[str, Any], bool]:
-    """The filter of a `flax.traverse_util.ModelParamTraversal`: True for what the method trains."""
+    """Returns a `flax.traverse_util.ModelParamTraversal` filter: True for what is trained."""
     return lambda path, value: method.trainable(path.strip("/"))

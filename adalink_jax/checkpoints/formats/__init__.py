@@ -1,1 +1,1 @@
-"""One module for each format of bases and adapters that is read or written."""
+"""One module per format of bases and adapters."""

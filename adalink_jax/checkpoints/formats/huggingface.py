@@ -1,10 +1,10 @@
-"""Hugging Face's folders of a T5: ``config.json`` and safetensors, single or sharded.
+"""Hugging Face's T5 folders: ``config.json`` and safetensors, single or sharded.
 
-Its linear layers store the transpose of T5X's kernels, and each stack's relative position biases
-stand in its first block, transposed likewise. One table serves encoder, decoder and, in T5 1.0,
-the output layer; a file may hold it under several names. What T5 1.0 does before its tied output
-layer, scaling by 1/√D, says ``scale_decoder_outputs``, or in configurations of transformers before
-version 5 ``tie_word_embeddings``, which later versions rewrite to true for every T5.
+Its linear layers store the transpose of T5X's kernels. Each stack's relative position biases are
+in its first block, also transposed. The encoder, the decoder and, in T5 1.0, the output layer
+share one table; a file may hold it under several names. T5 1.0 scales the decoder's output by 1/√D
+before its tied output layer. ``scale_decoder_outputs`` records this, or ``tie_word_embeddings`` in
+configurations of transformers before version 5; later versions set that to true for every T5.
 
 Source of the format: transformers 5.23, models/t5 and models/mt5.
 """
@@ -35,7 +35,7 @@ OTHER_WEIGHTS = (
     "tf_model.h5",
 )
 
-# transformers' T5 has no field for what it fixes, nor has T5X.
+# Values that are fixed in T5X. transformers' T5 fixes them too or must be set to them.
 _FIXED = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
@@ -51,19 +51,19 @@ _FIELDS = {
     "num_layers": "num_encoder_layers",
     "num_decoder_layers": "num_decoder_layers",
 }
-# transformers' name of an activation → T5X's. Its "gelu" is the exact one, which T5X has not.
+# transformers' name of an activation → T5X's. Its "gelu" is exact GELU, which T5X does not have.
 _ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "silu": "silu", "swish": "swish"}
 _SHARED = "shared.weight"
 _ENCODER_TABLE = "encoder.embed_tokens.weight"
 _DECODER_TABLE = "decoder.embed_tokens.weight"
 _HEAD = "lm_head.weight"
-# Early checkpoints hold it; transformers ignores it, for cross-attention has no such bias.
+# In early checkpoints. transformers ignores it, because cross-attention has no such bias.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _SHARD_BYTES = 5_000_000_000
 _COMPARED_ROWS = 4096
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-# For each stack: its blocks under T5X's name to (number in Hugging Face's layer, module, the norm
+# For each stack: T5X's name of a block → (its number in Hugging Face's layer, its module, the norm
 # before it).
 _BLOCKS = {
     "encoder": {
@@ -101,8 +101,8 @@ def tensor_names(config: T5Config) -> Mapping[str, tuple[str, bool]]:
       config: a T5's architecture.
 
     Returns:
-      T5X's ``"/"``-joined name → (the name in ``T5ForConditionalGeneration.state_dict()``,
-      whether that holds the transpose), for every parameter of the architecture.
+      T5X's ``"/"``-joined name → (the name in ``T5ForConditionalGeneration.state_dict()``, whether
+      that is the transpose), for every parameter of the architecture.
     """
     return {name: _TOP.get(name) or _in_block(name) for name in expected_shapes(config)}
 
@@ -119,10 +119,10 @@ def _in_block(name: str) -> tuple[str, bool]:
 
 
 def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
-    """Returns `folder` where it is one of Hugging Face's, else None.
+    """Returns `folder` if it is in Hugging Face's format, else None.
 
     Raises:
-      UserError: it is one without safetensors.
+      UserError: it is, but has no safetensors.
     """
     if CONFIG not in children:
         return None
@@ -139,15 +139,15 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
 
 
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
-    """Opens a Hugging Face folder; of its weights, headers and tables of several names are read.
+    """Opens a Hugging Face folder; reads only headers, and tables stored under several names.
 
     Args:
-      folder: it holds ``config.json`` and the safetensors.
-      configured: the architecture it is expected to have, or None.
+      folder: the folder with ``config.json`` and the safetensors.
+      configured: the expected architecture, or None.
 
     Raises:
-      UserError: a file is damaged; tensors are missing, unexpected or of another shape; or they,
-        ``config.json`` and the configured architecture do not agree.
+      UserError: a file is damaged; tensors are missing, unexpected or of another shape; or the
+        tensors, ``config.json`` and the configured architecture disagree.
     """
     settings = _read_json(folder, CONFIG)
     kind = settings.get("model_type")
@@ -171,12 +171,12 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
 
 def _read_json(folder: Folder, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(folder.read(name))
+        content = json.loads(folder.read(name))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / name}: no JSON; truncated or damaged") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{folder / name}: not one JSON object")
-    return found
+    return content
 
 
 def _open_tensors(folder: Folder) -> dict[str, Tensor]:
@@ -189,22 +189,22 @@ def _open_tensors(folder: Folder) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files)):
         held = open_tensors(folder, file)
-        told = {name for name, place in places.items() if place == file}
-        if wrong := sorted(told ^ held.keys()):
-            what = "lacks" if wrong[0] in told else "holds beside what the index says"
+        listed = {name for name, place in places.items() if place == file}
+        if wrong := sorted(listed ^ held.keys()):
+            what = "lacks" if wrong[0] in listed else "holds beside what the index says"
             raise UserError(f"{folder / file}: {what} {len(wrong)} tensors, such as {wrong[0]!r}")
         tensors |= held
     return tensors
 
 
 def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]:
-    """The functions of the MLP, from the two or three fields that say them."""
+    """Returns the MLP's activations, from the fields of ``config.json`` that define them."""
     given = settings.get("feed_forward_proj", "relu")
     *gate, function = str(given).split("-")
     gated = gate == ["gated"]
     function = "gelu_new" if given == "gated-gelu" else function
-    said = {"dense_act_fn": function, "is_gated_act": gated}
-    for name, value in said.items():
+    implied = {"dense_act_fn": function, "is_gated_act": gated}
+    for name, value in implied.items():
         if settings.get(name, value) != value:
             raise UserError(
                 f"{folder / CONFIG}: {name} is {settings[name]!r}, but feed_forward_proj {given!r}"
@@ -220,27 +220,27 @@ def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]
 def _token_tables(
     tensors: dict[str, Tensor], settings: Mapping[str, Any], folder: Folder
 ) -> dict[str, Array]:
-    """Takes the tables and the output layer out of `tensors`; returns them by T5X's names."""
-    found = {
+    """Removes the tables and the output layer from `tensors`; returns them by T5X's names."""
+    stored = {
         name: tensors.pop(name)
         for name in (_SHARED, _DECODER_TABLE, _ENCODER_TABLE, _HEAD)
         if name in tensors
     }
-    shared = found.get(_SHARED, found.get(_DECODER_TABLE, found.get(_ENCODER_TABLE)))
+    shared = stored.get(_SHARED, stored.get(_DECODER_TABLE, stored.get(_ENCODER_TABLE)))
     if shared is None:
         raise UserError(f"{folder}: no tensor {_SHARED}, which every T5 has")
     tables: dict[str, Array] = {"token_embedder/embedding": shared}
-    if _DECODER_TABLE in found and not _equal(shared, found[_DECODER_TABLE]):
+    if _DECODER_TABLE in stored and not _equal(shared, stored[_DECODER_TABLE]):
         raise UserError(
             f"{folder}: {_DECODER_TABLE} differs from {_SHARED}; a T5's decoder has no table of"
             " its own"
         )
-    if _ENCODER_TABLE in found and not _equal(shared, found[_ENCODER_TABLE]):
-        tables["encoder/token_embedder/embedding"] = found[_ENCODER_TABLE]
-    head = found.get(_HEAD)
+    if _ENCODER_TABLE in stored and not _equal(shared, stored[_ENCODER_TABLE]):
+        tables["encoder/token_embedder/embedding"] = stored[_ENCODER_TABLE]
+    head = stored.get(_HEAD)
     scaled, why = _scaled(settings)
     if not scaled and head is None and "scale_decoder_outputs" in settings:
-        head = shared  # So transformers 5 reads it: tied, yet not scaled.
+        head = shared  # As transformers 5 reads it: tied, but not scaled.
     if not scaled and head is None:
         raise UserError(f"{folder}: no tensor {_HEAD}, which a T5 with {why} has")
     if scaled and head is not None and not _equal(shared, head):
@@ -255,7 +255,7 @@ def _token_tables(
 
 
 def _scaled(settings: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the decoder's output is scaled, as in T5 1.0, and the setting that says it."""
+    """Returns whether the decoder's output is scaled, as in T5 1.0, and the setting for it."""
     if settings["model_type"] == "mt5":
         return False, 'model_type "mt5"'
     if "scale_decoder_outputs" in settings:
@@ -266,7 +266,7 @@ def _scaled(settings: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two matrices hold the same bits as float32, compared some rows at a time."""
+    """Returns whether two matrices hold the same bits as float32; compares some rows at a time."""
     if one.shape != other.shape or len(one.shape) != 2:
         return False
     for row in range(0, one.shape[0], _COMPARED_ROWS):
@@ -278,7 +278,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _renamed(tensors: Mapping[str, Tensor], gates: int, folder: Folder) -> dict[str, Array]:
-    """The tensors of the stacks by T5X's names; one that no T5 has keeps its own."""
+    """Returns the stacks' tensors by T5X's names; unknown tensors keep their names."""
     counts = {
         stack: len({m[1] for m in map(re.compile(rf"{stack}\.block\.(\d+)\.").match, tensors) if m})
         for stack in _BLOCKS
@@ -301,10 +301,10 @@ def _renamed(tensors: Mapping[str, Tensor], gates: int, folder: Folder) -> dict[
 
 
 def _check_settings(settings: Mapping[str, Any], config: T5Config, folder: Folder) -> None:
-    """Checks what ``config.json`` says against what the arrays are."""
+    """Checks that ``config.json`` agrees with the arrays."""
     expected = {name: getattr(config, field) for name, field in _FIELDS.items()} | _FIXED
     if settings.get("num_decoder_layers") is None:
-        # Its default is the encoder's number.
+        # It defaults to the encoder's number.
         settings = {**settings, "num_decoder_layers": settings.get("num_layers")}
     wrong = [
         f"{name} ({CONFIG} {settings[name]!r}, arrays {value!r})"
@@ -312,7 +312,7 @@ def _check_settings(settings: Mapping[str, Any], config: T5Config, folder: Folde
         if settings.get(name) is not None and settings[name] != value
     ]
     rows = settings.get("vocab_size", config.vocab_size)
-    # Tables may have more rows than there are tokens, to be divided among devices.
+    # Tables may have more rows than there are tokens, so that devices can share them evenly.
     if not isinstance(rows, int) or rows > config.vocab_size:
         wrong.append(f"vocab_size ({CONFIG} {rows!r}, arrays {config.vocab_size})")
     if wrong:
@@ -324,18 +324,19 @@ def write(
     base: StoredBase,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Writes a base as transformers' T5, float32, one array at a time.
+    """Writes a base as transformers' T5 in float32, one array at a time.
 
-    The folder loads in transformers 5 as it is. A table of the encoder's own is there under
-    ``encoder.embed_tokens.weight``; transformers 4 ties it to ``shared.weight`` again.
+    The folder loads in transformers 5 without changes. If the encoder has its own table, it is
+    written as ``encoder.embed_tokens.weight``; transformers 4 ties that to ``shared.weight``.
 
     Args:
       folder: an empty folder.
-      base: what to write.
-      shard_bytes: the most bytes of tensors in one file; above, files are numbered, with an index.
+      base: the base to write.
+      shard_bytes: the most bytes of tensors in one file. Larger bases are written to numbered
+        files with an index.
 
     Raises:
-      UserError: transformers' T5 has no such architecture, or an array cannot be read.
+      UserError: transformers' T5 does not support the architecture, or an array cannot be read.
       OSError: the folder cannot be written.
     """
     settings = _settings(base)
@@ -382,7 +383,7 @@ def _shards(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[
 
 
 def _settings(base: StoredBase) -> dict[str, Any]:
-    """``config.json``, such that transformers 4 and 5 both do what T5X does."""
+    """Returns a ``config.json`` with which transformers 4 and 5 both compute what T5X does."""
     config = base.config
     if config.relpos_bias_per_layer:
         raise UserError(

@@ -1,7 +1,7 @@
-"""This project's own bases: what a run of full fine-tuning leaves in its ``adapter`` folder.
+"""This project's own bases: the ``adapter`` folder of a full fine-tuning run.
 
-Full fine-tuning's adaptation is the whole model, so its file is a base: ``adapter.safetensors``
-with every parameter under T5X's name, and ``adapter.json`` with the architecture.
+Full fine-tuning trains the whole model, so its adapter file is a base: ``adapter.safetensors`` has
+every parameter by its T5X name, and ``adapter.json`` the architecture.
 """
 
 import json
@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1 << 24
 
 
 def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
-    """Returns the adapter folder that `folder` is, or (a run's folder) has inside; or None."""
+    """Returns the adapter folder: `folder` itself, or the one in a run's folder; else None."""
     if _FILES & set(children):
         return folder
     if "adapter" in children and _FILES & set((folder / "adapter").children()):
@@ -33,15 +33,15 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
 
 
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
-    """Opens the model that full fine-tuning wrote, once the hash of its file is found right.
+    """Opens a model that full fine-tuning wrote, after checking its file's hash.
 
     Args:
-      folder: the folder that holds ``adapter.safetensors`` and ``adapter.json``.
-      configured: the architecture it is expected to have, or None.
+      folder: the folder with ``adapter.safetensors`` and ``adapter.json``.
+      configured: the expected architecture, or None.
 
     Raises:
-      UserError: the files are damaged, of another method than full fine-tuning, or hold other
-        arrays than their architecture has; or that is not the configured one.
+      UserError: the files are damaged, belong to another method, or hold other arrays than their
+        architecture; or the architecture is not the configured one.
     """
     record = adapters.parse_record(folder.read(adapters.RECORD), f"{folder}/{adapters.RECORD}")
     if record["method"] != "full":
@@ -68,11 +68,11 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
 
 
 def write(folder: pathlib.Path, base: StoredBase) -> None:
-    """Writes a base as full fine-tuning does, one array at a time.
+    """Writes a base in the format of full fine-tuning, one array at a time.
 
     Args:
       folder: an empty folder.
-      base: what to write.
+      base: the base to write.
 
     Raises:
       UserError: an array cannot be read.

@@ -1,10 +1,10 @@
-"""Reads T5X's newer checkpoints, which Orbax wrote: zarr arrays in an OCDBT database, or plain.
+"""Reads T5X's newer checkpoints, written by Orbax: zarr arrays in an OCDBT database, or plain.
 
-``checkpoint_N/state/`` holds ``_METADATA`` (JSON: what is stored) and ``manifest.ocdbt`` with its
-data in ``d/`` and ``ocdbt.process_K/``; the arrays are named ``target.a.b.c`` in that database, or
-are folders of that name where OCDBT was off. Older ones keep parameters under
-``optimizer.target``. The manifest is written last: without it, a checkpoint is unfinished.
-Optimizer state is not read, and neither Orbax nor the shardings it saved are needed.
+``checkpoint_N/state/`` holds ``_METADATA`` (JSON that lists the arrays) and ``manifest.ocdbt``,
+with data in ``d/`` and ``ocdbt.process_K/``. The arrays are named ``target.a.b.c`` in that
+database; without OCDBT they are folders of that name. Older checkpoints keep parameters under
+``optimizer.target``. The manifest is written last: a checkpoint without it is unfinished.
+Optimizer state is not read. Neither Orbax nor the saved shardings are needed.
 
 Source of the format: t5x/checkpoints.py, OrbaxCheckpointManagerInterface; Orbax 0.12.
 """
@@ -37,10 +37,10 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
       children: the names in it.
 
     Returns:
-      The folder that holds ``_METADATA``, or None where `folder` is none of T5X's and Orbax'.
+      The folder that holds ``_METADATA``, or None if `folder` is not a T5X checkpoint of Orbax.
 
     Raises:
-      UserError: it is one that was not finished.
+      UserError: the checkpoint is unfinished.
     """
     latest = latest_step(folder, children)
     names = set(children if latest == folder else latest.children())
@@ -60,23 +60,23 @@ def _uses_ocdbt(folder: Folder) -> bool:
 
 def _metadata(folder: Folder) -> Mapping[str, Any]:
     try:
-        found = json.loads(folder.read(METADATA))
+        content = json.loads(folder.read(METADATA))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / METADATA}: no JSON; truncated or damaged") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(content, Mapping):
         raise UserError(f"{folder / METADATA}: not the metadata of an Orbax checkpoint")
-    return found
+    return content
 
 
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
-    """Opens an Orbax checkpoint of T5X: every array checked for its presence, none read.
+    """Opens an Orbax checkpoint of T5X: checks that every array exists, and reads none.
 
-    Reading an array of which a part is missing is an error then.
+    If a part of an array is missing, the error comes when that part is read.
 
     Args:
       folder: the folder that holds ``_METADATA``.
-      configured: the architecture it is expected to have; also says which functions its MLP
-        uses, which arrays do not tell. None: as published.
+      configured: the expected architecture; its MLP activations are used, because arrays do not
+        show them. None expects nothing and assumes the published activations.
 
     Raises:
       UserError: the database is damaged; an array is missing, unexpected, of another shape than the
@@ -88,7 +88,7 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     database = folder.holds_file(MANIFEST)
     if database:
         store = {"driver": "ocdbt", "base": store}
-    # Earlier versions of Orbax left chunks of nothing but zeros out of the database.
+    # Earlier versions of Orbax did not store chunks that are all zeros.
     sparse = database and not metadata.get("store_array_data_equal_to_fill_value")
     keys, read = _keys(store, folder)
     arrays: dict[str, ZarrArray] = {}
@@ -116,13 +116,13 @@ def _below(store: Mapping[str, Any], name: str) -> str:
 
 
 def _keys(store: Mapping[str, Any], folder: Folder):
-    """All keys of a store, and the function that reads one of them."""
-    import tensorstore  # Costly; needed only where there is a checkpoint to read.
+    """Returns all keys of a store, and a function that reads one of them."""
+    import tensorstore  # Slow to import; needed only to read a checkpoint.
 
     def read(key: str) -> bytes:
         try:
             return opened[key]
-        except Exception as error:  # TensorStore has no class of its own for damaged data.
+        except Exception as error:  # TensorStore has no error class for damaged data.
             raise UserError(f"{folder}: {key} cannot be read ({reason(error)})") from error
 
     try:

@@ -1,8 +1,9 @@
 """LoRA and prompt tuning in the adapter format of Hugging Face's PEFT.
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. LoRA's tensors are
-``base_model.model.MODULE.lora_A.weight``, the transpose of W_down, and ``lora_B.weight``, that of
-W_up; a prompt is ``prompt_embeddings``. MODULE is the linear layer's name in transformers' T5.
+``base_model.model.MODULE.lora_A.weight``, the transpose of W_down, and ``lora_B.weight``, the
+transpose of W_up; a prompt is ``prompt_embeddings``. MODULE is the linear layer's name in
+transformers' T5.
 
 Source of the format: peft 0.21, ``utils/save_and_load.py``, ``tuners/lora/config.py`` and
 ``peft_model.py`` (PeftModelForSeq2SeqLM.forward).
@@ -37,8 +38,8 @@ _PROMPT = "prompt_embeddings"
 _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _PARTS = {"A": "down", "B": "up"}
 
-# What of a PEFT configuration does not change what an adapter computes, or is read here. Which
-# modules it targets, its tensors tell.
+# Fields of a PEFT configuration that do not change what an adapter computes, and fields that are
+# read here. The tensors show which modules are adapted.
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
     *("revision", "runtime_config", "task_type"),
@@ -55,7 +56,7 @@ _READ = {
         *("tokenizer_kwargs", "tokenizer_name_or_path"),
     },
 }
-# Initialisations that leave the base as it is; the others (PiSSA, OLoRA, …) move its weights.
+# Initializations that leave the base unchanged; the others (PiSSA, OLoRA, …) change its weights.
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -67,21 +68,21 @@ def save_peft(
     config: T5Config,
     check: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> None:
-    """Writes one route of an adapter as PEFT does.
+    """Writes one route of an adapter in PEFT's format.
 
     Args:
-      folder: at which nothing is yet.
-      method: LoRA, or prompt tuning as it is exported.
+      folder: the folder to write; it must not exist.
+      method: LoRA, or prompt tuning as exported.
       tree: the method's tree.
       route: which of the K modules, in [0, K).
       config: the base's architecture.
-      check: called with the folder that was written, before it takes its place; an error that it
-        raises leaves nothing behind.
+      check: called with the written folder before it is renamed to its final name. If it raises,
+        nothing is left behind.
 
     Raises:
       UserError: PEFT has no such method, or the folder exists or cannot be written.
     """
-    # Not of a subclass: it may compute something else.
+    # Subclasses are refused: they may compute something else.
     write = next((write for kind, write, _ in _FORMATS.values() if type(method) is kind), None)
     if write is None:
         names = " and ".join(f"'{kind.scope}'" for kind, _, _ in _FORMATS.values())
@@ -108,15 +109,15 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
     """Reads a PEFT adapter of LoRA or prompt tuning.
 
     Args:
-      folder: that PEFT wrote.
+      folder: the folder that PEFT wrote.
       config: the base's architecture.
 
     Returns:
       The method with its settings, and its tree: float32, one route.
 
     Raises:
-      UserError: files are missing or damaged, or the adapter does something that this project's
-        methods do not, which is named.
+      UserError: files are missing or damaged, or the adapter uses something that this project's
+        methods do not have; the message names it.
     """
     folder = pathlib.Path(folder)
     settings = _read_config(folder)
@@ -126,7 +127,7 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
         read = " and ".join(_FORMATS)
         raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; {read} are read")
     for name, value in settings.items():
-        # Whatever is not known and not off may change what the adapter computes.
+        # A setting that is unknown and switched on may change what the adapter computes.
         if value and value != "none" and name not in _HARMLESS | _READ[kind]:
             shown = name if name.isprintable() else repr(name)
             raise UserError(f"{folder / CONFIG}: {shown} = {value!r}, which has no equal here")
@@ -174,7 +175,7 @@ def _number(settings: Mapping[str, Any], name: str, kind: type, where: str) -> A
 
 
 def _modules(config: T5Config) -> dict[str, str]:
-    """Each linear layer's name here → its module's name in transformers' T5."""
+    """Returns each linear layer's name here → its module's name in transformers' T5."""
     return {
         name.removesuffix("/kernel"): torch_name.removesuffix(".weight")
         for name, (torch_name, _) in tensor_names(config).items()
@@ -202,7 +203,7 @@ def _lora_to_peft(
         "lora_alpha": alpha,
         "lora_dropout": method.dropout_rate,
         "r": method.rank,
-        # Full names: PEFT takes any shorter one for the end of a name.
+        # Full names, because PEFT matches shorter ones at the end of any name.
         "target_modules": sorted(modules[layer] for layer in adapted),
     }
     return settings, tensors
@@ -260,17 +261,17 @@ def _lora_from_peft(
 
 
 def _chosen(adapted: list[str], config: T5Config, where: str) -> dict[str, Any]:
-    """LoRA's settings `linears`, `stacks` and `layers` that choose just these linear layers."""
-    found = set()
+    """Returns LoRA's `linears`, `stacks` and `layers` that select exactly these linear layers."""
+    adapted_sites = set()
     for layer in adapted:
         stack, number, linear = layer.split("/", 2)
-        found.add((stack, int(number.removeprefix("layers_")), linear))
-    if not found:
+        adapted_sites.add((stack, int(number.removeprefix("layers_")), linear))
+    if not adapted_sites:
         raise UserError(f"{where}: no tensors of LoRA")
     depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    stacks = tuple(stack for stack in depths if any(stack == one for one, _, _ in found))
-    linears = tuple(sorted({linear for _, _, linear in found}))
-    numbers = {number for _, number, _ in found}
+    stacks = tuple(stack for stack in depths if any(stack == one for one, _, _ in adapted_sites))
+    linears = tuple(sorted({linear for _, _, linear in adapted_sites}))
+    numbers = {number for _, number, _ in adapted_sites}
     for layers in (None, tuple(sorted(numbers))):
         meant = {
             (stack, number, linear)
@@ -279,9 +280,9 @@ def _chosen(adapted: list[str], config: T5Config, where: str) -> dict[str, Any]:
             for linear in linears
             if linear in LINEAR_SITES[stack]
         }
-        if meant == found:
+        if meant == adapted_sites:
             return {"linears": linears, "stacks": stacks, "layers": layers}
-    stack, number, linear = min(meant - found)
+    stack, number, linear = min(meant - adapted_sites)
     raise UserError(
         f"{where}: {stack}/layers_{number}/{linear} is not adapted, but that linear layer or that "
         "block is elsewhere; LoRA here takes the same linear layers in all of its layers and stacks"
@@ -296,9 +297,9 @@ def _prompt_from_peft(
         {**settings, "num_transformer_submodules": settings.get("num_transformer_submodules") or 2},
         "num_transformer_submodules", int, where,
     )  # fmt: skip
-    found = {name: array.shape for name, array in tensors.items()}
-    check_shapes({_PROMPT: (copies * length, config.emb_dim)}, found, where)
-    # PEFT keeps rows for the decoder too, and T5 takes the first alone.
+    shapes = {name: array.shape for name, array in tensors.items()}
+    check_shapes({_PROMPT: (copies * length, config.emb_dim)}, shapes, where)
+    # PEFT stores rows for the decoder too, but T5 uses only the first ones.
     method = PromptTuning(length=length, reparameterise=False, initialisation="random")
     return method, {f"encoder/{PromptTuning.scope}/prompt": tensors[_PROMPT][:length]}
 

@@ -1,8 +1,8 @@
-"""safetensors files: parts of tensors read from where they lie, and written one after the other.
+"""safetensors files: reads parts of tensors in place, and writes tensors one by one.
 
-The safetensors package reads local files only and writes from memory only; a base of many
-gigabytes is neither copied nor held. A file is eight bytes of length, a JSON header of that
-length, and the tensors' contents without a hole between them.
+The safetensors package reads only local files and writes only from memory. Here a base of many
+gigabytes is neither copied nor held in memory. A file has eight bytes with the header's length, the
+JSON header, and the tensors' contents without gaps.
 
 Source of the format: github.com/huggingface/safetensors, README.
 """
@@ -24,19 +24,19 @@ from adalink_jax.errors import UserError
 
 _DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("<f2")}
 _LENGTH_BYTES = 8
-_LONGEST_HEADER = 100_000_000  # The safetensors package reads no longer one.
+_LONGEST_HEADER = 100_000_000  # The safetensors package has the same limit.
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor in a safetensors file; of a part of it, the rows that hold the part are read.
+    """A tensor in a safetensors file. Indexing reads only the rows that hold the part.
 
     Attributes:
-      folder: that holds the file.
+      folder: the folder with the file.
       file: the file's name.
-      dtype: as stored: float32, bfloat16 or float16.
-      shape: as stored.
-      start: its first byte in the file.
+      dtype: the stored dtype: float32, bfloat16 or float16.
+      shape: the stored shape.
+      start: the tensor's first byte in the file.
     """
 
     folder: Folder
@@ -47,7 +47,7 @@ class Tensor:
 
     @property
     def stop(self) -> int:
-        """The byte of the file after its last."""
+        """The byte after the tensor's last one in the file."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, index: Index) -> np.ndarray:
@@ -66,14 +66,14 @@ def open_tensors(folder: Folder, file: str) -> dict[str, Tensor]:
     """Reads the header of a safetensors file and checks it against the file's size.
 
     Args:
-      folder: that holds the file.
+      folder: the folder with the file.
       file: the file's name.
 
     Returns:
       Each tensor by its name.
 
     Raises:
-      UserError: the header is damaged, lies about size or places, or names a dtype other than
+      UserError: the header is damaged, has wrong sizes or positions, or names a dtype other than
         float32, bfloat16 and float16.
     """
     where = f"{folder}/{file}"
@@ -108,10 +108,10 @@ def open_tensors(folder: Folder, file: str) -> dict[str, Tensor]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a name twice")
-    return found
+    return unique
 
 
 def _layout(name: str, entry: Mapping[str, Any]) -> tuple[int, int, str, str, tuple[int, ...]]:
@@ -130,11 +130,11 @@ def write_tensors(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> str:
-    """Writes float32 tensors to a safetensors file, holding one of them at a time.
+    """Writes float32 tensors to a safetensors file; only one is in memory at a time.
 
     Args:
       path: the file.
-      shapes: shape of each tensor by its name, in the order in which they are written.
+      shapes: name → shape of each tensor, in the order of writing.
       read: name → the tensor.
       metadata: strings for the header, or None.
 
@@ -150,7 +150,7 @@ def write_tensors(
         start, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # So that the contents are aligned.
+    text += b" " * (-len(text) % 8)  # Aligns the contents.
     digest = hashlib.sha256()
     with open(path, "wb") as file:
 
@@ -165,5 +165,5 @@ def write_tensors(
             if array.shape != tuple(shape) or array.dtype != np.float32:
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, expected float32 {shape}")
             put(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
-            del array  # Before the next is read.
+            del array  # Frees it before the next one is read.
     return digest.hexdigest()

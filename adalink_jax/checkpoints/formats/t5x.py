@@ -1,10 +1,10 @@
 """Reads T5X's native checkpoints, as Google published T5 1.0, 1.1, LM-adapted T5 and FLAN-T5.
 
 A folder ``checkpoint_N`` holds a msgpack index named ``checkpoint`` (version 3; parameters under
-``optimizer/target``) and a zarr v2 array ``target.a.b.c/`` for each parameter; small arrays may
-stand in the index itself. Where an array lies is said by a TensorStore spec whose path is
-relative to the folder, or points into the bucket the checkpoint was written to: only its last
-component counts. Optimizer state (``optimizer/state``) is not read.
+``optimizer/target``) and a zarr v2 array ``target.a.b.c/`` for each parameter. Small arrays may be
+in the index itself. A TensorStore spec gives each array's path, relative to the folder or in the
+bucket the checkpoint was written to; only the path's last component is used. Optimizer state
+(``optimizer/state``) is not read.
 
 Source of the format: t5x/checkpoints.py.
 """
@@ -34,27 +34,27 @@ _STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 
 @dataclasses.dataclass(frozen=True)
 class _Referred:
-    """An array that the index refers to: its folder's name, and the shape that the index says."""
+    """An array that the index refers to: its folder's name, and its shape in the index."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def latest_step(folder: Folder, children: Collection[str]) -> Folder:
-    """Returns the ``checkpoint_N`` of the highest N among a folder's children, or the folder."""
+    """Returns the ``checkpoint_N`` with the highest N among the children, or else the folder."""
     steps = {int(match[1]): name for name in children if (match := _STEP_FOLDER.fullmatch(name))}
     return folder / steps[max(steps)] if steps else folder
 
 
 def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
-    """Returns the T5X checkpoint in `folder`: itself, or its ``checkpoint_N`` of the highest N.
+    """Returns the T5X checkpoint in `folder`: itself, or its ``checkpoint_N`` with the highest N.
 
     Args:
       folder: an existing folder.
       children: the names in it.
 
     Returns:
-      The folder that holds the index file, or None where `folder` is nothing of T5X's native form.
+      The folder that holds the index file, or None if `folder` is not a native T5X checkpoint.
 
     Raises:
       UserError: the latest ``checkpoint_N`` is empty or unfinished.
@@ -70,14 +70,14 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
 
 
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
-    """Opens a T5X checkpoint: every array checked for its presence, none read.
+    """Opens a T5X checkpoint: checks that every array exists, and reads none.
 
-    Reading an array of which a part is missing is an error then.
+    If a part of an array is missing, the error comes when that part is read.
 
     Args:
       folder: the folder that holds the index file.
-      configured: the architecture it is expected to have; also says which functions its MLP
-        uses, which arrays do not tell. None: as published.
+      configured: the expected architecture; its MLP activations are used, because arrays do not
+        show them. None expects nothing and assumes the published activations.
 
     Raises:
       UserError: the index is unreadable; an array is missing, unexpected, of another shape than the
@@ -85,7 +85,7 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         one.
     """
     leaves = _read_index(folder)
-    # The architecture is checked before the arrays, so that what is absent is named as a whole.
+    # Checks the architecture before the arrays, so that one error lists everything missing.
     open_arrays(as_minimal(leaves, str(folder)), str(folder), configured)
     files = folder.files()
     _check_all_referred_to(folder, leaves, files)
@@ -101,7 +101,7 @@ def _read_index(folder: Folder) -> dict[str, _Referred | np.ndarray]:
     content = folder.read(INDEX)
     try:
         index = serialization.msgpack_restore(content)
-    except Exception as error:  # Cut or altered bytes raise a dozen unrelated classes.
+    except Exception as error:  # Truncated or altered bytes raise many unrelated classes.
         raise UserError(
             f"{path}: the index of a T5X checkpoint is truncated or damaged"
             f" ({type(error).__name__})"
@@ -144,7 +144,7 @@ def _leaf(node: Any, where: str) -> _Referred | np.ndarray:
 def _referred(spec: Mapping, where: str) -> _Referred:
     try:
         store = spec["kvstore"]
-        # TensorStore specs of before 2022 keep the array's path beside the store, not in it.
+        # TensorStore specs from before 2022 have the path next to the store, not in it.
         path = store.get("path") or spec.get("path")
         shape = tuple(int(size) for size in spec["metadata"]["shape"])
         base_name = pathlib.PurePosixPath(path).name

@@ -1,9 +1,9 @@
-"""Writes T5X's native checkpoints, which T5X's own Checkpointer restores.
+"""Writes T5X's native checkpoints, which T5X's Checkpointer can restore.
 
-A base whose layers have biases of their own is written as ``scalable_t5`` without scan
-(``T5Config.scan_layers=False``); all others are the minimal T5's.
+A base with relative position biases in each layer is written as an unscanned ``scalable_t5``
+(``T5Config.scan_layers=False``), all others as the minimal T5.
 
-Parameters only: of the optimizer there is the step, 0, and nothing else; T5X starts one afresh
+Only parameters are written, and the step, 0. T5X initializes the optimizer state
 (``fallback_to_scratch``).
 
 Source of the format: t5x/checkpoints.py, Checkpointer.save.
@@ -22,16 +22,16 @@ from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.models.t5 import T5Config
 
 _VERSION = 3
-_CHUNK_BYTES = 1 << 26  # As T5X: chunks of at most 64 MiB.
+_CHUNK_BYTES = 1 << 26  # Chunks of at most 64 MiB, as in T5X.
 _COMPRESSOR = {"id": "gzip", "level": 1}
 
 
 def write(folder: pathlib.Path, base: StoredBase) -> None:
-    """Writes a base as T5X's native checkpoint, float32, one array at a time.
+    """Writes a base as a native T5X checkpoint in float32, one array at a time.
 
     Args:
-      folder: an empty folder; for T5X, one named ``checkpoint_N`` in the end.
-      base: what to write.
+      folder: an empty folder; T5X expects its final name to be ``checkpoint_N``.
+      base: the base to write.
 
     Raises:
       UserError: an array cannot be read.
@@ -52,7 +52,7 @@ def write(folder: pathlib.Path, base: StoredBase) -> None:
 
 
 def _as_t5x(array: np.ndarray, name: str, config: T5Config) -> np.ndarray:
-    """With biases in each layer it is T5X's ``scalable_t5``, which keeps heads apart."""
+    """Splits the axis of heads if the base is written as ``scalable_t5``, which stores it so."""
     heads = (config.num_heads, config.head_dim)
     layer = name.rpartition("/")[0].rpartition("/")
     if not config.relpos_bias_per_layer or not layer[0].endswith("attention"):
@@ -61,7 +61,7 @@ def _as_t5x(array: np.ndarray, name: str, config: T5Config) -> np.ndarray:
 
 
 def _write_array(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str, Any]:
-    import tensorstore  # Costly; needed only where there is a checkpoint to write.
+    import tensorstore  # Slow to import; needed only to write a checkpoint.
 
     row_bytes = 4 * math.prod(array.shape[1:])
     rows = min(array.shape[0], max(1, _CHUNK_BYTES // row_bytes))
@@ -78,10 +78,10 @@ def _write_array(folder: pathlib.Path, name: str, array: np.ndarray) -> dict[str
     }
     try:
         stored = tensorstore.open(spec, create=True).result()
-        for row in range(0, array.shape[0], rows):  # One chunk at a time is compressed.
+        for row in range(0, array.shape[0], rows):  # Compresses one chunk at a time.
             end = min(row + rows, array.shape[0])
             stored[row:end].write(array[row:end]).result()
-    except Exception as error:  # TensorStore has no class of its own.
+    except Exception as error:  # TensorStore has no error class of its own.
         raise OSError(f"{name}: {error}") from error
     return {
         "driver": "zarr",

@@ -1,4 +1,4 @@
-"""zarr arrays (version 2 and 3) in any of TensorStore's key-value stores."""
+"""zarr arrays (versions 2 and 3) in any of TensorStore's key-value stores."""
 
 import dataclasses
 import json
@@ -18,14 +18,14 @@ _DTYPES = ("<f4", "float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class ZarrArray:
-    """A zarr array; indexing reads the chunks that hold the part.
+    """A zarr array. Indexing reads the chunks that hold the part.
 
     Attributes:
       where: its path, for errors.
       driver: TensorStore's driver, "zarr" or "zarr3".
-      kvstore: TensorStore's description of the store that holds its files.
-      shape: of the array.
-      sparse: whether a chunk that is not there is one of zeros, and not lost.
+      kvstore: TensorStore's spec of the store that holds its files.
+      shape: the array's shape.
+      sparse: whether an absent chunk means zeros rather than lost data.
     """
 
     where: str
@@ -35,7 +35,7 @@ class ZarrArray:
     sparse: bool
 
     def __getitem__(self, index: Index) -> np.ndarray:
-        import tensorstore  # Costly; needed only where there is a checkpoint to read.
+        import tensorstore  # Slow to import; needed only to read a checkpoint.
 
         spec = {
             "driver": self.driver,
@@ -45,7 +45,7 @@ class ZarrArray:
         try:
             array = tensorstore.open(spec, open=True, read=True).result()
             return np.asarray(array[index].read().result())
-        except Exception as error:  # TensorStore has no class of its own for damaged data.
+        except Exception as error:  # TensorStore has no error class for damaged data.
             raise UserError(
                 f"{self.where}: cannot be read; damaged or truncated ({reason(error)})"
             ) from error
@@ -54,18 +54,18 @@ class ZarrArray:
 def describe_zarr(
     layout: bytes, driver: str, where: str, kvstore: Mapping[str, Any], sparse: bool = False
 ) -> ZarrArray:
-    """Returns the array that a layout (``.zarray`` or ``zarr.json``) describes.
+    """Returns the array that its metadata (``.zarray`` or ``zarr.json``) describes.
 
     Args:
-      layout: the file's content.
+      layout: the metadata file's content.
       driver: "zarr" or "zarr3".
       where: the array's path, for errors.
-      kvstore: TensorStore's description of the array's place.
-      sparse: whether chunks of nothing but zeros may be left out. Otherwise reading a part whose
-        chunk is not there is a `UserError` that names the chunk.
+      kvstore: TensorStore's spec of the array's location.
+      sparse: whether chunks that are all zeros may be absent. If not, reading an absent chunk
+        raises a `UserError` that names it.
 
     Raises:
-      UserError: it is no layout, or of another dtype than float32 or bfloat16.
+      UserError: the metadata is invalid, or its dtype is neither float32 nor bfloat16.
     """
     try:
         described = json.loads(layout)
