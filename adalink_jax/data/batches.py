@@ -226,9 +226,9 @@ class EvalExamples:
             data = data.after(shown, self.vocabulary.eos_id)
             if (shortest := int(data.inputs.lengths.min())) > lengths["inputs"]:
                 raise UserError(
-                    f"in_context is {in_context}: behind so many examples of {task_name} an input "
-                    f"ends after {shortest} tokens or more, but TASK_FEATURE_LENGTHS lets it have "
-                    f"{lengths['inputs']}"
+                    f"in_context is {in_context}: with so many examples in front, an input of "
+                    f"{task_name} ends after {shortest} tokens or more, but TASK_FEATURE_LENGTHS "
+                    f"allows {lengths['inputs']}"
                 )
         self._count = len(data) if limit is None else min(limit, len(data))
         inputs = data.inputs.head(self._count)

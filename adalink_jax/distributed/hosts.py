@@ -125,7 +125,7 @@ def _place() -> tuple[str, int, int] | None:
     if not env.keys().isdisjoint(_PLACE):
         if missing := [name for name in _PLACE if name not in env]:
             raise UserError(
-                f"one of several hosts is told its place by {', '.join(_PLACE)} (as flags: "
+                f"a host of several needs {', '.join(_PLACE)} (as flags: "
                 f"--coordinator_address, --process_count, --process_index); {missing[0]} is not set"
             )
         address, count, index = (env[name] for name in _PLACE)

@@ -265,7 +265,7 @@ def _load(
     if mode != "rank_classification" and options.shape[1] > longest:
         raise UserError(
             f"a label of task '{name}' has {options.shape[1]} tokens, but TASK_FEATURE_LENGTHS "
-            f"lets only {longest} be generated for targets"
+            f"allows only {longest} generated tokens for targets"
         )
     return _Task(
         task=seqio.TaskRegistry.get(name),

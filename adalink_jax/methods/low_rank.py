@@ -53,7 +53,7 @@ def routed_low_rank(
         y = activation(x.reshape(-1, width) @ down[0]) @ up[0]
         return y.reshape(*x.shape[:-1], up.shape[-1])
     if routes is None:
-        raise ValueError(f"the adapter has {num_routes} routes, but the batch says none")
+        raise ValueError(f"the adapter has {num_routes} routes, but the batch has none")
     slots = min(slots, num_routes)
     if slots == 1:
         ids = routes[:, 0]

@@ -150,7 +150,7 @@ class PromptTuning(Method):
         if self.routes == 1:
             rows = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[1:]))
         elif ctx.routes is None:
-            raise ValueError(f"the adapter has {self.routes} routes, but the batch says none")
+            raise ValueError(f"the adapter has {self.routes} routes, but the batch has none")
         else:
             rows = prompts[ctx.routes[:, 0]]
         return jnp.concatenate([rows, x], axis=1), ctx.lengthened(self.length)
