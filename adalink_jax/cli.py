@@ -72,7 +72,7 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
             "adalink_jax.runs.train", "runs/finetune.gin", reads_run_file=False,
         ),
         "eval": GinCommand(
-            "score an adapter, or a base alone, on a task or mixture",
+            "score an adapter, or a base without one, on a task or mixture",
             "adalink_jax.runs.evaluate", "runs/eval.gin",
         ),
         "infer": Command(
@@ -136,7 +136,7 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
     },
     "Set up": {
         "doctor": Command(
-            "what this installation can run, and how to mend the rest",
+            "what this installation can run, and how to fix the rest",
             "adalink_jax.tools.doctor",
         ),
         "new": Command(
