@@ -1,1 +1,1 @@
-"""What each method costs, side by side: parameters, operations, memory, time; and budgets."""
+"""Costs of methods: parameters, FLOPs, memory and time; and settings that match a budget."""

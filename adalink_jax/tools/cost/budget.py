@@ -1,7 +1,7 @@
-"""Settings that give a method a wanted number of parameters, so that methods compare at equal cost.
+"""Finds settings that give a method a number of parameters, to compare methods at equal cost.
 
-What is counted is what the adapter stores: prompt tuning's re-parameterisation, which only training
-needs, is not.
+Only what the adapter stores is counted. Prompt tuning's reparameterization is needed only in
+training, so it is not counted.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ TOLERANCE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A method at a budget.
+    """The result of matching a method to a budget.
 
     Attributes:
-      given: the method that was to meet it.
-      method: the one of its sizes and variants that is nearest.
-      parameters: what it stores.
-      budget: what was wanted.
+      given: the original method.
+      method: the size and variant of it nearest to the budget.
+      parameters: the number of parameters it stores.
+      budget: the wanted number.
     """
 
     given: Method
@@ -40,7 +40,7 @@ class Match:
         return abs(self.parameters - self.budget) / self.budget
 
     def flags(self) -> str:
-        """The flags that give a run these settings, or nothing where none meet the budget."""
+        """Returns the flags that give a run these settings; "" if none meet the budget."""
         if not self.meets:
             return ""
         kind = type(self.method)
@@ -54,7 +54,7 @@ class Match:
         return " ".join(flags)
 
     def line(self) -> str:
-        """A line that says what came of it, with the flags where the budget is met."""
+        """Returns the result in one line, with the flags if the budget is met."""
         off = self.parameters / self.budget - 1
         if self.meets:
             return f"{self.parameters:,} parameters ({off:+.2%})  {self.flags()}".rstrip()
@@ -68,30 +68,30 @@ class Match:
 
 
 def match(config: T5Config, method: Method, budget: int) -> Match:
-    """Finds the settings at which a method stores a number of parameters.
+    """Finds the settings with which a method stores a given number of parameters.
 
-    It is given another size; where even the smallest is too large, the method's variants, which
-    store less, are tried in their order.
+    The method's size is changed. If even the smallest size is too large, the method's variants,
+    which store less, are tried in order.
 
     Args:
       config: the base's architecture.
-      method: any method; what is no size of it stays as it is.
+      method: any method; only its size and variant change.
       budget: the number of parameters, at least 1.
 
     Returns:
       The first candidate within 1 %, else the nearest.
 
     Raises:
-      UserError: the budget is no positive number.
+      UserError: the budget is not a positive whole number.
     """
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UserError(f"budget is {budget!r}; it must be a whole number of parameters ≥ 1")
     depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     best = None
     for variant in method.variants(depths):
-        found = Match(method, *_sized(config, variant, budget), budget)
-        if best is None or found._error < best._error:
-            best = found
+        candidate = Match(method, *_sized(config, variant, budget), budget)
+        if best is None or candidate._error < best._error:
+            best = candidate
         if best.meets:
             return best
     assert best is not None
@@ -99,7 +99,7 @@ def match(config: T5Config, method: Method, budget: int) -> Match:
 
 
 def _sized(config: T5Config, method: Method, budget: int) -> tuple[Method, int]:
-    """The method at the size nearest to the budget, and what it stores: affine in the size."""
+    """Returns the method at the size nearest to the budget, and what it stores (affine in size)."""
     if method.size_field is None:
         return method, stored_parameters(config, method)
     smallest = method.resized(1)

@@ -1,4 +1,4 @@
-"""The cost card: models × methods at one shape, as Markdown, CSV, JSON and a plot."""
+"""The cost card: models × methods at one batch shape, as Markdown, CSV, JSON and a plot."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ percentile.
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A line of the card.
+    """One line of the card.
 
     Attributes:
       model: name of the architecture.
@@ -63,13 +63,13 @@ class Candidate:
 def rows(
     candidates: Iterable[Candidate], shape: Shape, compiled: bool, measured: bool
 ) -> list[dict[str, Any]]:
-    """Everything known of models with methods at one shape, as JSON values; says on what it works.
+    """Computes the card's rows as JSON values; prints each model and method as it starts.
 
     Args:
       candidates: models and methods.
-      shape: of the batch.
+      shape: the batch's shape.
       compiled: whether to compile the step for the present device.
-      measured: whether to run step and forward pass on random weights and time them.
+      measured: whether to time the step and the forward pass with random weights.
 
     Raises:
       UserError: a size of the shape is below 1.
@@ -77,11 +77,11 @@ def rows(
     for name, size in dataclasses.asdict(shape).items():
         if size < 1:
             raise UserError(f"{name} is {size}; it must be at least 1")
-    found = []
+    table = []
     for candidate in candidates:
         print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
-        found.append(_row(candidate, shape, compiled, measured))
-    return found
+        table.append(_row(candidate, shape, compiled, measured))
+    return table
 
 
 def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> 
     counts = parameters(config, method)
     base = traced_flops(config, Method(), shape)
     traced = traced_flops(config, method, shape)
-    found = {
+    row = {
         "model": candidate.model,
         "method": candidate.label,
         "parameters": counts.total,
@@ -104,13 +104,13 @@ def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> 
     }
     if compiled:
         program = programs.compile_step(config, method, shape)
-        found |= {f"xla_{name}": value for name, value in dataclasses.asdict(program).items()}
+        row |= {f"xla_{name}": value for name, value in dataclasses.asdict(program).items()}
     if measured:
-        found |= _named("step", programs.time_step(config, method, shape))
+        row |= _named("step", programs.time_step(config, method, shape))
         for batch in LATENCY_BATCHES:
             rows = dataclasses.replace(shape, batch=batch)
-            found |= _named(f"forward_b{batch}", programs.time_forward(config, method, rows))
-    return found
+            row |= _named(f"forward_b{batch}", programs.time_forward(config, method, rows))
+    return row
 
 
 def _named(name: str, latency: programs.Latency) -> dict[str, float]:
@@ -123,10 +123,10 @@ def write(
     """Writes cost.md, cost.csv, cost.json and cost.png; returns the Markdown.
 
     Args:
-      rows: of `rows`, all of one shape.
-      shape: of the batch.
+      rows: the result of `rows`, all of the same shape.
+      shape: the batch's shape.
       config: one of the architectures, for its dtype and dropout.
-      folder: made where it is not there; its files of these names are replaced.
+      folder: created if it does not exist; files of these names in it are replaced.
     """
     columns = list(dict.fromkeys(name for one in rows for name in one))
     files.write_text(folder / "cost.csv", tables.csv_text(columns, rows))
@@ -145,7 +145,7 @@ def _device() -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) -> str:
-    """The card as a table with notes that say what each column is."""
+    """Returns the card as a table, with notes that explain the columns."""
     compiled = any("xla_flops" in one for one in rows)
     measured = any("step_p50_s" in one for one in rows)
     table = [_cells(one, compiled, measured) for one in rows]
@@ -188,7 +188,7 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
 
 
 def plot(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
-    """Draws what is stored against what a step costs: a panel each, methods as colours."""
+    """Draws stored parameters and the cost of a step, one panel each; colors are methods."""
     from matplotlib import figure
 
     rows = list(rows)

@@ -1,15 +1,13 @@
-"""What a method costs, counted in the traced program: parameters, and operations of products.
+"""Counts parameters, and the FLOPs of matrix products, in the traced program.
 
-An operation is a multiplication or an addition. Only matrix products are counted, two operations to
-a multiply-add, whatever the method and however layers are repeated. Nothing is compiled or
-allocated.
+A FLOP is a multiplication or an addition. Only matrix products are counted, two FLOPs per
+multiply-add, for every method and however layers are repeated. Nothing is compiled or allocated.
 
-A backward pass costs, for each product ``A · B``, once the product for each of A and B that
-gradients are taken of. Freezing a kernel saves its gradient, but the gradient of the layer's
-input is needed wherever something that trains lies upstream: the frozen layers behind the first
-trained parameter are passed through backwards whole, whatever the method. What lies before it
-(the decoder up to its first cross-attention, say, where only the encoder's input is adapted) is
-not.
+In the backward pass, each product ``A · B`` costs one more product for each of A and B that needs
+a gradient. Freezing a kernel saves the kernel's gradient. The gradient of the layer's input is
+still needed if something trains before it: the backward pass goes through all frozen layers after
+the first trained parameter, whatever the method. It skips what comes before (for example the
+decoder up to its first cross-attention, if only the encoder's input is adapted).
 """
 
 import dataclasses
@@ -36,7 +34,7 @@ class Shape:
 
     Attributes:
       batch: B.
-      inputs: T, without the vectors that prompt tuning puts in front.
+      inputs: T, without the vectors that prompt tuning prepends.
       targets: L.
     """
 
@@ -47,12 +45,12 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """How many parameters there are.
+    """Numbers of parameters.
 
     Attributes:
       total: of base and method.
-      trainable: what gradients are taken of.
-      stored: what the adapter's file holds (prompt tuning's re-parameterisation is folded in).
+      trainable: parameters with gradients.
+      stored: in the adapter's file (with prompt tuning's reparameterization folded in).
     """
 
     total: int
@@ -67,12 +65,12 @@ class Parameters:
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one batch's products.
+    """Floating-point operations of one batch's matrix products.
 
     Attributes:
       forward: of the forward pass.
-      train: of forward and backward pass; the optimizer's are no products.
-      method: the part of `train` that is spent inside the method's own scope.
+      train: of forward and backward pass; the optimizer has no matrix products.
+      method: the part of `train` inside the method's own modules.
     """
 
     forward: int
@@ -81,13 +79,13 @@ class Flops:
 
 
 def parameters(config: T5Config, method: Method) -> Parameters:
-    """Counts the parameters of a base with a method; allocates none."""
+    """Counts the parameters of a base with a method, without allocating any."""
     trainable, frozen = map(_size, split(abstract_params(config, method)[0], method))
     return Parameters(trainable + frozen, trainable, stored_parameters(config, method))
 
 
 def stored_parameters(config: T5Config, method: Method) -> int:
-    """How many parameters an adapter's file holds."""
+    """Returns the number of parameters in an adapter's file."""
     return _size(stored_shapes(config, method))
 
 
@@ -96,7 +94,7 @@ def _size(tree: Any) -> int:
 
 
 def batch_of(config: T5Config, shape: Shape, make: Callable[[tuple, Any], Any]) -> dict[str, Any]:
-    """A batch's features, each made by ``make(shape, dtype)``."""
+    """Returns a batch's features, each made by ``make(shape, dtype)``."""
     inputs, targets = (shape.batch, shape.inputs), (shape.batch, shape.targets)
     features = {"encoder_input_tokens": inputs, "encoder_routes": inputs}
     features |= dict.fromkeys(
@@ -107,13 +105,13 @@ def batch_of(config: T5Config, shape: Shape, make: Callable[[tuple, Any], Any]) 
 
 
 def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1) -> Flops:
-    """Operations of the products in the jaxprs of the forward pass and of the step's gradients.
+    """Counts FLOPs of products in the jaxprs of the forward pass and of the step's gradients.
 
     Args:
       config: the base's architecture, with its dropout and dtype.
       method: any method.
-      shape: of the batch.
-      slots: how many routes one row may hold.
+      shape: the batch's shape.
+      slots: the most routes that one row may use.
     """
     model = Transformer(config, method, slots)
     trainable, frozen = abstract_trees(config, method)
@@ -133,19 +131,19 @@ def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1)
 
 
 def product_flops(jaxpr: Any, scope: str = "", within: bool = False) -> tuple[int, int]:
-    """Operations of all matrix products in a jaxpr: two to a multiply-add, loops unrolled.
+    """Counts FLOPs of all matrix products in a jaxpr: two per multiply-add, loops unrolled.
 
     Args:
       jaxpr: a ``jax.core.Jaxpr``.
       scope: the name of a Flax module.
-      within: whether the whole jaxpr is a part of that module.
+      within: whether the whole jaxpr is inside that module.
 
     Returns:
-      Those of all products, and those of the products inside modules of this name: Flax names what
-      it traces after its modules.
+      The FLOPs of all products, and of those inside modules with this name. Flax names traced
+      operations after their modules.
 
     Raises:
-      ValueError: a product stands in a loop whose number of rounds the jaxpr does not tell.
+      ValueError: a product is in a loop whose number of iterations is not in the jaxpr.
     """
     total = own = 0
     for equation in jaxpr.eqns:
@@ -170,6 +168,6 @@ def product_flops(jaxpr: Any, scope: str = "", within: bool = False) -> tuple[in
 def _inner_jaxprs(equation: Any) -> Iterator[Any]:
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)  # A closed jaxpr holds its jaxpr.
+            item = getattr(item, "jaxpr", item)  # Unwraps a closed jaxpr.
             if hasattr(item, "eqns"):
                 yield item

@@ -1,7 +1,7 @@
-"""What a method costs, by the program itself: compiled, or run on the present device.
+"""Measures a method's cost from the program itself: compiled, or run on the present device.
 
-Beside the traced products (`counts`) stand what XLA says of the program that it compiled, with all
-elementwise operations, and time on the device.
+In addition to the traced products (`counts`), this gives XLA's figures for the compiled program,
+which include all elementwise operations, and the time on the device.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ _WARM_UPS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What XLA says of a compiled training step.
+    """XLA's figures for a compiled training step.
 
     Attributes:
-      flops: all operations, elementwise ones too; a loop's body counts once.
-      bytes_accessed: read and written by all of the program's kernels.
-      peak_bytes: the most memory held at one time: arguments, results and what lies between.
+      flops: all FLOPs, elementwise ones too; a loop's body counts once.
+      bytes_accessed: bytes read and written by all of the program's kernels.
+      peak_bytes: the most memory in use at one time: arguments, results and temporaries.
     """
 
     flops: float
@@ -47,7 +47,7 @@ class Latency:
 
     Attributes:
       p50: the median.
-      p95: what 95 % of the calls stayed below.
+      p95: the 95th percentile.
     """
 
     p50: float
@@ -55,14 +55,14 @@ class Latency:
 
 
 def default_optimizer(method: Method) -> optax.GradientTransformation:
-    """Adafactor as the shipped gin files set it: factored for whole models, whole for adapters."""
+    """Returns Adafactor as in the shipped gin files: factored only for whole models."""
     whole = method.trains_base
     rule = adafactor(lambda step: 1e-3, multiply_by_parameter_scale=whole, factored=whole)
     return per_module(rule, method)
 
 
 def state_bytes(config: T5Config, method: Method) -> int:
-    """Bytes of the train state: parameters, optimizer state, and gradients for what trains."""
+    """Returns the bytes of parameters, optimizer state, and the trainable part's gradients."""
     trainable, frozen = abstract_trees(config, method)
     optimizer_state = jax.eval_shape(default_optimizer(method).init, trainable)
     trees = (trainable, trainable, frozen, optimizer_state)
@@ -82,8 +82,8 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
     Args:
       config: the base's architecture, with its dropout and dtype.
       method: any method.
-      shape: of the batch.
-      slots: how many routes one row may hold.
+      shape: the batch's shape.
+      slots: the most routes that one row may use.
     """
     trainable, frozen = abstract_trees(config, method)
     state = TrainState(
@@ -98,14 +98,14 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes
     if jax.default_backend() == "cpu":
-        # There it leaves out temporaries, which lie in one arena of the size of their own peak.
+        # On CPUs this leaves out temporaries, which share one arena as large as their peak.
         peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
         peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(costs["flops"], costs["bytes accessed"], peak)
 
 
 def time_step(config: T5Config, method: Method, shape: Shape, repetitions: int = 20) -> Latency:
-    """Times training steps of random weights on the present device, dropout as configured."""
+    """Times training steps with random weights on the present device."""
     base = init_base(config, jax.random.key(0))
     adapter = init_adapter(config, method, base, jax.random.key(1))
     mesh = make_mesh()

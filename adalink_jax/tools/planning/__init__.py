@@ -1,1 +1,1 @@
-"""Does a training step fit on a TPU slice: compiled for it ahead of time, on a machine without."""
+"""Shows whether a training step fits on a TPU slice, by compiling it on a machine without TPUs."""

@@ -1,4 +1,4 @@
-"""The cheapest change that makes a step fit, found by compiling it with the change."""
+"""Finds the cheapest change that makes a step fit, by compiling the step with each change."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from adalink_jax.models.config import REMATS
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.tools.planning.compiling import Case, Prepared, Program
 
-# Compilations for one refused step. A change is not compiled where what the step is given alone
-# takes more than a chip has.
+# The most compilations for one step that does not fit. A change is not compiled if the step's
+# arguments already need more memory than a chip has.
 TRIES = 5
-_MODEL_PARALLELISM = 8  # The most that is tried: beyond it, T5's heads get few.
+_MODEL_PARALLELISM = 8  # The most that is tried. Beyond it, few of T5's heads are left per chip.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Try:
     """A change of a case.
 
     Attributes:
-      change: what differs, as a user sets it.
-      fits: whether it fits.
-      peak_bytes: of a chip; None where it was ruled out by `argument_bytes`.
-      argument_bytes: of what the step is given, on a chip.
+      change: the changed settings, as a user writes them.
+      fits: whether the step fits.
+      peak_bytes: peak memory of a chip; None if `argument_bytes` alone is too much.
+      argument_bytes: bytes of the step's arguments on each chip.
     """
 
     change: str
@@ -37,11 +37,11 @@ def search(case: Case, devices: list[Any], level: str) -> list[Try]:
 
     Args:
       case: the step.
-      devices: of its topology.
-      level: the compiler's, as `Prepared.decided` takes it.
+      devices: the topology's devices.
+      level: the compiler's optimization level, as in `Prepared.decided`.
 
     Returns:
-      What was tried; the last one fits, or none does.
+      The tried changes; the last one fits, or none does.
     """
     return _search(case, lambda changed: Prepared(changed, devices), level)
 
@@ -53,26 +53,26 @@ def _search(case: Case, prepare: Callable[[Case], Any], level: str) -> list[Try]
         try:
             prepared = prepare(changed)
         except UserError:
-            continue  # The mesh does not divide the batch or the model so.
-        given = prepared.arguments.total
-        if given > case.topology.chip.allowed_bytes:
-            tries.append(Try(change, False, None, given))
+            continue  # The batch or the model cannot be divided like this.
+        arguments = prepared.arguments.total
+        if arguments > case.topology.chip.allowed_bytes:
+            tries.append(Try(change, False, None, arguments))
             continue
         if compiled == TRIES:
             break
         program: Program = prepared.decided(level)
         compiled += 1
-        tries.append(Try(change, program.fits, program.peak_bytes, given))
+        tries.append(Try(change, program.fits, program.peak_bytes, arguments))
         if program.fits:
             break
     return tries
 
 
 def changes(case: Case) -> Iterator[tuple[str, Case]]:
-    """Changes of a case: each alone, in the order of what they cost; then together.
+    """Yields changes of a case: single ones, cheapest first, then combinations.
 
-    Recomputing costs operations, sharding costs traffic, accumulation costs both; a base in fewer
-    bits costs precision.
+    Recomputation costs FLOPs, sharding costs communication, and accumulation costs both. Storing
+    the base in fewer bits costs precision.
     """
     last = len(REMATS) - 1
     for stage in range(REMATS.index(case.config.remat), last):
@@ -103,7 +103,7 @@ def _doubled(count: int, most: int) -> Iterator[int]:
 
 
 def _with(case: Case, **settings: Any) -> tuple[str, Case]:
-    """The case with settings, and the words for those of them that are new."""
+    """Returns a description of the new settings, and the case with them."""
     now = {
         "remat": case.config.remat,
         "fully_sharded": case.layout.fully_sharded,

@@ -1,9 +1,9 @@
-"""What a compiled program sends between chips, read from its text.
+"""Reads from a compiled program's text what it sends between chips.
 
-A loop's body stands there once however often it runs, and XLA's own counts are of the text. So each
-computation is counted as often as it is called, through the loops around it; and a collective that
-stands in several computations (the start and the copies of an asynchronous one) once, by its
-channel.
+The text contains a loop's body once, however often it runs, and XLA's own counts follow the text.
+Here each computation counts as often as it is called, through all loops around it. A collective
+that appears in several computations (the start and the copies of an asynchronous one) is counted
+once, by its channel.
 """
 
 import collections
@@ -23,9 +23,9 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"^[su]\d+\[\]\S* constant\((\d+)\)")
-# replica_groups={{0,1},{2,3}}; as an array of [groups, chips of a group]; or along axes of a mesh,
-# mesh['a'=2,'b'=4] {'b'}, also along a part of one, {'b':(1)2}, or with the devices in another
-# order, mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
+# replica_groups={{0,1},{2,3}}; as an array of [groups, chips per group]; or along axes of a mesh,
+# mesh['a'=2,'b'=4] {'b'}, also along a part of an axis, {'b':(1)2}, or with reordered devices,
+# mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
 _GROUPS = re.compile(
     r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\][^{]*\{([^}]*)\})"
 )
@@ -37,9 +37,9 @@ class Traffic:
     """Collectives of one kind in one run of a program.
 
     Attributes:
-      count: how often one is run.
-      sent_bytes: by each chip, on a ring: (n-1)/n of what is gathered or scattered among n chips,
-        twice that for an all-reduce.
+      count: how often they run.
+      sent_bytes: bytes sent by each chip, on a ring: (n-1)/n of the gathered or scattered bytes
+        for n chips, twice that for an all-reduce.
     """
 
     count: int
@@ -47,22 +47,22 @@ class Traffic:
 
 
 def traffic(text: str) -> dict[str, Traffic]:
-    """Collectives of a compiled program by kind, loops unrolled.
+    """Returns a compiled program's collectives by kind, with loops unrolled.
 
     Args:
-      text: of the optimised HLO module, as ``Compiled.as_text`` gives it.
+      text: the optimized HLO module, from ``Compiled.as_text``.
 
     Raises:
-      ValueError: a loop with collectives whose number of rounds the text does not tell.
+      ValueError: a loop has collectives, but the text does not show its number of iterations.
     """
     module = _Module(text)
     by_channel: dict[tuple, tuple[str, int, int]] = {}
     for computation, lines in module.computations.items():
         for name, right in lines:
-            found = _collective(computation, right)
-            if found is None:
+            collective = _collective(computation, right)
+            if collective is None:
                 continue
-            kind, sent = found
+            kind, sent = collective
             channel = _CHANNEL.search(right)
             key = (computation, name)
             if channel:
@@ -80,7 +80,7 @@ def traffic(text: str) -> dict[str, Traffic]:
 
 
 class _Module:
-    """A module's computations, and how often each is run."""
+    """A module's computations, and how often each runs."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[tuple[str, str]]] = {}
@@ -90,8 +90,8 @@ class _Module:
             if head := _COMPUTATION.match(line):
                 lines = self.computations.setdefault(head[2], [])
                 self.entry = head[2] if head[1] else self.entry
-            elif found := _INSTRUCTION.match(line):
-                lines.append((found[1], found[2]))
+            elif instruction := _INSTRUCTION.match(line):
+                lines.append((instruction[1], instruction[2]))
         self.callers: dict[str, list[tuple[str, int | None]]] = collections.defaultdict(list)
         self.bodies: set[str] = set()
         for caller, instructions in self.computations.items():
@@ -106,7 +106,7 @@ class _Module:
 
     @functools.cache  # noqa: B019 (a module lives as long as it is read)
     def runs(self, computation: str) -> int | None:
-        """How often a computation is run in one run of the program; None where unknown."""
+        """Returns how often a computation runs in one run of the program; None if unknown."""
         if computation == self.entry:
             return 1
         total = 0
@@ -120,7 +120,7 @@ class _Module:
         return total
 
     def loop_around(self, computation: str) -> str:
-        """The loop's body, or the entry, that a computation belongs to."""
+        """Returns the loop's body, or the entry, that a computation belongs to."""
         while callers := self.callers[computation]:
             if computation in self.bodies:
                 break
@@ -128,7 +128,7 @@ class _Module:
         return computation
 
     def rounds(self, right: str, called: Mapping[str, list[str]]) -> int | None:
-        """How often a while loop runs: as it says, or the one constant of its condition."""
+        """Returns a while loop's number of iterations: stated, or its condition's one constant."""
         if known := _TRIPS.search(right):
             return int(known[1])
         inside, waiting = set(), list(called["condition"])
@@ -155,14 +155,14 @@ def _called(right: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _collective(computation: str, right: str) -> tuple[str, int] | None:
-    """The kind of a collective and the bytes that each chip sends; None for other instructions."""
-    found = any(kind in right for kind in KINDS) and _OPERATION.match(right)
-    if not found:
+    """Returns a collective's kind and the bytes each chip sends; None for other instructions."""
+    match = any(kind in right for kind in KINDS) and _OPERATION.match(right)
+    if not match:
         return None
-    kind = found[2].removesuffix("-start")
-    arrays = [_bytes(*array) for array in _ARRAY.findall(found[1]) if array[1]]
-    if found[2] in ("all-gather-start", "collective-permute-start"):
-        arrays = arrays[len(arrays) // 2 :]  # After what goes in stands what comes out.
+    kind = match[2].removesuffix("-start")
+    arrays = [_bytes(*array) for array in _ARRAY.findall(match[1]) if array[1]]
+    if match[2] in ("all-gather-start", "collective-permute-start"):
+        arrays = arrays[len(arrays) // 2 :]  # The operands come first, then the results.
     size = sum(arrays)
     if kind == "collective-permute":
         return kind, size
@@ -171,7 +171,7 @@ def _collective(computation: str, right: str) -> tuple[str, int] | None:
         return kind, size * (chips - 1)
     once = size * (chips - 1) // chips
     if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-        return "reduce-scatter", once  # A fusion that keeps a part of what is summed.
+        return "reduce-scatter", once  # A fusion that keeps only a part of the sum.
     return kind, 2 * once if kind == "all-reduce" else once
 
 

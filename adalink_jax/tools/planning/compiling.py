@@ -1,4 +1,4 @@
-"""A training step as a run makes it, compiled for devices that are not here; and its memory."""
+"""Compiles a run's training step for devices that are not present, and reads its memory use."""
 
 import dataclasses
 import pathlib
@@ -25,11 +25,11 @@ from adalink_jax.training.state import TrainState, abstract_state
 from adalink_jax.training.step import in_place, make_train_step
 
 OPTIMIZERS = ("adafactor", "adamw")
-# Of XLA's own levels; "default" is what a run has.
+# XLA's own levels; "default" is the one that runs use.
 RUN_LEVEL = "default"
 LEVELS = (RUN_LEVEL, "O0", "O1", "O2", "O3")
-# By how much of a peak a run's level was found to need more and less than O1. Where weights are not
-# stored as they are multiplied, it may cast those of all layers before the loop over them.
+# How much more or less of the peak at O1 a run's level was measured to need. If weights are stored
+# and multiplied in different dtypes, it may cast those of all layers before the loop over them.
 MORE, MORE_WITH_CASTS, LESS = 0.1, 0.3, 0.05
 
 
@@ -43,11 +43,11 @@ class Case:
       label: the method's name, with the settings that were changed.
       method: the method.
       topology: the slice.
-      layout: how the model lies on it.
-      shape: of the global batch.
-      optimizer: of `OPTIMIZERS`.
-      frozen_dtype: in which the frozen tree is stored, "float32", "bfloat16" or "int8".
-      accumulation: into how many parts a batch is divided.
+      layout: how the model is divided on the slice.
+      shape: the global batch's shape.
+      optimizer: a name in `OPTIMIZERS`.
+      frozen_dtype: the dtype the frozen tree is stored in: "float32", "bfloat16" or "int8".
+      accumulation: the number of parts a batch is divided into.
     """
 
     model: str
@@ -64,12 +64,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Bytes of what a step is given, on each chip.
+    """Bytes of a step's arguments, on each chip.
 
     Attributes:
       trainable: parameters that train.
       frozen: parameters that do not.
-      optimizer: its state.
+      optimizer: the optimizer's state.
       batch: the chip's rows.
     """
 
@@ -80,28 +80,27 @@ class Arguments:
 
     @property
     def parameters(self) -> int:
-        """Of both trees."""
+        """Bytes of the trainable and the frozen parameters."""
         return self.trainable + self.frozen
 
     @property
     def total(self) -> int:
-        """Of all."""
+        """Bytes of all arguments."""
         return self.parameters + self.optimizer + self.batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled step, or one that the compiler refused for its memory.
+    """A compiled step, or one that the compiler refused because of its memory.
 
     Attributes:
-      level: of `LEVELS`.
+      level: a name in `LEVELS`.
       fits: whether it was compiled.
-      peak_bytes: the most memory that is held at one time on a chip; of a refused step, what the
-        compiler says that it needs.
-      seconds: that the compiler took.
-      trace_seconds: that jax took to trace and lower it.
-      buffers: the largest.
-      traffic: collectives by kind; None where the step was refused.
+      peak_bytes: peak memory of a chip; for a refused step, what the compiler says it needs.
+      seconds: the compiler's time.
+      trace_seconds: jax's time to trace and lower the step.
+      buffers: the largest buffers.
+      traffic: collectives by kind; None if the step was refused.
     """
 
     level: str
@@ -114,10 +113,10 @@ class Program:
 
 
 def optimizer_of(case: Case) -> optax.GradientTransformation:
-    """The case's optimizer; Adafactor as the shipped gin files set it.
+    """Returns the case's optimizer; Adafactor is set as in the shipped gin files.
 
     Raises:
-      UserError: it has another name.
+      UserError: the optimizer's name is unknown.
     """
     if case.optimizer not in OPTIMIZERS:
         raise UserError(
@@ -130,20 +129,20 @@ def optimizer_of(case: Case) -> optax.GradientTransformation:
 
 
 class Prepared:
-    """A case on its mesh: everything that the step is given, without an array.
+    """A case on its mesh: the step's arguments as shapes, without arrays.
 
     Attributes:
-      arguments: bytes of it on each chip.
-      arguments_of_all: bytes of parameters and optimizer state, each held once.
-      weights_of_all: bytes of the parameters, each held once.
+      arguments: bytes of the arguments on each chip.
+      arguments_of_all: bytes of parameters and optimizer state, each counted once.
+      weights_of_all: bytes of the parameters, each counted once.
     """
 
     def __init__(self, case: Case, devices: Sequence[Any]):
-        """Lays the case out.
+        """Places the case on a mesh.
 
         Args:
           case: the step.
-          devices: of the case's topology, or as many others.
+          devices: the devices of the case's topology, or the same number of others.
 
         Raises:
           UserError: the layout does not fit the devices, the batch or the architecture.
@@ -176,7 +175,7 @@ class Prepared:
         self.arguments_of_all = sum(sizes[:3])
 
     def decided(self, level: str) -> Program:
-        """Compiles at a level, and again as a run does where that leaves open whether it fits."""
+        """Compiles at a level; if the result is close to the limit, again at the run's level."""
         program = self.compile(level)
         case, allowed = self.case, self.case.topology.chip.allowed_bytes
         stored = "float32" if case.method.trains_base else case.frozen_dtype
@@ -191,7 +190,7 @@ class Prepared:
         """Compiles the step for the devices.
 
         Args:
-          level: of `LEVELS`.
+          level: a name in `LEVELS`.
 
         Raises:
           UserError: there is no such level.
@@ -241,8 +240,8 @@ def _bytes_of_a_chip(tree: Any) -> int:
 
 
 def _compiled(lowered: Any, level: str, folder: pathlib.Path, trace_seconds: float) -> Program:
-    """Compiles, dumping into a folder what only the dump tells."""
-    # The report is written even of a program that is refused, whose error names no buffer.
+    """Compiles a step, and reads XLA's dump for what is found only there."""
+    # XLA also dumps the report of a refused program, whose error does not name the buffers.
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
     start = time.perf_counter()
     try:

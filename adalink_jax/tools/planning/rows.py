@@ -1,4 +1,4 @@
-"""A row of a plan: what a step needs on a chip, and an estimate of its time."""
+"""One row of a plan: what a step needs on a chip, and an estimate of its time."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from adalink_jax.tools.planning.topologies import Chip, libtpu_version
 
 
 def question(case: Case, level: str) -> dict[str, Any]:
-    """All that a row's numbers depend on, as JSON values; rows of equal questions are equal."""
+    """Returns everything a row depends on, as JSON values; equal questions give equal rows."""
     method = {name: repr(value) for name, value in sorted(vars(case.method).items())}
     return {
         "model": case.model,
@@ -32,7 +32,7 @@ def question(case: Case, level: str) -> dict[str, Any]:
         "gradient_accumulation_steps": case.accumulation,
         "optimizer": case.optimizer,
         "dtype": str(case.config.dtype),
-        # What trains is float32; full fine-tuning freezes nothing.
+        # Trainable parameters are float32, and full fine-tuning freezes nothing.
         "frozen_dtype": None if case.method.trains_base else case.frozen_dtype,
         "dropout_rate": case.config.dropout_rate,
         "remat": case.config.remat,
@@ -44,33 +44,33 @@ def question(case: Case, level: str) -> dict[str, Any]:
 
 
 def row(case: Case, level: str) -> dict[str, Any]:
-    """Compiles a case for its slice, and looks for a change that makes it fit where it does not.
+    """Compiles a case for its slice; if it does not fit, searches for a change that makes it fit.
 
     Args:
       case: the step.
-      level: the compiler's, as `Prepared.decided` takes it.
+      level: the compiler's optimization level, as in `Prepared.decided`.
 
     Returns:
-      JSON values: the `question`, and the answer in bytes, operations and seconds.
+      JSON values: the `question`, and the answer in bytes, FLOPs and seconds.
 
     Raises:
-      UserError: a setting that the slice, the batch or the architecture does not take.
+      UserError: the slice, the batch or the architecture does not support a setting.
     """
     devices = case.topology.devices()
     prepared = Prepared(case, devices)
     program = prepared.decided(level)
     counted = _flops(case.config, case.method, case.shape)
-    chip, given = case.topology.chip, prepared.arguments
-    found = question(case, level) | {
+    chip, arguments = case.topology.chip, prepared.arguments
+    result = question(case, level) | {
         "decided_at": program.level,
         "fits": program.fits,
         "peak_bytes": program.peak_bytes,
         "allowed_bytes": chip.allowed_bytes,
-        "parameter_bytes": given.parameters,
-        "trainable_bytes": given.trainable,
-        "optimizer_bytes": given.optimizer,
-        "batch_bytes": given.batch,
-        "activation_bytes": program.peak_bytes - given.total,
+        "parameter_bytes": arguments.parameters,
+        "trainable_bytes": arguments.trainable,
+        "optimizer_bytes": arguments.optimizer,
+        "batch_bytes": arguments.batch,
+        "activation_bytes": program.peak_bytes - arguments.total,
         "hardware_flops": counted["hardware"].train,
         "model_flops": counted["model"].train,
         "method_flops": counted["model"].method,
@@ -82,18 +82,18 @@ def row(case: Case, level: str) -> dict[str, Any]:
         "tried": [],
     }
     if program.fits:
-        found |= estimate(case, chip, prepared, program, counted["hardware"])
+        result |= estimate(case, chip, prepared, program, counted["hardware"])
     else:
         tried = advice.search(case, devices, level)
-        found["tried"] = [dataclasses.asdict(each) for each in tried]
-        found["least_chips"] = -(-prepared.arguments_of_all // chip.allowed_bytes)
-    return found
+        result["tried"] = [dataclasses.asdict(each) for each in tried]
+        result["least_chips"] = -(-prepared.arguments_of_all // chip.allowed_bytes)
+    return result
 
 
 @functools.cache
 def _flops(config: T5Config, method: Method, shape: Shape) -> dict[str, Flops]:
-    """Operations of the step on all chips: as the hardware does them, and without recomputation."""
-    # A scan passes backwards through more than the gradients need.
+    """Returns the step's FLOPs on all chips: as run, and without recomputation."""
+    # Scanned layers compute more in the backward pass than the gradients need.
     plain = dataclasses.replace(config, remat="none", scan_layers=False)
     return {
         "hardware": traced_flops(config, method, shape),
@@ -104,24 +104,24 @@ def _flops(config: T5Config, method: Method, shape: Shape) -> dict[str, Flops]:
 def estimate(
     case: Case, chip: Chip, prepared: Prepared, program: Program, counted: Flops
 ) -> dict[str, float]:
-    """Seconds of a step at the chip's published peaks: the longest of three, as if they overlapped.
+    """Estimates the seconds of a step at the chip's published peaks.
 
-    Operations; bytes through HBM (weights once for each pass over them, as whole as they are used;
-    state and gradients read and written; what lies between, written and read); bytes sent to other
-    chips. A real step takes longer.
+    The estimate is the longest of three times, as if they overlapped: FLOPs; HBM traffic (weights
+    once per pass, gathered as used; state and gradients, read and written; activations, written and
+    read); bytes sent to other chips. A real step takes longer.
 
     Args:
       case: the step.
-      chip: of its slice.
+      chip: the slice's chip.
       prepared: the step's arguments.
       program: the compiled step.
-      counted: operations of the step on all chips, as the hardware does them.
+      counted: FLOPs of the step on all chips, as run.
     """
-    given = prepared.arguments
+    arguments = prepared.arguments
     passes = counted.train / counted.forward * case.accumulation
     weights = prepared.weights_of_all / case.layout.model_parallelism
-    state = 2 * given.trainable + given.optimizer
-    between = max(0, program.peak_bytes - given.total)
+    state = 2 * arguments.trainable + arguments.optimizer
+    between = max(0, program.peak_bytes - arguments.total)
     sent = sum(each.sent_bytes for each in (program.traffic or {}).values())
     seconds = {
         "compute_seconds": counted.train / case.topology.chips / chip.flops,

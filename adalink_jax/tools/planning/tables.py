@@ -1,4 +1,4 @@
-"""The plan's folder: rows that are kept, and the same as Markdown, CSV and a plot."""
+"""The plan's folder: the stored rows, also as Markdown, CSV and a plot."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from adalink_jax.tools.planning.topologies import GIB
 Row = Mapping[str, Any]
 
 _FILE = "plan.json"
-_ARRAYS = 2  # Of those that lie in one buffer, so many are named.
+_ARRAYS = 2  # The most arrays that are named per buffer.
 _NOTES = """\
 Bytes are per chip. *activations*: the peak less parameters, optimizer state and batch, so \
 gradients too. *peak*: most memory at one time, of what the compiler allows a program; of a \
@@ -28,10 +28,10 @@ run. *compile*: seconds that the compiler took on the planning machine.
 
 
 def stored(folder: pathlib.Path) -> list[Row]:
-    """The rows that a plan's folder holds.
+    """Returns the rows in a plan's folder.
 
     Raises:
-      UserError: its file is no plan.
+      UserError: its file is not a plan.
     """
     path = folder / _FILE
     if not path.exists():
@@ -44,7 +44,7 @@ def stored(folder: pathlib.Path) -> list[Row]:
 
 
 def answered(question: Row, rows: Iterable[Row]) -> Row | None:
-    """The row that answers a question, if there is one."""
+    """Returns the row that answers a question, or None."""
     for row in rows:
         if all(row.get(name) == value for name, value in question.items()):
             return row
@@ -52,12 +52,12 @@ def answered(question: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def write(rows: Sequence[Row], missing: int, folder: pathlib.Path) -> None:
-    """Writes plan.json, plan.md and plan.csv, each whole; of a complete plan, plan.png too.
+    """Writes plan.json, plan.md and plan.csv atomically; also plan.png if the plan is complete.
 
     Args:
       rows: at least one.
-      missing: how many rows that were asked for are not there yet.
-      folder: made where it is not there; its files of these names are replaced.
+      missing: the number of requested rows that are still missing.
+      folder: created if it does not exist; files of these names in it are replaced.
     """
     record = json.dumps({"missing": missing, "rows": list(rows)}, indent=1) + "\n"
     files.write_text(folder / _FILE, record)
@@ -78,7 +78,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row], missing: int = 0) -> str:
-    """The plan as a table, the smallest slice of each step, and what to change where one is not."""
+    """Returns the plan as a table, each step's smallest slice, and advice where none fits."""
     parts = ["# Does it fit", ""]
     if missing:
         parts += [f"**Partial: {missing} of the rows that were asked for are not there yet.**", ""]
@@ -93,7 +93,7 @@ def markdown(rows: Sequence[Row], missing: int = 0) -> str:
 
 
 def layout(row: Row) -> str:
-    """How a row's model lies on its slice, in words."""
+    """Describes how a row's model is divided on its slice."""
     words = []
     if row["model_parallelism"] > 1:
         words.append(f"{row['model_parallelism']}-way tensor")
@@ -119,7 +119,7 @@ def _cells(row: Row, shape: bool) -> dict[str, str]:
     if shape:
         cells["shape"] = f"{row['batch']} × {row['inputs']} + {row['targets']}"
     again = "*" if row["decided_at"] != row["optimization_level"] else ""
-    kinds = row["collectives"]  # None of a refused step, empty on one chip.
+    kinds = row["collectives"]  # None for a refused step, empty on one chip.
     sent = sum(kind["sent_bytes"] for kind in (kinds or {}).values())
     return cells | {
         "parameters": tables.in_bytes(row["parameter_bytes"]),
@@ -137,7 +137,7 @@ def _cells(row: Row, shape: bool) -> dict[str, str]:
 
 
 def summary(row: Row) -> list[str]:
-    """Lines on one row: buffers, collectives and the parts of the estimate; advice."""
+    """Returns lines about one row: buffers, collectives, and the estimate's parts or advice."""
     lines = []
     for buffer in row["buffers"]:
         lines.append(f"buffer {_words(buffer)}")
@@ -153,7 +153,7 @@ def summary(row: Row) -> list[str]:
 
 
 def _words(buffer: Mapping[str, Any]) -> str:
-    """A buffer's size and the largest of the arrays that share it."""
+    """Returns a buffer's size and the largest arrays that share it."""
 
     def values(array: str) -> int:
         return math.prod(map(int, re.findall(r"\d+", array.partition("[")[2])))
@@ -164,7 +164,7 @@ def _words(buffer: Mapping[str, Any]) -> str:
 
 
 def advice(row: Row) -> str:
-    """What to change in a step that does not fit: the first change that was compiled and fits."""
+    """Returns what to change in a step that does not fit: the first tried change that fits."""
     tried = row["tried"]
     if tried and tried[-1]["fits"]:
         return f"fits with {tried[-1]['change']} ({tables.in_bytes(tried[-1]['peak_bytes'])})"
@@ -187,18 +187,21 @@ def _name(row: Row) -> str:
 
 
 def _smallest(rows: Sequence[Row]) -> list[str]:
-    """For each step, the smallest slice of each generation that it was found to fit on."""
+    """Lists each step's smallest slice of each TPU generation, among those where it fits."""
     steps: dict[str, dict[str, Row]] = {}
     for row in sorted(rows, key=lambda row: row["chips"]):
-        found = steps.setdefault(_name(row), {})
+        by_generation = steps.setdefault(_name(row), {})
         if row["fits"]:
-            found.setdefault(row["topology"].partition(":")[0], row)
+            by_generation.setdefault(row["topology"].partition(":")[0], row)
     lines = [
         "## The smallest slice that it fits on",
         "",
         "Of those in the table, as laid out there.",
     ]
-    slices = (", ".join(found[g]["topology"] for g in sorted(found)) for found in steps.values())
+    slices = (
+        ", ".join(by_generation[g]["topology"] for g in sorted(by_generation))
+        for by_generation in steps.values()
+    )
     cells = [(name, some or "none") for name, some in zip(steps, slices, strict=True)]
     return [*lines, "", tables.markdown(("step", "slices"), cells, 2), ""]
 
@@ -217,7 +220,7 @@ def _refusals(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(rows: Sequence[Row], file: Any) -> None:
-    """Draws each step's peak against what a chip allows: a panel a model, a group a slice."""
+    """Draws each step's peak relative to a chip's limit: one panel per model, grouped by slice."""
     from matplotlib import figure, patches
 
     models = list(dict.fromkeys(row["model"] for row in rows))

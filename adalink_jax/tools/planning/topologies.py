@@ -1,8 +1,8 @@
-"""The TPU slices that a plan can be made for: what they are, and their devices to compile for.
+"""The TPU slices that a plan can be made for, with their devices to compile for.
 
-libtpu compiles for a slice that is not here, but it takes impossible sizes as they come, and an
-unknown name for another generation; its devices tell neither memory nor speed. So the slices that
-can be rented stand here, with what the compiler allows and what Google publishes of each chip.
+libtpu compiles for slices that are not present. But it accepts impossible sizes, takes an unknown
+name for another generation, and its devices show neither memory nor speed. So this module lists the
+slices that can be rented, the compiler's memory limit and the speeds Google publishes.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ class Chip:
     """A generation of TPUs, in numbers per chip.
 
     Attributes:
-      allowed_bytes: of HBM that the compiler gives to a program (libtpu 0.0.42.1); the rest is
-        the runtime's.
-      flops: peak bfloat16 operations a second.
-      hbm_bytes: of HBM traffic a second.
-      ici_bytes: that a chip sends a second over all its links to other chips. Google states the
-        same in bits (v4: 2400 Gbps), or twice as much, for both directions together.
+      allowed_bytes: bytes of HBM that the compiler allows a program (libtpu 0.0.42.1); the runtime
+        uses the rest.
+      flops: peak bfloat16 FLOPs per second.
+      hbm_bytes: HBM bytes per second.
+      ici_bytes: bytes per second that a chip sends over all its links to other chips. Google states
+        this in bits (v4: 2400 Gbps), or the double, for both directions together.
       dimensions: of the torus that a slice is cut from.
-      options: of ``get_topology_desc``.
+      options: for ``get_topology_desc``.
 
     Speeds: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and system-architecture-tpu-vm.
     """
@@ -43,7 +43,7 @@ class Chip:
 
 
 CHIPS = {
-    # One device a chip, as v4's runtime has it, is what libtpu calls megacore.
+    # libtpu calls it megacore when a chip is one device, as in v4's runtime.
     "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, 300e9, 3, {"chip_config_name": "megacore"}),
     "v5e": Chip(int(15.75 * GIB), 197e12, 819e9, 200e9, 2),
     "v5p": Chip(int(95.74 * GIB), 459e12, 2765e9, 600e9, 3),
@@ -57,7 +57,7 @@ _SHAPES = {
     "v5p": ("1x1x1", *_SHAPES_3D),
     "v6e": _SHAPES_2D,
 }
-# A v4 is rented by its number of TensorCores, two to a chip.
+# A v4 slice is rented by its number of TensorCores, two per chip.
 _ALIASES = {
     f"v4-{2 * math.prod(map(int, shape.split('x')))}": f"v4:{shape}" for shape in _SHAPES["v4"]
 }
@@ -69,7 +69,7 @@ class Topology:
 
     Attributes:
       generation: a key of `CHIPS`.
-      shape: of its chips, e.g. "4x8".
+      shape: the arrangement of its chips, e.g. "4x8".
     """
 
     generation: str
@@ -77,34 +77,34 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As libtpu calls it, e.g. "v5e:4x8"."""
+        """The name of the slice in libtpu, e.g. "v5e:4x8"."""
         return f"{self.generation}:{self.shape}"
 
     @property
     def chip(self) -> Chip:
-        """What one of its chips is."""
+        """The properties of one of its chips."""
         return CHIPS[self.generation]
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """The number of chips."""
         return math.prod(map(int, self.shape.split("x")))
 
     @property
     def hosts(self) -> int:
-        """How many machines hold the chips, four to a machine."""
+        """The number of hosts, with four chips each."""
         return -(-self.chips // _CHIPS_PER_HOST)
 
     @property
     def preset(self) -> str:
-        """The name that its file in ``gin/hardware`` would have, without the suffix."""
+        """The name of its file in ``gin/hardware``, without the suffix; the file may not exist."""
         rented = {name: alias for alias, name in _ALIASES.items()}
         if self.chips == 1:
             return f"tpu_{self.generation}_1"
         return f"tpu_{rented.get(self.name, self.name)}".replace(":", "_").replace("-", "_")
 
     def devices(self) -> list[Any]:
-        """Its devices, to compile for.
+        """Returns its devices, to compile for.
 
         Raises:
           UserError: libtpu is not installed.
@@ -115,12 +115,12 @@ class Topology:
         options = dict(self.chip.options)
         if self.chips == 1:
             options["chips_per_host_bounds"] = (1, 1, 1)
-        found = topologies.get_topology_desc(
+        devices = topologies.get_topology_desc(
             platform="tpu", topology_name=self.name, **options
         ).devices
-        if len(found) != self.chips:
-            raise RuntimeError(f"libtpu gives {len(found)} devices for {self.name}")
-        return list(found)
+        if len(devices) != self.chips:
+            raise RuntimeError(f"libtpu gives {len(devices)} devices for {self.name}")
+        return list(devices)
 
 
 TOPOLOGIES = {
@@ -131,7 +131,7 @@ TOPOLOGIES = {
 
 
 def find(name: str) -> Topology:
-    """The slice of a name, as libtpu has it or as a v4 is rented ("v4-8").
+    """Returns the slice with a name: libtpu's, or the one a v4 slice is rented by ("v4-8").
 
     Raises:
       UserError: there is no such slice.
@@ -147,10 +147,10 @@ def find(name: str) -> Topology:
 
 
 def libtpu_version() -> str:
-    """The version of libtpu.
+    """Returns the version of libtpu.
 
     Raises:
-      UserError: it is not installed.
+      UserError: libtpu is not installed.
     """
     try:
         return importlib.metadata.version("libtpu")

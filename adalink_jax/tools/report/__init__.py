@@ -1,1 +1,1 @@
-"""Finished runs, side by side, as one folder: tables, plots, and the command behind each number."""
+"""Reports of finished runs: tables, plots, and the command behind each number."""

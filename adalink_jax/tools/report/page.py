@@ -1,4 +1,4 @@
-"""A document of headings, paragraphs, tables and images, as Markdown and as one HTML file."""
+"""A document with headings, paragraphs, tables and images, as Markdown or as one HTML file."""
 
 import base64
 import dataclasses
@@ -45,7 +45,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A PNG beside the document."""
+    """A PNG file next to the document."""
 
     file: str
     caption: str
@@ -55,7 +55,7 @@ Block = Heading | Paragraph | Table | Image
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """The document as Markdown, with links to its images."""
+    """Returns the document as Markdown, with links to its images."""
     parts = []
     for block in blocks:
         if isinstance(block, Heading):
@@ -70,11 +70,11 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def html_page(blocks: Sequence[Block], folder: pathlib.Path) -> str:
-    """The document as HTML that needs no other file: images lie in it.
+    """Returns the document as one HTML file with the images embedded.
 
     Args:
       blocks: the document.
-      folder: where its images are.
+      folder: the folder with its images.
     """
     title = next((b.text for b in blocks if isinstance(b, Heading)), "Report")
     body = "\n".join(_html(block, folder) for block in blocks)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
-# Twenty that can be told apart; the dark ones first.
+# Twenty distinct colors, the dark ones first.
 _COLORS = [f"C{i}" for i in range(10)] + [
     "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#c7c7c7",
     "#dbdb8d", "#9edae5",
@@ -20,7 +20,7 @@ def _figure(columns: int, rows: int = 1, height: float = 3.6):
 
 
 def _styles(keys: Iterable[tuple]) -> dict[tuple, dict[str, str]]:
-    """Label and color of each (base, mixture, method, modules); of one base, it is not named."""
+    """Returns label and color of each (base, mixture, method, modules); names a base if several."""
     keys = list(keys)
     several = len({key[0] for key in keys}) > 1
     names = {
@@ -47,7 +47,7 @@ def _legend(canvas: Any, axes: Any) -> None:
 
 
 def ranks(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> None:
-    """Score by rank: a panel a mixture, a line a method; a point a seed."""
+    """Draws score by rank: one panel per mixture, one line per method, one dot per seed."""
     mixtures = list(dict.fromkeys(key[1] for key in lines))
     canvas, axes = _figure(len(mixtures))
     styles = _styles(lines)
@@ -72,7 +72,7 @@ def ranks(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> N
 
 
 def cost(points: Mapping[tuple, tuple[int, int | None, float]], file: BinaryIO) -> None:
-    """Score by stored parameters and by operations of a step: a row a mixture."""
+    """Draws score by stored parameters and by FLOPs of a step: one row per mixture."""
     mixtures = list(dict.fromkeys(key[1] for key in points))
     canvas, axes = _figure(2, len(mixtures))
     styles = _styles(points)
@@ -91,7 +91,7 @@ def cost(points: Mapping[tuple, tuple[int, int | None, float]], file: BinaryIO) 
 
 
 def interference(cells: Mapping[tuple, float], file: BinaryIO) -> None:
-    """Points gained by mixing: a heat map of rank × number of tasks for each method."""
+    """Draws the points gained by mixing: a heat map of rank × number of tasks per method."""
     names = list(dict.fromkeys(place[0] for place in cells))
     canvas, axes = _figure(len(names))
     limit = max(1e-9, *(abs(gain) for gain in cells.values()))
@@ -118,7 +118,7 @@ def _places(grid: list[list[float]]) -> list[tuple[int, int]]:
 
 
 def learning(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> None:
-    """Score by step: a panel a mixture, three to a row; a line a method."""
+    """Draws score by step: one panel per mixture, three in a row; one line per method."""
     mixtures: dict[str, list] = defaultdict(list)
     for key, points in lines.items():
         mixtures[key[1]].append((key, points))

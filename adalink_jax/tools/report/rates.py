@@ -1,4 +1,4 @@
-"""Prints the best learning rate of one base's and method's runs, or writes a table of many grids.
+"""Prints the best learning rate of the runs of one base and method, or tables of many grids.
 
 adalink learning-rates runs/experiment/rates/tuned/adalink
 adalink learning-rates runs/experiment/rates --to learning_rates.md
@@ -23,7 +23,7 @@ _NOTE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the runs, and the file to write."""
+    """Adds the runs and the file to write."""
     parser.add_argument("folder", help="has the runs, one for each rate and task, below it")
     parser.add_argument("--to", help="the Markdown file to write")
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def best_of(folder: str) -> float:
-    """Returns the best rate of one base's and method's runs below a folder; see `grids_of`."""
+    """Returns the best rate for the runs of one base and method below a folder; see `grids_of`."""
     grids = grids_of(find(pathlib.Path(folder)))
     if len(grids) > 1:
         kinds = "; ".join(", ".join(kind) for kind in grids)
@@ -46,18 +46,18 @@ def best_of(folder: str) -> float:
 
 
 def write(folder: str, to: str) -> None:
-    """Writes the grids of all bases and methods with runs below a folder as Markdown."""
+    """Writes the grids of all bases and methods below a folder as Markdown."""
     grids = grids_of(find(pathlib.Path(folder)))
     files.write_text(to, page.markdown(_document(grids)))
     print(to)
 
 
 def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, dict[str, list[float]]]]:
-    """Each base's and method's scores: {(base, method): {rate: {task: scores}}}.
+    """Returns each base's and method's scores: {(base, method): {rate: {task: scores}}}.
 
     Raises:
-      UserError: a run has no constant rate, other steps than the rest, or a rate lacks a task that
-        another one of its grid has: a mean would compare unlike things.
+      UserError: a run has no constant rate or another number of steps, or a rate lacks a task that
+        another rate of the grid has, so their means cannot be compared.
     """
     grids = {}
     for kind, some in grouped(runs, lambda run: (run.base, run.label)).items():
@@ -74,7 +74,7 @@ def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, dict[str,
 
 
 def best(grid: dict[float, dict[str, list[float]]]) -> float:
-    """The rate with the highest mean over tasks; the smaller of two equal ones."""
+    """Returns the rate with the highest mean over tasks; if two are equal, the smaller one."""
     return max(grid, key=lambda rate: _mean(grid[rate]))
 
 

@@ -1,4 +1,4 @@
-"""A finished run, or a base's evaluation, read from its folder."""
+"""Reads a finished run, or an evaluation of a base, from its folder."""
 
 import dataclasses
 import functools
@@ -14,39 +14,39 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
 from adalink_jax.tools.cost.counts import Shape, traced_flops
 
-# Runs of equal settings are traced once.
+# Runs with equal settings are traced once.
 _counted = functools.cache(traced_flops)
 
 _RANDOM = "random weights"
-# What stands in a method's place where a base was scored alone.
+# Replaces the method's name if a base was scored without an adapter.
 FROZEN = "the frozen base"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one run was and what came of it; scoring a base alone is a run of no steps.
+    """Settings and results of one run; scoring a base is a run with no steps.
 
     Attributes:
-      path: its folder, as it was given.
+      path: its folder, as given.
       base: name of the base's folder, with the first digits of its fingerprint.
-      method_name: as in ``METHODS``; `FROZEN` for a base alone.
-      method: with its settings, as it is stored (without what only training needs).
-      mixture: the task or mixture it was trained on, or scored on.
+      method_name: a name in ``METHODS``; `FROZEN` for a base without an adapter.
+      method: the method with its settings, as stored (without what only training needs).
+      mixture: the task or mixture it was trained or scored on.
       tasks: the mixture's tasks.
-      few_shot: examples of each task that it was trained on; None for all.
-      in_context: examples that stood in front of each input.
-      seed: of the run.
-      steps: of training.
-      learning_rate: the schedule's base rate; None of a schedule without one.
-      stored: parameters in the adapter.
-      bytes: of the adapter's arrays' file.
-      seconds: wall-clock, of training with its compiling and evaluations; None where a start of
-        the run was cut off before it could tell.
-      step_flops: operations of a training step at the full lengths; None without training.
+      few_shot: number of training examples per task; None for all.
+      in_context: number of examples in front of each input.
+      seed: the run's seed.
+      steps: training steps.
+      learning_rate: the schedule's base rate; None for a schedule without one.
+      stored: number of parameters in the adapter.
+      bytes: size of the file with the adapter's arrays.
+      seconds: wall-clock time of training with compilation and evaluations; None if a start of
+        the run was cut off before it recorded its time.
+      step_flops: FLOPs of a training step at the full lengths; None without training.
       scores: each evaluated task's score, in percent; tasks without one are left out.
       metrics: each evaluated task's metrics, {"validation/accuracy": …}.
       curve: (step, {task: score}) of each evaluation.
-      command: that started it.
+      command: the command that started it.
     """
 
     path: str
@@ -79,23 +79,23 @@ class Run:
 
     @property
     def sharing(self) -> str:
-        """How the tasks of a mixture are adapted: "per task", "shared", or "" for a single task."""
+        """How a mixture's tasks are adapted: "per task", "shared", or "" for a single task."""
         if len(self.tasks) < 2:
             return ""
         return "per task" if self.method.routes > 1 else "shared"
 
     @property
     def size(self) -> int | None:
-        """The method's size, such as a rank; None for a method of one size."""
+        """The method's size, such as a rank; None for a method without one."""
         return self.method.size
 
 
 def method_label(name: str, method: Method) -> str:
-    """A method's name with the settings in which it differs from its class's defaults."""
+    """Returns a method's name with its size and the settings that differ from the defaults."""
     parts = [name]
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
-        # What is stored is the result: how it was trained is no part of it.
+        # The label describes the stored result, not how it was trained.
         if field.name == "routes" or field.name in method.training_only:
             continue
         if field.name == method.size_field or value != field.default:
@@ -105,7 +105,7 @@ def method_label(name: str, method: Method) -> str:
 
 
 def read(folder: pathlib.Path) -> Run | None:
-    """Reads a finished run, or the evaluation of a base alone; None for that of an adapter.
+    """Reads a finished run or the evaluation of a base; returns None for that of an adapter.
 
     Raises:
       UserError: the folder holds neither, or its files are damaged.
@@ -125,8 +125,8 @@ def read(folder: pathlib.Path) -> Run | None:
         raise UserError(f"{folder}: a file of the run is no JSON; it is damaged") from error
     try:
         if evaluation:
-            alone = record["configuration"]["adapter_path"] is None
-            return _evaluation(folder, record, results) if alone else None
+            without_adapter = record["configuration"]["adapter_path"] is None
+            return _evaluation(folder, record, results) if without_adapter else None
         return _run(folder, record, results, adapter, metrics)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{folder}: not the record of a run ({error!r})") from error
@@ -137,7 +137,7 @@ def _json(path: pathlib.Path) -> Any:
 
 
 def _outcome(record: Any, results: Any) -> dict[str, Any]:
-    """The fields that a run and an evaluation have in common."""
+    """Returns the fields that a run and an evaluation have in common."""
     path = record["configuration"].get("initial_checkpoint_path")
     name = pathlib.Path(path).name if path else _RANDOM
     return {
@@ -222,5 +222,5 @@ def _base_rate(schedule: Any) -> float | None:
 
 
 def _seconds(starts: Any) -> float | None:
-    told = [start.get("seconds") for start in starts]
-    return None if None in told else sum(told)
+    times = [start.get("seconds") for start in starts]
+    return None if None in times else sum(times)

@@ -1,4 +1,4 @@
-"""The parts of a report, each made of the runs that it needs, and left out without them."""
+"""The sections of a report. Each is made from the runs it needs, and empty without them."""
 
 import statistics
 from collections import defaultdict
@@ -16,7 +16,7 @@ _SPREAD = (
 
 
 def cell(values: Sequence[float], most: int) -> str:
-    """Mean and spread of a score over seeds, with their number where it is below `most`."""
+    """Formats a score's mean and spread over seeds, with their number if it is below `most`."""
     if not values:
         return ""
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -25,7 +25,7 @@ def cell(values: Sequence[float], most: int) -> str:
 
 
 def grouped(runs: Iterable[Run], key: Callable[[Run], tuple]) -> dict[tuple, list[Run]]:
-    """Runs by a key, in the order of its first appearance."""
+    """Groups runs by a key, in the order of its first appearance."""
     groups: dict[tuple, list[Run]] = defaultdict(list)
     for run in runs:
         groups[key(run)].append(run)
@@ -33,16 +33,16 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], tuple]) -> dict[tuple, lis
 
 
 def task_scores(runs: Iterable[Run]) -> dict[str, list[float]]:
-    """Each task's scores, one for each run that has it."""
-    found: dict[str, list[float]] = defaultdict(list)
+    """Returns each task's scores, one for each run that has the task."""
+    scores: dict[str, list[float]] = defaultdict(list)
     for run in runs:
         for task, score in run.scores.items():
-            found[task].append(score)
-    return dict(found)
+            scores[task].append(score)
+    return dict(scores)
 
 
 def mean_over(scores: dict[str, list[float]], tasks: Sequence[str]) -> float | None:
-    """The mean over tasks of their means over seeds; None where a task is missing."""
+    """Returns the mean over tasks of their means over seeds; None if a task is missing."""
     if not tasks or any(task not in scores for task in tasks):
         return None
     return statistics.fmean(statistics.fmean(scores[task]) for task in tasks)
@@ -51,19 +51,19 @@ def mean_over(scores: dict[str, list[float]], tasks: Sequence[str]) -> float | N
 def score_table(
     runs: Sequence[Run], names: Sequence[str], key: Callable[[Run], tuple[str, ...]]
 ) -> Table:
-    """One line for each key, one column for each task.
+    """Returns a table with one line per key and one column per task.
 
     Args:
-      runs: what is tabulated.
-      names: the heads of the key's columns.
-      key: a run's key, as texts.
+      runs: the runs.
+      names: the headers of the key's columns.
+      key: returns a run's key, as strings.
     """
     tasks = list(dict.fromkeys(task for run in runs for task in run.scores))
     groups = grouped(runs, lambda run: (*key(run), f"{run.stored:,}"))
-    found = {line: task_scores(group) for line, group in groups.items()}
-    most = max(len(values) for scores in found.values() for values in scores.values())
+    lines = {line: task_scores(group) for line, group in groups.items()}
+    most = max(len(values) for scores in lines.values() for values in scores.values())
     rows = []
-    for line, scores in found.items():
+    for line, scores in lines.items():
         mean = mean_over(scores, tasks)
         cells = [cell(scores.get(task, ()), most) for task in tasks]
         rows.append([*line, *cells, "" if mean is None else f"{mean:.1f}"])
@@ -71,7 +71,7 @@ def score_table(
 
 
 def single_task(runs: Sequence[Run]) -> list[Block]:
-    """Each task by itself, a line for each base and method; and each base alone."""
+    """Single tasks: one line per base and method, and one per frozen base."""
     chosen = [run for run in runs if len(run.tasks) == 1 or run.method_name == FROZEN]
     if not chosen:
         return []
@@ -80,7 +80,7 @@ def single_task(runs: Sequence[Run]) -> list[Block]:
 
 
 def multi_task(runs: Sequence[Run]) -> list[Block]:
-    """Mixtures, with modules shared by all tasks or one for each."""
+    """Mixtures, with modules shared by all tasks or one module per task."""
     chosen = [run for run in runs if len(run.tasks) > 1 and run.method_name != FROZEN]
     if not chosen:
         return []
@@ -90,7 +90,7 @@ def multi_task(runs: Sequence[Run]) -> list[Block]:
 
 
 def ranks(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
-    """Score by rank (or prompt length), where a method was run at several."""
+    """Score by rank (or prompt length), for methods with runs at several ranks."""
     key = ("base", "mixture", "method", "modules")
 
     def kind(run: Run) -> tuple:
@@ -118,7 +118,7 @@ def ranks(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
 
 
 def equal_parameters(runs: Sequence[Run]) -> list[Block]:
-    """Methods that store the same number of parameters within the budget matcher's tolerance."""
+    """Methods that store the same number of parameters, within the budget's tolerance."""
     groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
     sized = sorted(
         ((key[0], key[1], some[0].stored, key, some) for key, some in groups.items()),
@@ -146,7 +146,7 @@ def equal_parameters(runs: Sequence[Run]) -> list[Block]:
 
 
 def _cost_groups(runs: Sequence[Run]) -> dict[tuple, list[Run]]:
-    """Runs by base, mixture, method and sharing; several single tasks are one mixture here."""
+    """Groups runs by base, mixture, method and sharing; several single tasks form one mixture."""
     several = len({run.mixture for run in runs if len(run.tasks) == 1}) > 1
 
     def key(run: Run) -> tuple:
@@ -157,7 +157,7 @@ def _cost_groups(runs: Sequence[Run]) -> dict[tuple, list[Run]]:
 
 
 def _seed_means(runs: Sequence[Run]) -> list[float]:
-    """The mean score over all tasks, one for each seed."""
+    """Returns the mean score over all tasks for each seed."""
     seeds = grouped((run for run in runs if run.scores), lambda run: (run.seed,))
     return [
         statistics.fmean(score for run in some for score in run.scores.values())
@@ -166,7 +166,7 @@ def _seed_means(runs: Sequence[Run]) -> list[float]:
 
 
 def cost_table(runs: Sequence[Run]) -> Table:
-    """One line for each base, mixture, method and sharing: what it costs, and its mean score."""
+    """Returns the costs and mean score of each base, mixture, method and sharing."""
     groups = _cost_groups(runs)
     means = {key: _seed_means(some) for key, some in groups.items()}
     most = max(map(len, means.values()))
@@ -189,7 +189,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
 
 
 def cost_and_score(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
-    """What is stored and what a step costs, against the score."""
+    """Stored parameters and the cost of a step, against the score."""
     points = {}
     for key, some in _cost_groups(runs).items():
         scores = _seed_means(some)
@@ -208,7 +208,7 @@ def cost_and_score(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> lis
 
 
 def interference(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
-    """What each task gains or loses in a mixture, against the same method on it alone."""
+    """What each task gains or loses in a mixture, compared with the method on only that task."""
     alone = grouped(
         (r for r in runs if len(r.tasks) == 1), lambda run: (run.base, run.label, run.mixture)
     )
@@ -243,7 +243,7 @@ def interference(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[
 
 
 def learning(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
-    """The mean score over a run's tasks at each evaluation, mean over seeds."""
+    """The mean score over a run's tasks at each evaluation, averaged over seeds."""
     lines: dict[tuple, dict[int, list[float]]] = {}
     for run in runs:
         key = (run.base, run.mixture, run.label, run.sharing)

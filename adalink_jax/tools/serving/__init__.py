@@ -1,1 +1,1 @@
-"""Many adapters of one frozen base, answering requests together."""
+"""Serves many adapters of one frozen base: answers requests in mixed batches."""

@@ -1,8 +1,8 @@
-"""Adapters that lie stacked in memory as the routes of one method, so that one batch mixes them.
+"""Adapters stacked in memory as the routes of one method, so that one batch can mix them.
 
-A task, a tenant, a modality are all a route. Adapters of one kind (a method with its settings, and
-its size where it cannot be widened) share a bank, whose leaves are ``[C, …]``, where C is its
-capacity. Its slots are filled and emptied as requests come.
+A route may be for a task, a tenant or a modality. Adapters of the same kind (a method with its
+settings, and its size unless it can be widened) share a bank. Its leaves are ``[C, …]`` with the
+capacity C, and its slots are filled and freed as requests come.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Module:
     """One route of an adapter, ready to be put into a bank.
 
     Attributes:
-      kind: its method, as inference needs it; at size 1 where it can be widened. Modules of equal
+      kind: its method in the form for inference, at size 1 if it can be widened. Modules of equal
         kinds share a bank.
-      size: of the module; 1 where its kind says it.
+      size: the module's size; 1 if its kind already contains it.
       tree: the method's tree with one route, float32.
     """
 
@@ -37,7 +37,7 @@ class Module:
 
 
 def module(method: Method, tree: Params, route: int) -> Module:
-    """Takes one route out of an adapter.
+    """Extracts one route from an adapter.
 
     Raises:
       UserError: it is a whole model, or holds parts of the base.
@@ -53,23 +53,23 @@ def module(method: Method, tree: Params, route: int) -> Module:
 
 
 class Bank:
-    """Modules of one kind on the device, by name; the one unused for longest makes room.
+    """Modules of one kind on the device, by name; the least recently used one makes room.
 
     Attributes:
-      method: what the network runs with: `capacity` routes of the largest size so far.
+      method: the method the network runs with: `capacity` routes of the largest size so far.
       params: the method's tree on the device, every leaf [capacity, …].
     """
 
     def __init__(self, config: T5Config, kind: Method, capacity: int):
-        """Makes an empty bank.
+        """Creates an empty bank.
 
         Args:
           config: the base's architecture.
-          kind: of the modules it will hold.
-          capacity: C, how many modules lie in memory at a time.
+          kind: the kind of its modules.
+          capacity: C, the most modules in memory at one time.
         """
         self._config, self._kind, self._capacity = config, kind, capacity
-        self._slots: dict[str, int] = {}  # Used last, stands last.
+        self._slots: dict[str, int] = {}  # Ordered by use, the most recent one last.
         self._modules: dict[str, Module] = {}
         self._resize(1)
 
@@ -98,15 +98,15 @@ class Bank:
         return name in self._slots
 
     def __len__(self) -> int:
-        """How many modules are loaded."""
+        """Returns the number of loaded modules."""
         return len(self._slots)
 
     def load(self, name: str, module: Module, in_use: frozenset[str] = frozenset()) -> None:
-        """Puts a module into a slot, in place of one of the same name or of the oldest.
+        """Puts a module into a slot; replaces one of the same name, or the least recently used.
 
         Args:
-          name: what requests call it.
-          module: of the bank's kind.
+          name: the module's name in requests.
+          module: a module of the bank's kind.
           in_use: names that must stay.
 
         Raises:
@@ -121,17 +121,17 @@ class Bank:
         slot = min(set(range(self._capacity)) - set(self._slots.values()))
         self._slots[name], self._modules[name] = slot, module
         if module.size > self._size:
-            # Doubling, so that growing sizes compile few programs.
+            # Doubled, so that growing sizes compile few programs.
             self._resize(1 << (module.size - 1).bit_length())
         else:
             self._write(slot, module)
 
     def unload(self, name: str) -> None:
-        """Frees a module's slot, if it has one; its values stay until the slot is written."""
+        """Frees a module's slot, if it has one; its values stay until the slot is reused."""
         self._slots.pop(name, None)
         self._modules.pop(name, None)
 
     def slot(self, name: str) -> int:
-        """The route of a loaded module, which counts as used now."""
+        """Returns the route of a loaded module, and marks it as just used."""
         self._slots[name] = self._slots.pop(name)
         return self._slots[name]

@@ -1,4 +1,4 @@
-"""Requests and answers, a line each: what a line may say, and what goes wrong with it alone."""
+"""Requests and answers, one per line, and the errors that concern only one request."""
 
 import dataclasses
 import json
@@ -16,10 +16,10 @@ class Request:
 
     Attributes:
       line: its number, from 1.
-      text: the model's input, as the task's preprocessing would give it.
-      adapter: NAME, or NAME:ROUTE where an adapter has several routes; None for the base.
-      labels: texts to choose among; empty for the adapter's own, or generation.
-      id: anything that the answer shall repeat; None for nothing.
+      text: the model's input, as the task's preprocessing would produce it.
+      adapter: NAME, or NAME:ROUTE for an adapter with several routes; None for the base.
+      labels: texts to choose from; if empty, the adapter's own labels or generation.
+      id: any value that the answer repeats; None for nothing.
     """
 
     line: int
@@ -30,15 +30,15 @@ class Request:
 
 
 def parse(line: int, content: bytes, tsv: bool) -> Request:
-    """Reads a line: a JSON object with "text" (and "adapter", "labels", "id"), or TSV.
+    """Parses a line: a JSON object with "text" (and "adapter", "labels", "id"), or TSV.
 
     Args:
       line: its number.
       content: its bytes, without the newline.
-      tsv: whether it is ``text`` or ``text<TAB>adapter``.
+      tsv: whether it is ``text`` or ``text<TAB>adapter`` instead of JSON.
 
     Raises:
-      UserError: it is no such thing.
+      UserError: the line is invalid.
     """
     try:
         text = content.decode("utf-8")
@@ -73,23 +73,23 @@ def parse(line: int, content: bytes, tsv: bool) -> Request:
 
 
 def answer(request: Request, prediction: str, scores: Sequence[float], dropped: int) -> dict:
-    """The answer to a request, as a JSON object.
+    """Returns the answer to a request, as a JSON object.
 
     Args:
-      request: what was asked, with the labels that were scored.
-      prediction: the label of the highest score, or the generated text.
-      scores: log-likelihood of each label; empty after generation.
-      dropped: tokens at the end of the text that were beyond the model's length.
+      request: the request, with the labels that were scored.
+      prediction: the label with the highest score, or the generated text.
+      scores: the log-likelihood of each label; empty after generation.
+      dropped: number of tokens cut off at the end of the text.
     """
-    found = {"line": request.line, "adapter": request.adapter, "prediction": prediction}
+    result = {"line": request.line, "adapter": request.adapter, "prediction": prediction}
     if scores:
-        found["scores"] = dict(zip(request.labels, map(float, scores), strict=True))
+        result["scores"] = dict(zip(request.labels, map(float, scores), strict=True))
     if dropped:
-        found["truncated_tokens"] = dropped
-    return found if request.id is None else {"id": request.id, **found}
+        result["truncated_tokens"] = dropped
+    return result if request.id is None else {"id": request.id, **result}
 
 
 def failure(line: int, error: Exception, request: Request | None = None) -> dict:
-    """What stands in an answer's place where a line cannot be answered."""
-    found = {"line": line, "error": str(error)}
-    return found if request is None or request.id is None else {"id": request.id, **found}
+    """Returns the answer for a line that failed."""
+    result = {"line": line, "error": str(error)}
+    return result if request is None or request.id is None else {"id": request.id, **result}

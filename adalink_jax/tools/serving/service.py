@@ -1,4 +1,4 @@
-"""Answers streams of requests: reads what has come, batches it across adapters, runs it."""
+"""Answers streams of requests, in batches that mix adapters."""
 
 import collections
 import dataclasses
@@ -20,13 +20,13 @@ from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.serving.bank import Bank, Module, module
 from adalink_jax.tools.serving.requests import Request, answer, failure
 
-# Lengths and numbers of rows are rounded up to powers of two, so that few programs are compiled.
+# Lengths and row counts are rounded up to powers of two, so that few programs are compiled.
 _SHORTEST = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class _Known:
-    """An adapter on disk, checked: its routes as modules, its labels, and when it was written."""
+    """A checked adapter on disk: its routes as modules, its labels, and the time of its record."""
 
     modules: dict[str, Module]
     labels: tuple[str, ...]
@@ -40,16 +40,16 @@ class _Row:
     request: Request
     tokens: tuple[int, ...]
     dropped: int
-    name: str | None  # In its bank; None for the base alone.
+    name: str | None  # Its name in the bank; None for the base.
     kind: Method
 
 
 class Service:
-    """One base, any number of adapters that are loaded when they are asked for.
+    """One base, and any number of adapters that are loaded on demand.
 
-    Adapters are folders below one folder; a request names one of them. It is read when first asked
-    for, read again when it was written anew, and gives way to others when it was not asked for
-    the longest.
+    Adapters are folders below one folder. A request names one of them. An adapter is loaded on
+    first use, and again if it has changed. If memory is full, the least recently used adapter is
+    unloaded.
     """
 
     def __init__(
@@ -67,15 +67,16 @@ class Service:
 
         Args:
           base: its checkpoint.
-          adapters: the folder of adapters (or of runs); None for the base alone.
-          vocabulary: of the base: ``encode``, ``decode``, ``eos_id``, ``pad_id``.
+          adapters: the folder of adapters (or of runs); None for only the base.
+          vocabulary: the base's vocabulary: ``encode``, ``decode``, ``eos_id``, ``pad_id``.
           labels_of: name of a task → its labels, for adapters that record their task.
-          max_inputs: tokens of a text with EOS; what is beyond is dropped, and said.
-          max_targets: tokens that are generated at most.
-          resident: how many adapters of one kind lie in memory.
+          max_inputs: the most tokens of a text, including EOS; the rest is cut off and the answer
+            reports it.
+          max_targets: the most tokens to generate.
+          resident: the most adapters of one kind in memory.
 
         Raises:
-          UserError: the base cannot be loaded, or there is no such folder of adapters.
+          UserError: the base cannot be loaded, or the folder of adapters does not exist.
         """
         if adapters is not None and not pathlib.Path(adapters).is_dir():
             raise UserError(f"no folder {adapters} of adapters")
@@ -96,26 +97,26 @@ class Service:
         self._banks: dict[Method, Bank] = {}
 
     def answers(self, requests: Sequence[Request]) -> Iterator[dict]:
-        """Answers a batch of requests, in their order; what fails has an error in its place.
+        """Answers a batch of requests in order; a request that fails gets an error instead.
 
         Args:
-          requests: of any adapters, at most `resident` of one kind.
+          requests: for any adapters, at most `resident` of one kind.
         """
-        found: dict[int, dict] = {}
+        results: dict[int, dict] = {}
         groups: dict[tuple, list[_Row]] = collections.defaultdict(list)
         for request in requests:
             try:
                 row = self._prepared(request)
             except (UserError, OSError) as error:
-                found[request.line] = failure(request.line, error, request)
+                results[request.line] = failure(request.line, error, request)
                 continue
             length = _rounded(len(row.tokens), _SHORTEST)
             groups[row.kind, row.request.labels, length].append(row)
         for (kind, labels, length), rows in groups.items():
             for row, output in zip(rows, self._run(kind, labels, length, rows), strict=True):
-                found[row.request.line] = self._answer(row, output)
+                results[row.request.line] = self._answer(row, output)
         for request in requests:
-            yield found[request.line]
+            yield results[request.line]
 
     def _prepared(self, request: Request) -> _Row:
         ids = self._vocabulary.encode(request.text)
@@ -137,7 +138,7 @@ class Service:
         return _Row(request, tokens, dropped, f"{name}:{route}", known.modules[route].kind)
 
     def _load(self, name: str) -> _Known:
-        """The adapter as it now lies on disk."""
+        """Returns the adapter, reloaded if it has changed on disk."""
         if self._folder is None:
             raise UserError(f"adapter '{name}' is asked for, but no folder of adapters was given")
         folder = self._folder / name
@@ -163,7 +164,7 @@ class Service:
         return known
 
     def _labels(self, adapter: Adapter) -> tuple[str, ...]:
-        """The labels of the one task that an adapter was trained on, where it records that."""
+        """Returns the labels of an adapter's only training task, if it records one."""
         tasks = adapter.metadata.get("data", {}).get("tasks", [])
         if len(tasks) != 1:
             return ()
@@ -178,7 +179,7 @@ class Service:
     def _run(
         self, kind: Method, labels: tuple[str, ...], length: int, rows: Sequence[_Row]
     ) -> np.ndarray:
-        """Runs rows of one kind together; scores [B, C] of labels, or tokens [B, L]."""
+        """Runs rows of one kind together; returns label scores [B, C] or tokens [B, L]."""
         count = _rounded(len(rows), 1)
         tokens = np.zeros((count, length), np.int32)
         routes = np.zeros(count, np.int32)
