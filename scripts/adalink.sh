@@ -1,4 +1,4 @@
-# Sourced by the scripts: `adalink` with this checkout's .venv, or with the Python that PYTHON names.
+# Sourced by the scripts: runs `adalink` with this checkout's .venv, or with the Python in PYTHON.
 # shellcheck shell=bash
 here=$(dirname "${BASH_SOURCE[0]}")
 python=${PYTHON:-$([[ -x $here/../.venv/bin/python ]] && echo "$here/../.venv/bin/python" || echo python)}

@@ -1,4 +1,4 @@
-"""Inspects, compares, joins and divides adapters: `adalink adapter`. Needs `pip install -e .`."""
+"""Inspects, compares, stacks and splits adapters: `adalink adapter`. Needs `pip install -e .`."""
 
 import sys
 

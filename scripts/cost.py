@@ -1,4 +1,4 @@
-"""Says what each method costs on each model: `adalink cost`. Needs `pip install -e .`."""
+"""Prints what each method costs on each model: `adalink cost`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Says what a configuration is without running it: `adalink describe`. Needs `pip install -e .`."""
+"""Describes a configuration without running it: `adalink describe`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv, or brings it up to date, with the tested versions and this checkout installed.
+# Creates or updates .venv with the tested versions and this checkout.
 # Needs python3.11 and a package registry.
 #
 #   bash scripts/environment.sh [EXTRAS]     EXTRAS as in setup.py, e.g. test or test,reference

@@ -1,4 +1,4 @@
-"""Scores an adaptation on a task or mixture: `adalink eval`. Needs `pip install -e .`."""
+"""Scores an adapter or a base on a task or mixture: `adalink eval`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Writes an adaptation for other frameworks: `adalink export`. Needs `pip install -e .`."""
+"""Exports an adapter with its base: `adalink export`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on few examples of a task; see `adalink few-shot --help`.
+# Trains a task on few examples; see `adalink few-shot --help`.
 #
 #   bash scripts/few_shot.sh OUT EXPERIMENT BASE TASK [FLAG …]
 #

@@ -1,4 +1,4 @@
-"""Prints the best rate of a grid: `adalink learning-rates`. Needs `pip install -e .`."""
+"""Prints the best learning rate of a grid: `adalink learning-rates`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains mixtures of tasks with shared modules and one for each; see `adalink multitask --help`.
+# Trains mixtures with shared modules and with one per task; see `adalink multitask --help`.
 #
 #   bash scripts/multitask_sweep.sh OUT EXPERIMENT [FLAG …]
 #

@@ -1,4 +1,4 @@
-"""Says whether a training step fits on a TPU slice: `adalink plan`. Needs `pip install -e .`."""
+"""Shows whether a step fits on a TPU slice: `adalink plan`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv, installs, and adapts the embedded base with AdaLink and beside it with LoRA, prompt
-# tuning and full fine-tuning: no download of data or weights. Run again, it shows the same at once.
+# Creates .venv, installs, and adapts the embedded base with AdaLink, LoRA, prompt tuning and full
+# fine-tuning. Downloads no data or weights. A second run shows the results at once.
 #
-#   bash scripts/quickstart.sh [RUNS]     RUNS takes the results; default runs/quickstart
+#   bash scripts/quickstart.sh [RUNS]     RUNS is the folder of the results; default runs/quickstart
 #
-# With PYTHON set it installs nothing and runs that Python. STEPS is how long to train: 200.
+# If PYTHON is set, it installs nothing and uses that Python. STEPS is the number of steps: 200.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -n ${PYTHON:-} ]] || bash scripts/environment.sh

@@ -1,4 +1,4 @@
-"""Makes one folder of finished runs: `adalink report`. Needs `pip install -e .`."""
+"""Makes a report of finished runs: `adalink report`. Needs `pip install -e .`."""
 
 import sys
 

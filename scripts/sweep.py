@@ -1,4 +1,4 @@
-"""Trains many command lines, side by side: `adalink sweep`. Needs `pip install -e .`."""
+"""Runs many training command lines in parallel: `adalink sweep`. Needs `pip install -e .`."""
 
 import sys
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Plays N hosts on this machine, on its CPU: local.sh N COMMAND…
-# DEVICES sets the devices of each host (default 1). Every line of output says whose it is. Where a
-# host fails, the others end by themselves (after a minute they are killed), and the exit code is that
-# of the first that failed. Needs bash 5.1.
+# Runs N hosts on this machine, on its CPU: local.sh N COMMAND…
+# DEVICES sets the number of devices per host (default 1). Each line of output names its host. If a
+# host fails, the others end by themselves (after a minute they are killed). The exit code is that
+# of the first host that failed. Needs bash 5.1.
 set -uo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs one command on all hosts of a TPU pod slice, in the checkout that each has in its home:
+# Runs one command on all hosts of a TPU pod slice, in the checkout in each host's home folder:
 #   scripts/launch/tpu_pod.sh NAME ZONE python scripts/train.py --gin_file=… --gin_file=hardware/tpu_v5e_4x8.gin
-# The hosts find each other by the pod's metadata. MODEL_DIR must be a folder that all of them see
-# (a mounted bucket or file store). The same command run again goes on with the run.
+# The hosts find each other through the pod's metadata. MODEL_DIR must be a folder that all of them
+# see (a mounted bucket or file store). The same command, run again, continues the run.
 set -euo pipefail
 
 if [[ $# -lt 3 ]]; then
