@@ -1,15 +1,15 @@
 """Peak memory of converting a base of 247,577,856 parameters (T5 1.1 base, 945 MiB as float32).
 
-What is measured, each in a process of its own, by the most memory that the system counts for it
-(ru_maxrss), and its seconds:
+Each part runs in its own process. Measured are its seconds and its peak memory as counted by the
+system (ru_maxrss):
 
-* writing each format from another, one array at a time: the conversion proper;
-* what convert.py does after it: the logits of the copy with adalink_jax, and with transformers
-  where it is installed, one framework after the other; these hold the whole model.
+* writing each format from another, one array at a time: the conversion itself;
+* the check that `adalink convert` makes after it: the copy's logits with adalink_jax, then with
+  transformers if it is installed. These hold the whole model in memory.
 
-How to read it: "peak MiB" of a conversion should stay below 1,500, and is hardly more than the
-libraries' (the row "libraries") and twice the largest array (94 MiB; safetensors and zarr are read
-and written in slices of it at most).
+How to read it: "peak MiB" of a conversion should stay below 1,500. It is hardly more than that of
+the libraries (the row "libraries") plus twice the largest array (94 MiB; safetensors and zarr are
+read and written in slices no larger than that).
 """
 
 import os
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-# This checkout, installed or not.
+# Makes this checkout importable, installed or not.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
@@ -38,12 +38,12 @@ from adalink_jax.checkpoints import open_base, save_base
 save_base(sys.argv[2], open_base(sys.argv[1]), sys.argv[3])
 """
 _VERIFY = "import sys; from adalink_jax import verification; verification.{}(sys.argv[1])"
-# Source and format of each conversion; the first base is written by this process.
+# Source and format of each conversion; this process writes the first base.
 _STEPS = (("native", "t5x"), ("t5x", "huggingface"), ("huggingface", "t5x"), ("t5x", "native"))
 
 
 class _Random:
-    """An array of random numbers that is made when it is read, so none is held."""
+    """An array of random numbers that is generated when it is read, so none is kept in memory."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape = shape
@@ -54,7 +54,7 @@ class _Random:
 
 
 def measured(what: str, code: str, *arguments: str) -> dict[str, str | float]:
-    """Runs code in a fresh interpreter; returns its row of the table."""
+    """Runs code in a new interpreter; returns its row of the table."""
     start = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
     _, status, usage = os.wait4(child.pid, 0)
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
 
 def t5_1_1_base() -> T5Config:
-    """T5 1.1 base's architecture."""
+    """Returns T5 1.1 base's architecture."""
     return T5Config(
         vocab_size=32128,
         emb_dim=768,

@@ -1,17 +1,17 @@
-"""Rank classification that encodes once, against one forward pass per label.
+"""Rank classification that encodes once, compared with one forward pass per label.
 
-What is measured, at FLAN-T5 small's shape with an AdaLink of rank 4 (random weights, float32,
-64 examples of 64 tokens without padding):
+Measured at FLAN-T5 small's shape with an AdaLink of rank 4 (random weights, float32, 64 examples
+of 64 tokens without padding):
 
 * encode once: `adalink_jax.models.decoding.score_options`, which evaluation uses;
-* per label: the whole network once for every label, as scoring each (input, label) pair does.
+* per label: the whole network once for every label, as when scoring each (input, label) pair.
 
-For tasks of 2 labels of 2 tokens (SST-2) and of 26 labels of 4 tokens (STS-B's values). Both give
-the same log-likelihoods, which is checked first.
+Tasks have 2 labels of 2 tokens (SST-2) or 26 labels of 4 tokens (STS-B's values). Both ways must
+give the same log-likelihoods, which is checked first.
 
-How to read it: "× encode once" is the median of ratios within a round, how many times longer
-scoring every pair takes. It should grow with the number of labels, since the encoder's share is
-saved for all labels but one.
+How to read it: "× encode once" is how many times longer it takes to score every pair (the median
+of ratios within a round). It should grow with the number of labels, because the encoder runs only
+once for all of them.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# This checkout, installed or not.
+# Makes this checkout importable, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from adalink_jax.methods import METHODS  # noqa: E402
@@ -39,7 +39,7 @@ from benchmarks import shapes, timing  # noqa: E402
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Examples in a batch, input tokens, and (name, labels, tokens of a label) of each task."""
+    """Examples per batch, input tokens, and (name, labels, tokens per label) of each task."""
 
     batch: int = 64
     inputs: int = 64
@@ -48,7 +48,7 @@ class Sizes:
 
 @jax.jit(static_argnums=0)
 def score_pairs(model: Transformer, params: Any, tokens: jax.Array, option: jax.Array):
-    """Log-likelihoods [B] of one label, the whole network run for it."""
+    """Returns the log-likelihoods [B] of one label, from a run of the whole network."""
     targets = jnp.broadcast_to(option, (tokens.shape[0], option.shape[0]))
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     logits = model.apply({"params": params}, tokens, inputs, targets, enable_dropout=False)
@@ -58,7 +58,7 @@ def score_pairs(model: Transformer, params: Any, tokens: jax.Array, option: jax.
 
 
 def candidates(config, sizes: Sizes) -> dict[str, Callable[[], Any]]:
-    """Both ways of scoring, for every task."""
+    """Returns both ways of scoring, for every task."""
     method = METHODS["adalink"](rank=4)
     base = parameters.init_base(config, jax.random.key(0))
     adapter = parameters.init_adapter(config, method, base, jax.random.key(1))

@@ -1,15 +1,16 @@
-"""Time to import adalink_jax's maths, beside importing the libraries that it stands on.
+"""Time to import adalink_jax's core, compared with the libraries it depends on.
 
-What is measured, each in a fresh interpreter with warm file caches, in turns:
+Measured in new interpreters with warm file caches, in turns:
 
 * libraries: `import jax, flax.linen, optax, orbax.checkpoint`;
-* adalink_jax: all that a training step and its checkpoints need (models, methods, training,
+* adalink_jax: everything a training step and its checkpoints need (models, methods, training,
   checkpoints, sharding), which imports the same libraries.
 
-The child reads its own clocks around the imports, so the interpreter's start is not counted.
+The child process reads its own clocks around the imports, so the interpreter's start is not
+counted.
 
-How to read it: "× libraries" of adalink_jax should be at most 1.3. More means that something heavy
-(TensorFlow, SeqIO, gin, plotting) is imported where it need not be; see which by
+How to read it: "× libraries" of adalink_jax should be at most 1.3. If it is more, something slow
+(TensorFlow, SeqIO, gin, plotting) is imported where it is not needed. To find it:
 `python -X importtime -c "import adalink_jax.training.loop"`.
 """
 
@@ -21,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-# This checkout, installed or not.
+# Makes this checkout importable, installed or not.
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
@@ -49,7 +50,7 @@ print([time.perf_counter() - wall, time.process_time() - cpu])
 
 
 def importing(modules: tuple[str, ...]) -> Callable[[], timing.Seconds]:
-    """A candidate that imports the modules in a fresh interpreter."""
+    """Returns a candidate that imports the modules in a new interpreter."""
     code = _CHILD.format(modules=", ".join(modules))
 
     def run() -> timing.Seconds:

@@ -1,11 +1,11 @@
-"""The matrix products of a T5 training step and nothing else: what the step cannot do without.
+"""Only the matrix products of a T5 training step: the least that a step must compute.
 
-The network is stripped of norms, softmax, biases, masks, activations, dropouts, residuals,
-embeddings and loss. What stays are the products of the linear layers and of attention, at the
-same shapes and in the same order, and those of the backward pass, as `jax.vjp` makes them.
+The network has no norms, softmax, biases, masks, activations, dropout, residuals, embeddings or
+loss. It keeps the products of linear layers and of attention, with the same shapes and in the same
+order, and those of the backward pass, as `jax.vjp` makes them.
 
-Its numbers mean nothing, but they must stay finite: queries, keys and gates are taken of the
-stack's input rather than of the layer before, so that a deep chain of products stays linear.
+Its numbers mean nothing but must stay finite. Queries, keys and gates are computed from the stack's
+input and not from the previous layer, so that a deep chain of products stays linear.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class Shape:
 
     Attributes:
       batch: B.
-      inputs: T, with the vectors that prompt tuning puts in front.
+      inputs: T, including the vectors that prompt tuning prepends.
       targets: L.
     """
 
@@ -35,7 +35,7 @@ class Shape:
 
 
 def make_weights(config: T5Config, shape: Shape, key: jax.Array) -> Weights:
-    """Random kernels [Din, Dout] that keep a chain of products near unit variance."""
+    """Returns random kernels [Din, Dout] that keep a chain of products near unit variance."""
     width, hidden = config.num_heads * config.head_dim, config.mlp_dim
     attention = dict.fromkeys("qkv", (config.emb_dim, width)) | {"o": (width, config.emb_dim)}
     mlp = {f"wi_{i}": (config.emb_dim, hidden) for i in range(len(config.mlp_activations))}
@@ -53,7 +53,7 @@ def make_weights(config: T5Config, shape: Shape, key: jax.Array) -> Weights:
         for k, size in zip(keys, leaves, strict=True)
     ]
     weights = jax.tree.unflatten(tree, kernels)
-    # In place of softmax, a factor that keeps the variance of attention's output.
+    # Replaces softmax by a factor that keeps the variance of attention's output.
     for w in weights["encoder"]:
         w["self"]["q"] *= (config.head_dim * shape.inputs) ** -0.5
     for w in weights["decoder"]:
@@ -63,12 +63,12 @@ def make_weights(config: T5Config, shape: Shape, key: jax.Array) -> Weights:
 
 
 def _linear(x, kernel):
-    # Over a flat list of tokens, or XLA would transpose x for the gradient of the kernel.
+    # With a flat list of tokens, XLA does not transpose x for the kernel's gradient.
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _attention(config: T5Config, w: Weights, queries, keys, values):
-    """Attention whose logits are its weights, [B,Tq,D] from [B,Tq,D] and two of [B,Tk,D]."""
+    """Attention without softmax, [B,Tq,D] from [B,Tq,D] and two of [B,Tk,D]."""
 
     def heads(x, kernel):
         return _linear(x, kernel).reshape(*x.shape[:2], config.num_heads, config.head_dim)
@@ -85,7 +85,7 @@ def _mlp(w: Weights, first, x):
 
 
 def forward(config: T5Config, weights: Weights, inputs: jax.Array, targets: jax.Array):
-    """[B,T,D] and [B,L,D] -> [B,L,V]."""
+    """Maps [B,T,D] and [B,L,D] to [B,L,V]."""
     x = inputs
     for w in weights["encoder"]:
         x = _attention(config, w["self"], inputs, inputs, x)
@@ -103,8 +103,8 @@ def make_step(config: T5Config, *, weight_gradients: bool):
 
     Args:
       config: the architecture.
-      weight_gradients: whether gradients of the kernels are taken too (full fine-tuning), or
-        only those of the two stacks' inputs (a frozen base).
+      weight_gradients: whether to compute the kernels' gradients too (full fine-tuning), or only
+        those of the two stacks' inputs (a frozen base).
     """
 
     def step(weights, inputs, targets):
@@ -119,10 +119,10 @@ def make_step(config: T5Config, *, weight_gradients: bool):
 
 
 def flops(config: T5Config, shape: Shape, *, weight_gradients: bool) -> int:
-    """Floating-point operations of `make_step`'s program, two to a multiply-add.
+    """Returns the FLOPs of `make_step`'s program, two per multiply-add.
 
-    A linear layer's backward pass costs once its forward pass for the input's gradient and once
-    for the kernel's; that of either product of attention costs twice its forward pass.
+    A linear layer's backward pass costs its forward pass once for the input's gradient and once
+    for the kernel's. For each of attention's products it costs twice the forward pass.
     """
     batch, width = shape.batch, config.num_heads * config.head_dim
     inputs, targets = batch * shape.inputs, batch * shape.targets

@@ -1,19 +1,19 @@
-"""Throughput of one batch of many adapters, against the number of adapters K.
+"""Throughput of one batch with many adapters, for several numbers of adapters K.
 
-What is measured, float32, rank 4: scoring a batch of rows (encode the input, score two labels),
-each row on a random one of K AdaLink adapters that lie stacked in memory:
+Measured in float32 at rank 4: scoring a batch of rows (encode the input, score two labels). Each
+row uses a random one of K AdaLink adapters that are stacked in memory:
 
-* mixed, K: one call for the whole batch, whatever its adapters (what `scripts/infer.py` runs);
-* base: the same batch without any adapter;
-* loop, K: a call for the rows of each adapter in turn, padded to a common number of rows so that
-  one program serves all (each with its adapter as an argument);
-* module: the routed product by itself, on the embedded batch.
+* mixed, K: one call for the whole batch, for any mix of adapters (as `scripts/infer.py` does);
+* base: the same batch without adapters;
+* loop, K: one call per adapter for its rows, padded to the same number of rows so that all use one
+  program (each with its adapter as an argument);
+* module: only the routed product, on the embedded batch.
 
-On the mini base's architecture and on T5 small's (random weights).
+The models are the mini base's architecture and T5 small's (random weights).
 
 How to read it: all run in turns in one process (`timing`). "× K=1" is the ratio of the fastest
-rounds to K = 1's, and its median ratio within a round stands beside it; target: 1.05 at K = 64 and
-1.10 at K = 1024. "module" is that product's fastest round as a share of the mixed call's.
+round to that of K = 1, next to the median ratio within a round; targets: 1.05 at K = 64 and 1.10
+at K = 1024. "module" is that product's fastest round as a share of the mixed call's.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# This checkout, installed or not.
+# Makes this checkout importable, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from adalink_jax.methods.adalink import AdaLink  # noqa: E402
@@ -39,7 +39,7 @@ from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
 from benchmarks import shapes, timing  # noqa: E402
 
 RANK = 4
-# A loop over more adapters than rows would run as many calls as there are rows.
+# With more adapters than rows, the loop would make as many calls as there are rows.
 LARGEST_LOOP = 64
 
 
@@ -53,7 +53,7 @@ class Sizes:
 
 
 def mini() -> T5Config:
-    """The shipped mini base's architecture."""
+    """Returns the shipped mini base's architecture."""
     return T5Config(
         vocab_size=384,
         emb_dim=128,
@@ -68,7 +68,7 @@ def mini() -> T5Config:
 
 
 def scorer(config: T5Config, method: Method) -> Callable[..., Any]:
-    """A compiled ``(params, tokens [B,T], options, routes [B]) -> scores [B,C]``."""
+    """Returns a compiled ``(params, tokens [B,T], options, routes [B]) -> scores [B,C]``."""
     model = Transformer(config, method)
 
     @jax.jit
@@ -79,7 +79,7 @@ def scorer(config: T5Config, method: Method) -> Callable[..., Any]:
 
 
 def stacked(config: T5Config, count: int) -> dict[str, Any]:
-    """K random adapters."""
+    """Returns K random adapters."""
     rng = np.random.default_rng(count)
 
     def normal(*shape):
@@ -90,11 +90,11 @@ def stacked(config: T5Config, count: int) -> dict[str, Any]:
 
 
 def loop(score_one, base, adapters, routes, tokens, options) -> Callable[[], Any]:
-    """One call for each adapter that the batch asks for, on its rows, padded to a power of two."""
-    found = np.unique(routes)
-    most = max(int(np.sum(routes == k)) for k in found)
+    """Returns one call per adapter in the batch, on its rows, padded to a power of two."""
+    used = np.unique(routes)
+    most = max(int(np.sum(routes == k)) for k in used)
     rows_of = {}
-    for k in found:
+    for k in used:
         rows = np.zeros((1 << (most - 1).bit_length(), tokens.shape[1]), np.int32)
         rows[: int(np.sum(routes == k))] = tokens[routes == k]
         one = jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], adapters)
@@ -108,7 +108,7 @@ def loop(score_one, base, adapters, routes, tokens, options) -> Callable[[], Any
 
 
 def candidates(name: str, config: T5Config, sizes: Sizes) -> dict[str, Callable[[], Any]]:
-    """All calls on one architecture; checks first that the mixed ones score as the loop does."""
+    """Returns all calls for one architecture; first checks that mixed calls score correctly."""
     base = init_base(config, jax.random.key(0))
     rng = np.random.default_rng(0)
     shape = (sizes.batch, sizes.length)
@@ -147,7 +147,7 @@ def candidates(name: str, config: T5Config, sizes: Sizes) -> dict[str, Callable[
 
 
 def rows(name: str, sizes: Sizes, wall: timing.Times) -> list[dict[str, Any]]:
-    """The table's lines for one architecture."""
+    """Returns the table's lines for one architecture."""
     first, table = f"{name}, mixed, K=1", []
     for kind in ("base", *(f"{k}, K={c}" for c in sizes.adapters for k in ("mixed", "loop"))):
         call = f"{name}, {kind}"

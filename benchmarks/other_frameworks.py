@@ -1,8 +1,8 @@
-"""Training steps of other implementations at the same shapes: T5X's network, transformers and peft.
+"""Training steps of other implementations at the same shapes: T5X's network, transformers, peft.
 
-All of them are optional; what cannot be imported is skipped with a line that says so. Weights are
-random (a step's time does not depend on them), optimizers are Adafactor, dropout is on, the batch
-is the one that ours get.
+All are optional; what cannot be imported is skipped with a message. Weights are random (a step's
+time does not depend on them), optimizers are Adafactor, dropout is on, and the batch is the same
+as for this project's steps.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ Steps = dict[str, Callable[[], None]]
 
 
 def t5x_steps(config: T5Config, base: Any, batch: Mapping[str, Any], rank: int) -> Steps:
-    """T5X's minimal T5 with a trainable-only AdaLink, and with full fine-tuning.
+    """Returns steps of T5X's minimal T5 with AdaLink (frozen base), and with full fine-tuning.
 
-    AdaLink's product is added to what the encoder's embedding returns; T5X has no hook.
+    AdaLink's product is added to the output of the encoder's embedding, because T5X has no hook.
 
     Args:
       config: the architecture.
       base: parameters; T5X's network has the same names.
-      batch: as `adalink_jax.training.step` takes it.
-      rank: AdaLink's.
+      batch: as for `adalink_jax.training.step`.
+      rank: AdaLink's rank.
     """
     try:
         from t5x.examples.t5 import network
@@ -55,7 +55,7 @@ def t5x_steps(config: T5Config, base: Any, batch: Mapping[str, Any], rank: int) 
             x = call(*args, **kwargs)
             if type(context.module).__name__ == "Embed" and context.method_name == "__call__":
                 calls.append(None)
-                if len(calls) == 1:  # The encoder's look-up comes first, then the decoder's.
+                if len(calls) == 1:  # The encoder embeds first, then the decoder.
                     return x + routed_low_rank(x, trainable["down"], trainable["up"], None)
             return x
 
@@ -96,12 +96,14 @@ def _jax_step(loss: Callable, trainable: Any, frozen: Any, *, scaled: bool) -> C
 def transformers_steps(
     config: T5Config, batch: Mapping[str, np.ndarray], rank: int, prompt_length: int
 ) -> Steps:
-    """Full fine-tuning by transformers; LoRA on the encoder's linears and prompt tuning by peft.
+    """Returns steps of transformers (full fine-tuning) and peft (LoRA, prompt tuning).
+
+    LoRA is on the encoder's linear layers.
 
     Args:
       config: the architecture.
-      batch: as `adalink_jax.training.step` takes it, on the host.
-      rank: LoRA's.
+      batch: as for `adalink_jax.training.step`, on the host.
+      rank: LoRA's rank.
       prompt_length: P.
     """
     try:
@@ -130,7 +132,7 @@ def transformers_steps(
     def network():
         model = transformers.T5ForConditionalGeneration(torch_config)
         if not config.logits_via_embedding:
-            # Release 5 ties the output layer to the embedding whatever it is told.
+            # Version 5 always ties the output layer to the embedding.
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         return model
 

@@ -1,18 +1,18 @@
-"""Time of the routed low-rank product against the number of modules K.
+"""Time of the routed low-rank product for several numbers of modules K.
 
-What is measured, at B=64, T=64, D=512, R=4 in float32, each row of tokens on a random route of K:
+Measured at B=64, T=64, D=512, R=4 in float32, with each row of tokens on a random one of K routes:
 
-* routed: `adalink_jax.methods.low_rank.routed_low_rank`, rows of one route;
-* routed, 4 slots: the same function where a row may hold four routes (packed examples);
-* masked: all K·R columns for every token, those of other modules masked;
-* per token: each token's own matrices gathered.
+* routed: `adalink_jax.methods.low_rank.routed_low_rank`, one route per row;
+* routed, 4 slots: the same function if a row may have four routes (packed examples);
+* masked: all K·R columns for every token, with those of other modules masked;
+* per token: each token's own matrices, gathered.
 
-Each forward, and forward with the gradients of x, W_down and W_up ("trained"). The variants compute
-the same numbers, which is checked first. Those that would take more than 2 GiB are left out.
+Each runs forward, and forward with the gradients of x, W_down and W_up ("trained"). The variants
+must compute the same numbers, which is checked first. Those that need more than 2 GiB are left out.
 
 How to read it: "× K=1" compares a variant's forward pass with routed at K = 1 in the same rounds.
-For routed it should stay near 1: cost must not grow with K. Trained, the gradients of W_down and
-W_up are as large as all K modules, so some growth is theirs.
+For routed it should stay near 1: the cost must not grow with K. When training, the gradients of
+W_down and W_up are as large as all K modules, which explains some growth.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# This checkout, installed or not.
+# Makes this checkout importable, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from adalink_jax.methods.low_rank import routed_low_rank  # noqa: E402
@@ -49,7 +49,7 @@ class Sizes:
 
 
 def masked(x, down, up, routes):
-    """All modules' columns for every token, those of other routes masked."""
+    """Computes all modules' columns for every token, and masks those of other routes."""
     count, width, rank = down.shape
     hidden = x @ down.transpose(1, 0, 2).reshape(width, count * rank)
     own = routes[..., None] == jnp.repeat(jnp.arange(count), rank)
@@ -57,7 +57,7 @@ def masked(x, down, up, routes):
 
 
 def per_token(x, down, up, routes):
-    """Each token's own matrices, gathered."""
+    """Gathers each token's own matrices."""
     hidden = jnp.einsum("btd,btdr->btr", x, down[routes])
     return jnp.einsum("btr,btrd->btd", hidden, up[routes])
 
@@ -71,14 +71,14 @@ VARIANTS: dict[str, Callable[..., Any]] = {
 
 
 def largest_bytes(variant: str, sizes: Sizes, count: int) -> int:
-    """Bytes of the largest intermediate array of a variant."""
+    """Returns the bytes of a variant's largest intermediate array."""
     tokens = sizes.batch * sizes.length
     columns = {"masked": count * sizes.rank, "per token": sizes.width * sizes.rank}
     return 4 * tokens * columns.get(variant, 4 * sizes.rank)
 
 
 def arguments(sizes: Sizes, count: int) -> tuple[jax.Array, ...]:
-    """Random x, W_down, W_up, and one route a row."""
+    """Returns random x, W_down, W_up, and one route per row."""
     rng = np.random.default_rng(count)
 
     def normal(*shape: int) -> jax.Array:
@@ -92,7 +92,7 @@ def arguments(sizes: Sizes, count: int) -> tuple[jax.Array, ...]:
 
 
 def trained(variant: Callable[..., Any]) -> Callable[..., Any]:
-    """Forward and backward pass of a variant."""
+    """Returns the forward and backward pass of a variant."""
 
     def run(x, down, up, routes):
         y, backward = jax.vjp(lambda *arrays: variant(*arrays, routes), x, down, up)

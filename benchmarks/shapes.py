@@ -1,10 +1,10 @@
-"""The architectures that the benchmarks run."""
+"""The architectures used by the benchmarks."""
 
 from adalink_jax.models.t5 import T5Config
 
 
 def flan_t5_small(dropout_rate: float) -> T5Config:
-    """FLAN-T5 small's architecture."""
+    """Returns FLAN-T5 small's architecture."""
     return T5Config(
         vocab_size=32128,
         emb_dim=512,
@@ -19,7 +19,7 @@ def flan_t5_small(dropout_rate: float) -> T5Config:
 
 
 def toy(dropout_rate: float) -> T5Config:
-    """An architecture of seconds."""
+    """Returns an architecture that runs in seconds."""
     return T5Config(
         vocab_size=48,
         emb_dim=16,

@@ -1,10 +1,10 @@
 """What the benchmarks share: interleaved timing, medians of ratios, and the report.
 
-Other work on the machine slows everything, and not evenly. So all candidates run once in every
-round, one after another, and a comparison is the median over rounds of the ratio *within* a round:
-a slow minute hits both sides of it. Seconds alone are of the machine and the moment; ratios carry
-over to others. Beside the wall clock stands the CPU time of the process (all threads), which
-hardly notices that others run on the same cores, but counts no waiting either.
+Other work on the machine slows everything down, but not evenly. So every round runs all candidates
+once, one after another, and a comparison is the median over rounds of the ratio *within* a round: a
+slow minute affects both sides. Seconds depend on the machine and the moment; ratios carry over to
+other machines. The CPU time of the process (all threads) is reported too. It is hardly affected by
+other processes on the same cores, but it does not count waiting.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Times = dict[str, list[float]]
 
 
 class Seconds(NamedTuple):
-    """What a candidate may return that measures itself."""
+    """Returned by a candidate that measures its own time."""
 
     wall: float
     cpu: float
@@ -38,13 +38,13 @@ def interleaved(
     rounds: int,
     warm_ups: int = 1,
 ) -> tuple[Times, Times]:
-    """Runs every candidate once a round; odd rounds go backwards, so that neighbors swap.
+    """Runs every candidate once per round; every other round runs in reverse order.
 
     Args:
       candidates: name -> a call that returns when its work is done. It is timed from outside,
-        unless it returns the `Seconds` that it measured itself.
-      rounds: how many timed runs each gets.
-      warm_ups: untimed runs of each before.
+        unless it returns its own measurement as `Seconds`.
+      rounds: number of timed runs of each.
+      warm_ups: number of untimed runs of each before that.
 
     Returns:
       Wall seconds and CPU seconds.
@@ -71,20 +71,20 @@ def interleaved(
 
 
 def ratio(times: Times, name: str, to: str) -> float:
-    """The median over rounds of name's seconds divided by to's."""
+    """Returns the median over rounds of name's seconds divided by to's."""
     pairs = zip(times[name], times[to], strict=True)
     return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
 def median_with_bounds(times: Times, name: str, to: str) -> dict[str, float]:
-    """The median ratio of name to `to`, and bounds that hold it with about 95 %.
+    """Returns the median ratio of `name` to `to`, with bounds of about 95 % confidence.
 
-    The bounds are order statistics (of a binomial count), so no shape of the noise is assumed.
+    The bounds are order statistics (of a binomial count), so they assume no shape of the noise.
 
     Args:
-      times: what `interleaved` measured of the two, of at least ten rounds to be of use.
-      name: whose seconds are divided.
-      to: by whose.
+      times: measurements of the two by `interleaved`; useful with at least ten rounds.
+      name: the numerator.
+      to: the denominator.
     """
     ratios = sorted(a / b for a, b in zip(times[name], times[to], strict=True))
     cut = max(0, int((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2))
@@ -92,7 +92,7 @@ def median_with_bounds(times: Times, name: str, to: str) -> dict[str, float]:
 
 
 def parser(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The flags that all benchmarks have: --small, --rounds, --out.
+    """Returns a parser with the flags of all benchmarks: --small, --rounds, --out.
 
     Args:
       description: the script's docstring.
@@ -116,17 +116,17 @@ def report(
     out: pathlib.Path | None,
     **findings: Any,
 ) -> None:
-    """Prints a Markdown table, the machine's load and a JSON line; writes the JSON if asked to.
+    """Prints a Markdown table, the machine's load and a JSON line; can also write the JSON.
 
     Args:
-      name: of the benchmark.
-      rows: one mapping a line of the table, keys in the order of the columns; what a row lacks
-        shows as an empty cell.
-      settings: what was measured, at which sizes.
+      name: the benchmark's name.
+      rows: one mapping per line of the table, with keys in the order of the columns; missing keys
+        give empty cells.
+      settings: what was measured, and at which sizes.
       times: wall and CPU seconds of all rounds, for the JSON.
-      load_before: `os.getloadavg()` when the measurement began.
-      out: where to write the JSON.
-      **findings: what else was measured, for the JSON.
+      load_before: `os.getloadavg()` at the start of the measurement.
+      out: the file for the JSON, or None.
+      **findings: other measurements, for the JSON.
     """
     rows, load_after = list(rows), os.getloadavg()
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -154,7 +154,7 @@ def report(
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -173,10 +173,10 @@ def _cell(value: Any) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

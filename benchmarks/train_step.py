@@ -1,25 +1,25 @@
-"""Time of a training step of each method, beside what it cannot do without and beside others.
+"""Time of a training step of each method, compared with lower bounds and other frameworks.
 
-What is measured, at FLAN-T5 small's shape (random weights, a batch without padding), on all cores:
+Measured at FLAN-T5 small's shape (random weights, a batch without padding), on all cores:
 
-* each method of `METHODS`: the compiled step that `adalink_jax.runs.train` runs, with its defaults
+* each method in `METHODS`: the compiled step that `adalink_jax.runs.train` runs, with its defaults
   and Adafactor; the state is donated;
-* the floor: the same network, loss and metrics without a method, and the gradient of the encoder's
-  input alone; nothing trains, so no input-centric method can be faster;
-* products: the matrix products of such a step and nothing else (`matrix_products`), for the floor,
-  for the longer encoder sequence of prompt tuning, and for full fine-tuning, which needs the
-  gradients of the kernels as well;
-* T5X's own network, transformers and peft, where they are installed.
+* the floor: the same network, loss and metrics without a method, and only the gradient of the
+  encoder's input. Nothing trains, so no input-centric method can be faster;
+* products: only the matrix products of such a step (`matrix_products`), for the floor, for the
+  longer encoder sequence of prompt tuning, and for full fine-tuning, which also needs the kernels'
+  gradients;
+* T5X's own network, transformers and peft, if installed.
 
 How to read it: all run in turns in one process (`timing`), and every "×" is the median of ratios
-within a round. "× products" says how much of a step is not matrix product, each method against the
-products at its own lengths (target: 2); "× ours" is another implementation's step against the same
-method here. Columns marked CPU compare CPU time of all threads, which is the steadier on a machine
-that others use as well. GFLOP/s are closed-form operations by wall time.
+within a round. "× products" shows how much of a step is not matrix products, comparing each method
+with the products at its own lengths (target: 2). "× ours" compares another implementation's step
+with the same method here. Columns marked CPU compare CPU time of all threads, which is steadier on
+a shared machine. GFLOP/s are closed-form FLOPs divided by wall time.
 
-A round of all of them is long, and its single ratios scatter by some 7 %. So adalink is then timed
-against the floor alone, in `--pairs` pairs. The lines above the table give the median with bounds
-(target: 1.03), and for the floor against itself, which shows what the run can tell apart.
+A round of all of them is long, and its ratios vary by about 7 %. So adalink is then timed against
+only the floor, in `--pairs` pairs. The lines above the table give the median with bounds (target:
+1.03), and the same for the floor against itself, which shows what the run can tell apart.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-# This checkout, installed or not.
+# Makes this checkout importable, installed or not.
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 from adalink_jax.distributed.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
@@ -53,7 +53,7 @@ Step = Callable[[], Any]
 
 
 def make_batch(vocab_size: int, shape: matrix_products.Shape) -> dict[str, np.ndarray]:
-    """Random tokens, no padding, one route."""
+    """Returns random tokens without padding, all on one route."""
     rng = np.random.default_rng(0)
     inputs = rng.integers(3, vocab_size, (shape.batch, shape.inputs)).astype(np.int32)
     targets = rng.integers(3, vocab_size, (shape.batch, shape.targets)).astype(np.int32)
@@ -68,7 +68,7 @@ def make_batch(vocab_size: int, shape: matrix_products.Shape) -> dict[str, np.nd
 
 
 def methods(prompt_length: int) -> dict[str, Method]:
-    """Every method with its defaults; a new one of `METHODS` joins by itself."""
+    """Returns every method with its defaults; new ones in `METHODS` are included."""
     settings: dict[str, dict[str, Any]] = {
         "adalink": {"rank": RANK},
         "lora": {"rank": RANK},
@@ -78,7 +78,7 @@ def methods(prompt_length: int) -> dict[str, Method]:
 
 
 def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: Mesh) -> Step:
-    """One training step, as `adalink_jax.runs.train` compiles it."""
+    """Returns one training step, compiled as in `adalink_jax.runs.train`."""
     adapters = not method.trains_base
     schedule = optimizers.factors()
     optimizer = optimizers.adafactor(
@@ -99,7 +99,7 @@ def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: M
 
 @dataclasses.dataclass(frozen=True)
 class _GivenInput(Method):
-    """The identity, but the encoder's input is x: gradients can be taken of it."""
+    """Changes nothing, but replaces the encoder's input by x, so that x has a gradient."""
 
     x: Any = None
 
@@ -108,7 +108,7 @@ class _GivenInput(Method):
 
 
 def floor_step(config: T5Config, params: Any, batch: Any) -> Step:
-    """Loss, metrics, and the gradient of the encoder's input; nothing trains."""
+    """Returns a step with loss, metrics, and the gradient of the encoder's input; none trains."""
 
     @jax.jit
     def step(params, batch, number):
@@ -127,7 +127,7 @@ def floor_step(config: T5Config, params: Any, batch: Any) -> Step:
 
 
 def products_step(config: T5Config, shape: matrix_products.Shape, weight_gradients: bool) -> Step:
-    """The matrix products alone."""
+    """Returns a step with only the matrix products."""
     keys = jax.random.split(jax.random.key(0), 3)
     weights = matrix_products.make_weights(config, shape, keys[0])
     inputs = jax.random.normal(keys[1], (shape.batch, shape.inputs, config.emb_dim), config.dtype)
@@ -139,7 +139,7 @@ def products_step(config: T5Config, shape: matrix_products.Shape, weight_gradien
 def candidates(
     config: T5Config, shape: matrix_products.Shape, prompt_length: int
 ) -> tuple[dict[str, Step], dict[str, int]]:
-    """All that is timed, neighbors that are compared side by side; and operations of products."""
+    """Returns all timed steps, compared ones next to each other, and the FLOPs of products."""
     steps, flops = {}, {}
     longer = dataclasses.replace(shape, inputs=shape.inputs + prompt_length)
     for name, sizes, weight_gradients in (
@@ -162,7 +162,7 @@ def candidates(
 
 
 def rows(wall: timing.Times, cpu: timing.Times, flops: dict[str, int]) -> list[dict[str, Any]]:
-    """The table, one row a candidate."""
+    """Returns the table, one row per candidate."""
     table = []
     for name in wall:
         method = name.split(", ")[-1]
@@ -187,21 +187,21 @@ def rows(wall: timing.Times, cpu: timing.Times, flops: dict[str, int]) -> list[d
 
 
 def against_floor(steps: dict[str, Step], pairs: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Adalink's step and, as a control, the floor's own, in pairs with the floor's."""
-    found = {}
+    """Times adalink's step and, as a control, the floor, each in pairs with the floor."""
+    bounds = {}
     for name in ("adalink", "floor"):
         pair = {"floor": steps["floor"], "other": steps[name]}
         wall, cpu = timing.interleaved(pair, pairs)
-        found[name] = {
+        bounds[name] = {
             "wall": timing.median_with_bounds(wall, "other", "floor"),
             "CPU": timing.median_with_bounds(cpu, "other", "floor"),
         }
-        for clock, ratio in found[name].items():
+        for clock, ratio in bounds[name].items():
             print(
                 f"{name} / floor, {pairs} pairs, {clock} time: {ratio['median']:.3f} "
                 f"({ratio['low']:.3f} to {ratio['high']:.3f})"
             )
-    return found
+    return bounds
 
 
 def main(arguments: list[str]) -> None:

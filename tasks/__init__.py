@@ -1,10 +1,9 @@
 """SeqIO tasks: GLUE's eight and their mixtures, pre-training, and the embedded mini world.
 
-Importing this package registers everything and reads nothing: no network, no TFDS metadata, no
-vocabulary and no data file is touched before a task is opened. Environment variables say where
-things are and are read then: VOCABULARY, T5's SentencePiece file; GLUE_DIR, a folder in GLUE's
-official layout (without it GLUE comes from TFDS); TEXT_FILE, a text to pre-train on. The tasks run
-in T5X as they are.
+Importing this package registers all tasks without reading anything: no network, TFDS metadata,
+vocabulary or data file is used before a task is opened. Then environment variables give the paths:
+VOCABULARY, T5's SentencePiece file; GLUE_DIR, a folder in GLUE's official layout (without it, GLUE
+comes from TFDS); TEXT_FILE, a text for pre-training. The tasks also run in T5X without changes.
 """
 
 from tasks.errors import DataError

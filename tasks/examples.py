@@ -1,4 +1,4 @@
-"""Tasks of examples that are Python objects, registered under the hash of what they hold."""
+"""Tasks made from examples in Python, registered under a hash of their content."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ Examples = Sequence[tuple[str, str]]
 
 
 class ExamplesSource(seqio.DataSource):
-    """Pairs of input and target text in memory, by split."""
+    """Pairs of input and target texts in memory, by split."""
 
     def __init__(self, splits: Mapping[str, Examples], labels: Sequence[str]):
-        """Takes the splits, and the labels that targets take, which may be none."""
+        """Takes the splits, and the labels used as targets, which may be empty."""
         super().__init__(splits=tuple(splits))
         self._splits = {split: list(pairs) for split, pairs in splits.items()}
         self._labels = list(labels)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Whether any number of shards may be asked for: yes."""
+        """Whether any number of shards can be read: yes."""
         return True
 
     def get_dataset(
@@ -38,21 +38,21 @@ class ExamplesSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused,
     ) -> tf.data.Dataset:
-        """Examples with the strings `inputs` and `targets`."""
+        """Returns examples with the strings `inputs` and `targets`."""
         inputs, targets = zip(*self._splits[split], strict=True)
         columns = {"inputs": np.array(inputs, object), "targets": np.array(targets, object)}
         return dataset_from_columns(columns, shuffle, seed, shard_info)
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """One shard, named as the split."""
+        """Returns one shard, named after the split."""
         return [split]
 
     def num_input_examples(self, split: str) -> int:
-        """Number of examples of a split."""
+        """Returns the number of examples in a split."""
         return len(self._splits[split])
 
     def identity(self, split: str) -> dict:
-        """Hash and labels of a split's examples; JSON-able."""
+        """Returns the hash and labels of a split's examples; JSON-able."""
         content = json.dumps(self._splits[split], ensure_ascii=False).encode()
         digest = hashlib.sha256(content).hexdigest()
         return {"kind": "examples", "split": split, "sha256": digest, "labels": self._labels}
@@ -63,16 +63,16 @@ def add_examples(
     labels: Sequence[str] = (),
     vocabulary: seqio.Vocabulary | None = None,
 ) -> str:
-    """Registers pairs of texts as a task; the same pairs are the same task.
+    """Registers pairs of texts as a task; equal pairs give the same task.
 
     Args:
       splits: "train", "validation" or both, to pairs of input and target text.
-      labels: the texts that targets take, in the order of their class ids: the task is scored by
-        ranking them, with accuracy as its metric. None: by generation and equality of texts.
-      vocabulary: default the user's SentencePiece file.
+      labels: the texts used as targets, in the order of their class ids. The task is then scored
+        by ranking them, with accuracy as its metric. If empty, by generation and exact match.
+      vocabulary: by default the user's SentencePiece file.
 
     Returns:
-      The task's name, ``examples_`` with a hash of all that it holds.
+      The task's name, ``examples_`` with a hash of its content.
     """
     source = ExamplesSource(splits, labels)
     vocabulary = vocabulary or UserVocabulary()

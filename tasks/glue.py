@@ -1,8 +1,8 @@
 """The eight GLUE tasks in T5's text format.
 
-`"mnli hypothesis: … premise: …"`: the name of TFDS's config, then the fields in alphabetical
-order of their names, as in `t5/data/preprocessors.py`; T5's and FLAN's public checkpoints know this
-format. WNLI is left out, as in T5's and the paper's results.
+`"mnli hypothesis: … premise: …"`: the name of TFDS's config, then the fields in alphabetical order
+of their names, as in `t5/data/preprocessors.py`. T5's and FLAN's public checkpoints were trained
+with this format. WNLI is left out, as in T5's and the paper's results.
 """
 
 import functools
@@ -26,7 +26,7 @@ _MNLI_DEV = {
 _SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
 _ENTAILMENT = ("entailment", "not_entailment")
 
-# Labels in the order of TFDS's class ids; training counts as in T5's table of mixing rates.
+# Labels are in the order of TFDS's class ids; training counts are those of T5's mixing rates.
 # name, folder, {field: column}, label column, labels, training examples, metrics
 _TABLE = (
     ("cola", "CoLA", {"sentence": "sentence"}, "is_acceptable",
@@ -50,15 +50,15 @@ GLUE_TASKS = tuple(f"glue_{row[0]}" for row in _TABLE)
 
 
 def join_fields(example, *, prefix: str, fields: Sequence[str]) -> tf.Tensor:
-    """T5's input text: the prefix, then `name: text` of each field in alphabetical order.
+    """Returns T5's input text: the prefix, then `name: text` of each field, sorted by name.
 
     Args:
-      example: holds a scalar string for each field.
+      example: has a scalar string for each field.
       prefix: the benchmark's name, for instance "mnli".
       fields: names of the text fields, in any order.
 
     Returns:
-      A scalar string. Blanks inside and at the ends of texts are kept.
+      A scalar string. Spaces inside and at the ends of texts are kept.
     """
     parts = [prefix]
     for field in sorted(fields):
@@ -69,7 +69,7 @@ def join_fields(example, *, prefix: str, fields: Sequence[str]) -> tf.Tensor:
 def format_classes(
     dataset: tf.data.Dataset, *, prefix: str, fields: Sequence[str], labels: Sequence[str]
 ) -> tf.data.Dataset:
-    """Text fields and an integer `label` to T5's `inputs` and `targets`; keeps `idx` (int32)."""
+    """Turns text fields and an integer `label` into `inputs` and `targets`; keeps `idx` (int32)."""
 
     def convert(example):
         return {
@@ -84,9 +84,9 @@ def format_classes(
 def format_scores(
     dataset: tf.data.Dataset, *, prefix: str, fields: Sequence[str]
 ) -> tf.data.Dataset:
-    """Like `format_classes` for a float32 `label`, rounded to a multiple of 0.2 as T5 does.
+    """Does the same as `format_classes` for a float32 `label`, rounded to multiples of 0.2.
 
-    Rounding is in float32 with halves to even (2.5 becomes "2.4", 1.5 becomes "1.6").
+    As in T5, rounding is in float32 with halves to even (2.5 becomes "2.4", 1.5 becomes "1.6").
     """
 
     def convert(example):
@@ -100,7 +100,7 @@ def format_scores(
 
 
 def score_value(text: str, **unused) -> float:
-    """The number a text says, or T5's -1.0 where it says no finite one."""
+    """Parses a number; returns T5's -1.0 if the text is not a finite number."""
     try:
         value = float(text)
     except ValueError:
@@ -122,7 +122,7 @@ def _format(name, folder, fields, label_column, labels, train_examples) -> GlueF
     )
 
 
-#: How each benchmark is stored, and what it says: its labels and metrics.
+#: How each benchmark is stored, its labels and its metrics.
 FORMATS = {row[0]: _format(*row[:-1]) for row in _TABLE}
 LABELS = {row[0]: row[4] for row in _TABLE}
 METRICS = {row[0]: tuple(row[-1]) for row in _TABLE}
@@ -135,14 +135,14 @@ def add_benchmark(
     eval_splits: Sequence[str],
     vocabulary: seqio.Vocabulary | None = None,
 ) -> None:
-    """Registers a task in the text format of one of GLUE's, with its labels and metrics.
+    """Registers a task in the text format of a GLUE benchmark, with its labels and metrics.
 
     Args:
       task_name: the task's name, new to SeqIO's registry.
-      name: GLUE's benchmark, for instance "mnli".
+      name: the GLUE benchmark, for instance "mnli".
       source: yields its fields, `label` (int64, or float32 scores) and `idx`.
-      eval_splits: splits on which it is evaluated.
-      vocabulary: default the user's SentencePiece file.
+      eval_splits: the splits for evaluation.
+      vocabulary: by default the user's SentencePiece file.
     """
     labels, is_score = LABELS[name], LABELS[name] is SCORES
     keywords = {"prefix": name, "fields": tuple(FORMATS[name].fields)}
@@ -166,10 +166,10 @@ for _name, _stored in FORMATS.items():
 
 
 def train_examples(task: seqio.Task) -> int | None:
-    """Number of a task's training examples, where that can be told cheaply.
+    """Returns a task's number of training examples, if it can be determined cheaply.
 
-    Of GLUE's files the rows are counted; of TFDS the official counts are returned, since its
-    metadata may not be there yet. Other sources are asked.
+    The rows of GLUE's files are counted. For TFDS, whose metadata may not be downloaded yet, the
+    official counts are returned. Other sources are asked for it.
     """
     ask = getattr(task.source, "train_examples", None)
     return ask() if ask else task.num_input_examples("train")

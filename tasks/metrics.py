@@ -1,9 +1,9 @@
 """T5's metrics for GLUE as SeqIO metric functions, in percent.
 
 Every function takes `targets` and `predictions`, two sequences of the same length N, and returns a
-dictionary of floats. Names and scaling are those of T5 (`t5/evaluation/metrics.py`), so that
-results compare by key with published ones. Where T5 would report nan (a constant prediction has no
-correlation), these report 0.0.
+dictionary of floats. Names and scaling are those of T5 (`t5/evaluation/metrics.py`), so results can
+be compared with published ones. If T5 would report nan (a constant prediction has no correlation),
+these report 0.0.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def _check_lengths(targets: Sequence, predictions: Sequence) -> None:
 
 
 def accuracy(targets, predictions) -> dict[str, float]:
-    """Share of predictions equal to their target, in percent. Works on ids and on strings."""
+    """Returns the percentage of predictions equal to their target. Works on ids and strings."""
     _check_lengths(targets, predictions)
     return {
         "accuracy": 100
@@ -31,14 +31,14 @@ def accuracy(targets, predictions) -> dict[str, float]:
 
 
 def sequence_accuracy(targets, predictions) -> dict[str, float]:
-    """Share of generated texts that equal the reference text, in percent."""
+    """Returns the percentage of generated texts equal to the reference text."""
     return {"sequence_accuracy": accuracy(targets, predictions)["accuracy"]}
 
 
 def matthews_corrcoef(targets, predictions) -> dict[str, float]:
-    """Matthews correlation of class ids, in percent; 0 for constant predictions.
+    """Returns the Matthews correlation of class ids, in percent; 0 for constant predictions.
 
-    Invalid predictions (-1) form a class of their own, as in T5.
+    Invalid predictions (-1) are a class of their own, as in T5.
     """
     _check_lengths(targets, predictions)
     return {
@@ -47,7 +47,7 @@ def matthews_corrcoef(targets, predictions) -> dict[str, float]:
 
 
 def f1(targets, predictions) -> dict[str, float]:
-    """F1 of class 1 among targets 0 and 1, in percent.
+    """Returns F1 of class 1 for targets 0 and 1, in percent.
 
     A prediction other than 0 or 1 counts as the wrong class (T5's `f1_score_with_invalid`).
     """
@@ -67,10 +67,10 @@ def _correlation(statistic, targets, predictions) -> float:
 
 
 def pearson_corrcoef(targets, predictions) -> dict[str, float]:
-    """Pearson correlation of scores, in percent; 0 if either side is constant."""
+    """Returns the Pearson correlation of scores, in percent; 0 if either side is constant."""
     return {"pearson_corrcoef": _correlation(scipy.stats.pearsonr, targets, predictions)}
 
 
 def spearman_corrcoef(targets, predictions) -> dict[str, float]:
-    """Spearman rank correlation of scores, in percent; 0 if either side is constant."""
+    """Returns the Spearman rank correlation of scores, in percent; 0 if a side is constant."""
     return {"spearman_corrcoef": _correlation(scipy.stats.spearmanr, targets, predictions)}

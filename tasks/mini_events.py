@@ -1,9 +1,9 @@
-"""Events of the mini world: who does what to whom, where and how, and in which words.
+"""Events of the mini world: who does what to whom, where and how, and the words for it.
 
-An event is a meaning, five concepts. Each concept has two words, the order of a sentence is free
-in part, and a denial has two forms, so that one event has dozens of sentences. What tasks ask of
-two sentences (the same? does one follow? how alike?) is decided by their events and never by
-their words. `mini_language` draws the sentences of the other two judgements.
+An event is a meaning made of five concepts. Each concept has two words, the word order of a
+sentence is partly free, and a denial has two forms, so one event has dozens of sentences. Labels of
+sentence pairs (the same? does one follow? how similar?) depend only on their events, never on the
+words. `mini_language` generates the sentences for judging sentiment and grammar.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import zlib
 
 from tasks.mini_language import Draw
 
-# Concepts, each in its two words.
+# Concepts with their two words.
 PEOPLE = (
     ("teacher", "tutor"), ("child", "kid"), ("friend", "pal"), ("artist", "painter"),
     ("writer", "novelist"), ("critic", "reviewer"), ("doctor", "physician"),
@@ -60,7 +60,7 @@ _CONCEPTS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """A meaning: a concept for each slot, named by its first word; None where nothing is said.
+    """A meaning: one concept per slot, named by its first word; None if a slot is not mentioned.
 
     Attributes:
       subject: who.
@@ -68,7 +68,7 @@ class Event:
       object: to whom or to what.
       place: where.
       manner: how.
-      denied: whether all of it is said not to be so.
+      denied: whether the whole event is denied.
     """
 
     subject: str
@@ -79,16 +79,16 @@ class Event:
     denied: bool = False
 
     def slots(self) -> list[str]:
-        """The slots of which something is said."""
+        """Returns the slots that are filled."""
         return [slot for slot in SLOTS if getattr(self, slot)]
 
     def part(self) -> int:
-        """Which hundredth of all meanings this is in; a denial is where its event is."""
+        """Returns which hundredth of all meanings this is in; a denial is in its event's."""
         return zlib.crc32(repr([getattr(self, slot) for slot in SLOTS]).encode()) % 100
 
 
 def draw_event(draw: Draw, full: bool = False) -> Event:
-    """An event; place and manner are there in every other one, or always if `full`."""
+    """Draws an event; place and manner are present half of the time each, or always if `full`."""
     subject = draw.pick(_PEOPLE)
     objects = _THINGS if draw.chance(0.5) else tuple(p for p in _PEOPLE if p != subject)
     return Event(
@@ -101,7 +101,7 @@ def draw_event(draw: Draw, full: bool = False) -> Event:
 
 
 def changed(draw: Draw, event: Event, slot: str) -> Event:
-    """The event with another concept of the same kind in a slot."""
+    """Returns the event with another concept of the same kind in one slot."""
     old = getattr(event, slot)
     kind = _CONCEPTS.get(slot) or (_PEOPLE if old in _PEOPLE else _THINGS)
     taken = {old, event.subject, event.object}
@@ -109,14 +109,14 @@ def changed(draw: Draw, event: Event, slot: str) -> Event:
 
 
 def swapped(event: Event) -> Event | None:
-    """The event with its roles exchanged, where both are people."""
+    """Returns the event with subject and object exchanged; None if one is not a person."""
     if event.subject not in _PEOPLE or event.object not in _PEOPLE:
         return None
     return dataclasses.replace(event, subject=event.object, object=event.subject)
 
 
 def generalized(event: Event, slot: str) -> Event:
-    """The event with "someone", "something" or "somewhere" in a slot; a manner is left out."""
+    """Returns the event with "someone", "something" or "somewhere" in a slot, or no manner."""
     kind = {"subject": GENERAL[0], "place": GENERAL[2], "manner": None}
     if slot == "object":
         return dataclasses.replace(event, object=GENERAL[event.object in _THINGS])
@@ -124,7 +124,7 @@ def generalized(event: Event, slot: str) -> Event:
 
 
 def follows(premise: Event, hypothesis: Event) -> bool:
-    """Whether an event that is so makes another one so: it says as much or less in every slot."""
+    """Returns whether one event implies another, which says the same or less in every slot."""
     for slot in SLOTS:
         said, asked = getattr(premise, slot), getattr(hypothesis, slot)
         general = asked is not None and said is not None and asked in GENERAL
@@ -136,17 +136,17 @@ def follows(premise: Event, hypothesis: Event) -> bool:
 
 
 def forms(draw: Draw) -> dict[str, int]:
-    """Which of its two words each slot takes."""
+    """Draws which of its two words each slot uses."""
     return {slot: draw.below(2) for slot in SLOTS}
 
 
 def other_forms(of: dict[str, int], slots) -> dict[str, int]:
-    """The same, but for these slots the other word."""
+    """Returns the same choice of words, but with the other word in the given slots."""
     return {slot: 1 - form if slot in slots else form for slot, form in of.items()}
 
 
 def word(event: Event, slot: str, form: dict[str, int]) -> str:
-    """The word of a slot (a verb's third person)."""
+    """Returns the word of a slot (for a verb, its third person)."""
     return _WORDS[getattr(event, slot)][form[slot]]
 
 
@@ -160,7 +160,7 @@ def _phrase(event: Event, slot: str, form: dict[str, int]) -> list[str]:
 
 
 def sentence(draw: Draw, event: Event, form: dict[str, int]) -> str:
-    """The event as a statement, in an order that `draw` chooses."""
+    """Returns the event as a statement, in a random word order."""
     verb = word(event, "verb", form)
     if event.denied:
         verb = f"{draw.pick(('does not', 'fails to'))} {_INFINITIVE[verb]}"
@@ -173,12 +173,12 @@ def sentence(draw: Draw, event: Event, form: dict[str, int]) -> str:
 
 
 def askable(event: Event) -> list[str]:
-    """The slots that a question can ask for."""
+    """Returns the slots that a question can ask for."""
     return [slot for slot in event.slots() if slot != "verb"]
 
 
 def question(draw: Draw, event: Event, asked: str, form: dict[str, int]) -> str:
-    """A question for one slot of an event; the rest of the event is said in it."""
+    """Returns a question for one slot of an event; it mentions the rest of the event."""
     manner, place = (
         [] if asked == slot else _phrase(event, slot, form) for slot in ("manner", "place")
     )
@@ -196,12 +196,12 @@ def question(draw: Draw, event: Event, asked: str, form: dict[str, int]) -> str:
 
 
 def unasked(event: Event, asked: str) -> Event:
-    """What a question says of its event: the asked slot is left open."""
+    """Returns the event that a question describes, with the asked slot open."""
     return dataclasses.replace(event, **{asked: None})
 
 
 def lexicon() -> list[str]:
-    """Every word of events, in a fixed order, each once."""
+    """Returns every word used for events, in a fixed order, each once."""
     verbs = [word for pair in VERBS for form in pair for word in form]
     nouns = [word for group in (PEOPLE, THINGS, PLACES, MANNERS) for pair in group for word in pair]
     return list(dict.fromkeys((*nouns, *verbs, *GENERAL, *OTHER_WORDS)))

@@ -1,29 +1,29 @@
-"""Mini-GLUE: GLUE's eight tasks about the embedded mini world, in GLUE's formats and labels.
+"""Mini-GLUE: GLUE's eight tasks about the embedded mini world, with GLUE's formats and labels.
 
-* `mini_cola`: is the sentence English? Order, agreement, a missing verb.
-* `mini_sst2`: is the opinion favorable? Negation, and which clause the author stands by.
-* `mini_mrpc`: do two statements say the same? Synonyms and free order, against one other concept or
-  exchanged roles.
-* `mini_qqp`: do two questions ask the same? Likewise, and what is asked for.
-* `mini_stsb`: how alike are two statements? How many of five concepts agree, "0.0" … "5.0".
-* `mini_mnli`: does a statement follow, or its denial? Likewise, vaguer words, and who denies what.
-* `mini_qnli`: does the sentence answer the question? It has to tell of the same event, and what is
-  asked for.
+* `mini_cola`: is the sentence correct English? Order, agreement, a missing verb.
+* `mini_sst2`: is the opinion favorable? Negation, and which clause the author agrees with.
+* `mini_mrpc`: do two statements say the same? Synonyms and free word order, against one changed
+  concept or exchanged roles.
+* `mini_qqp`: do two questions ask the same? As in mini_mrpc, and what is asked for may differ.
+* `mini_stsb`: how similar are two statements? The number of equal concepts of five, "0.0" … "5.0".
+* `mini_mnli`: does a statement follow, or its denial? As in mini_mrpc, and vague words, denials.
+* `mini_qnli`: does the sentence answer the question? It must be about the same event and contain
+  what is asked for.
 * `mini_rte`: does a statement follow? Synonyms and vaguer words, against other or more exact ones.
 
-What they give away without that, in percent of the validation examples (of stsb, Pearson's
+Scores without understanding, in percent of the validation examples (for stsb, Pearson's
 correlation): the majority label, a linear model of lengths, and one of the words in each text, in
-both, in one alone. `PYTHONPATH=. python tests/tasks/mini_baselines.py` prints it.
+both, and in only one. `PYTHONPATH=. python tests/tasks/mini_baselines.py` prints them.
 
              cola  sst2  mrpc   qqp  stsb  mnli  qnli   rte
     majority 50.0  50.0  50.0  50.0   0.0  33.5  50.0  50.0
     length   49.2  50.2  50.0  50.7   0.0  39.0  60.0  46.5
     words    55.5  64.0  47.2  62.0  56.5  53.0  61.3  68.5
 
-Every task has 2,000 training and 400 validation examples, balanced, in which no meaning is shared
-(`mini_world`); but six of mini_cola's faulty sentences, one of them in validation, are also what a
-fault made of another sentence in pre-training. MNLI has one validation split. `write_glue_folder`
-writes them in GLUE's layout.
+Every task has 2,000 training and 400 validation examples with balanced labels, which share no
+meaning (`mini_world`). One exception: six of mini_cola's faulty sentences, one of them in
+validation, also occur in pre-training as faulty forms of other sentences. MNLI has one validation
+split. `write_glue_folder` writes the tasks in GLUE's layout.
 """
 
 import pathlib
@@ -40,7 +40,7 @@ SIZES = {"train": 2_000, "validation": 400}
 
 
 def judged_sentences(judge: str, plain: float = 0.0) -> Callable:
-    """A generator of sentences with a label; see `mini_language.sentences`."""
+    """Returns a generator of sentences with a label; see `mini_language.sentences`."""
 
     def examples(draw, parts) -> Iterator[dict]:
         for sentence, label in mini_language.sentences(draw, parts, judge, plain):
@@ -52,7 +52,7 @@ def judged_sentences(judge: str, plain: float = 0.0) -> Callable:
 def judged_pairs(
     pair: Callable, labels: int, fields: tuple[str, str], plain: float = 0.0
 ) -> Callable:
-    """A generator of different pairs whose labels take turns; see `mini_pairs`."""
+    """Returns a generator of distinct pairs with alternating labels; see `mini_pairs`."""
 
     def examples(draw, parts) -> Iterator[dict]:
         seen, label = set(), 0
@@ -67,7 +67,7 @@ def judged_pairs(
 
 
 _SENTENCES = ("sentence1", "sentence2")
-#: GLUE's name to what generates its examples.
+#: GLUE's name → the generator of its examples.
 GENERATORS = {
     "cola": judged_sentences("acceptability"),
     "sst2": judged_sentences("sentiment"),
@@ -92,14 +92,14 @@ SOURCES = {
 
 
 def write_glue_folder(folder: str | pathlib.Path) -> None:
-    """Writes mini-GLUE as a folder in GLUE's layout, which GLUE_DIR can name.
+    """Writes mini-GLUE as a folder in GLUE's layout, which can be used as GLUE_DIR.
 
     The `glue_…` tasks then read the same texts, labels and indices as the `mini_…` ones. Columns
-    have GLUE's names; those that no reader needs are left out. MNLI's validation examples are
+    have GLUE's names; those that no reader needs are left out. MNLI's validation examples are in
     `dev_matched.tsv`; there is no mismatched part.
 
     Args:
-      folder: is made if it is not there; files in it are replaced.
+      folder: created if it does not exist; files in it are replaced.
     """
     for name, stored in glue.FORMATS.items():
         target = pathlib.Path(folder) / stored.folder
@@ -119,7 +119,7 @@ def write_glue_folder(folder: str | pathlib.Path) -> None:
 
 
 def _label_text(name: str, label) -> str:
-    """A label as GLUE's files have it: a name in the inference tasks, else a number."""
+    """Returns a label as in GLUE's files: a name in the inference tasks, else a number."""
     if name == "stsb":
         return f"{label:.3f}"
     return glue.LABELS[name][label] if name in ("mnli", "qnli", "rte") else str(label)

@@ -1,8 +1,7 @@
-"""What the mini world's bases are trained on: its texts with hidden spans, and instructions.
+"""Training data of the mini world's bases: span corruption of its texts, and instructions.
 
 `mini_spans` is span corruption of short texts. `mini_instruct_…` are instructions about one skill
-each, mixed as `mini_instructions`. None of their formats, sentences and meanings occur in
-mini-GLUE.
+each, mixed as `mini_instructions`. Their formats, sentences and meanings do not occur in mini-GLUE.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +15,14 @@ from tasks.mini_vocabulary import VOCABULARY
 from tasks.mini_world import MiniSource
 from tasks.pretraining import add_instructions, add_span_corruption
 
-# Half of the sentences and pairs are of the simplest form: a model that is to learn from nothing
-# needs some to start from.
+# Half of the sentences and pairs have the simplest form; a model that starts from random weights
+# needs some of them.
 _PLAIN = 0.5
 _FIELDS = ("first", "second")
 
 
 def _opened(pair: Callable) -> Callable:
-    """A generator of pairs of texts whose answer is a word; see `mini_pairs`."""
+    """Returns a generator of pairs of texts with a word as the answer; see `mini_pairs`."""
 
     def examples(draw, parts) -> Iterator[dict]:
         while True:
@@ -34,7 +33,7 @@ def _opened(pair: Callable) -> Callable:
 
 
 def _texts(draw, parts) -> Iterator[dict]:
-    """Faultless sentences, events told twice, and questions with their answers."""
+    """Yields correct sentences, events told twice, and questions with their answers."""
     sentences = mini_language.sentences(draw, parts, "acceptability")
     while True:
         kind = draw.below(3)
@@ -50,7 +49,7 @@ def _pairs(pair: Callable, labels: int) -> tuple[Callable, tuple[str, str]]:
     return mini_glue.judged_pairs(pair, labels, _FIELDS, _PLAIN), _FIELDS
 
 
-#: Skill to what generates its examples, and the places of its texts in a template.
+#: Skill → the generator of its examples, and the fields for its template.
 SKILLS = {
     "sentiment": (mini_glue.judged_sentences("sentiment", _PLAIN), ("sentence",)),
     "acceptability": (mini_glue.judged_sentences("acceptability", _PLAIN), ("sentence",)),
@@ -63,7 +62,7 @@ SKILLS = {
     "lookup": (_opened(mini_pairs.answers), _FIELDS),
     "difference": (_opened(mini_pairs.difference), _FIELDS),
 }
-# Faults of grammar are many and rare each; alike is the one answer of six. Both take longer.
+# Skills that take longer: grammar has many rare faults, and similarity has six labels.
 RATES = {"acceptability": 3.0, "similarity": 1.5}
 SIZES = {"train": 16_000, "validation": 200}
 

@@ -1,12 +1,13 @@
-"""A small English: its words, its sentences, and what can be said about them.
+"""A small English: its words, its sentences, and judgments about them.
 
-Two judgements can be made of a sentence. *Sentiment*: an opinion is favorable or not, where
-negation turns a word's polarity over and, of two clauses, the one that the author stands by
-decides. *Acceptability*: a sentence is English or has one fault, two words in the wrong order, a
-wrong agreement of number, or a missing verb. Both need the words' relations: neither length nor
-any single word tells.
+There are two judgments of a sentence. *Sentiment*: an opinion is favorable or not. Negation
+reverses a word's polarity, and of two clauses the one that the author agrees with decides.
+*Acceptability*: a sentence is correct English or has one fault: two words in the wrong order, a
+wrong agreement of number, or a missing verb. Both depend on how words relate: neither the length
+nor any single word gives the label away.
 
-Everything is drawn with `Draw`, whose stream is fixed by its seed on every platform and version.
+All random choices use `Draw`, which gives the same sequence for a seed on every platform and
+version.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import random
 import zlib
 from collections.abc import Container, Iterator, Sequence
 
-# Texts in pairs (singular, plural).
+# Words in pairs (singular, plural).
 THINGS = (
     ("film", "films"), ("book", "books"), ("song", "songs"), ("story", "stories"),
     ("show", "shows"), ("play", "plays"), ("game", "games"), ("picture", "pictures"),
@@ -54,7 +55,7 @@ CONNECTIVES = ("and", "but", "although", ",", ".", "not")
 class Draw:
     """Random choices from a seed.
 
-    Built on `random.random` alone, the one stream that Python promises not to change.
+    It uses only `random.random`, the only sequence that Python promises not to change.
 
     Args:
       seed: any int.
@@ -64,15 +65,15 @@ class Draw:
         self._random = random.Random(seed).random
 
     def below(self, n: int) -> int:
-        """An int from 0 to n - 1."""
+        """Returns an int from 0 to n - 1."""
         return int(self._random() * n)
 
     def chance(self, probability: float) -> bool:
-        """True with this probability."""
+        """Returns True with this probability."""
         return self._random() < probability
 
     def pick(self, options: Sequence):
-        """One of the options."""
+        """Returns one of the options."""
         return options[int(self._random() * len(options))]
 
 
@@ -82,8 +83,8 @@ class Word:
 
     Attributes:
       text: the word.
-      role: its part in the sentence, by which faults are made.
-      other: the form for the other number, where the word has one that must agree.
+      role: its part in the sentence, used to make faults.
+      other: the form for the other number, if the word must agree.
     """
 
     text: str
@@ -96,7 +97,7 @@ def _agreeing(forms: tuple[str, str], plural: bool, role: str) -> Word:
 
 
 def _noun_phrase(draw: Draw, nouns: Sequence[tuple[str, str]]) -> tuple[list[Word], bool]:
-    """A determiner, perhaps a description, and a noun; with whether it is plural."""
+    """Returns a determiner, perhaps a description, and a noun; and whether it is plural."""
     plural = draw.chance(0.5)
     if draw.chance(0.5):
         words = [_agreeing(draw.pick(NUMBERED), plural, "determiner")]
@@ -117,7 +118,7 @@ def _place(draw: Draw) -> list[Word]:
 
 
 def _opinion_clause(draw: Draw, favorable: bool, negations: float = 0.25) -> list[Word]:
-    """A clause that praises or not; a share of them says so by negating the opposite."""
+    """Returns a favorable or unfavorable clause; some express it by negating the opposite."""
     negated = draw.chance(negations)
     polarity = favorable != negated
     if draw.chance(0.6):
@@ -142,18 +143,18 @@ def _opinion_clause(draw: Draw, favorable: bool, negations: float = 0.25) -> lis
 
 
 def opinion(draw: Draw, favorable: bool, plain: bool = False) -> list[Word]:
-    """A sentence of one or two clauses that is, all in all, favorable or not.
+    """Returns a sentence of one or two clauses that is favorable or unfavorable overall.
 
-    "A and B" agree; of "A but B" and "although A , B" the author stands by B, and A says the
-    opposite.
+    In "A and B", both clauses agree. In "A but B" and "although A , B", the author agrees with B,
+    and A says the opposite.
 
     Args:
       draw: source of randomness.
-      favorable: what the sentence is to say.
-      plain: whether it says so in one clause without negation.
+      favorable: what the sentence should express.
+      plain: whether to use only one clause, without negation.
 
     Returns:
-      The words with their roles, the full stop included.
+      The words with their roles, including the full stop.
     """
     if plain:
         return [*_opinion_clause(draw, favorable, negations=0), Word(".", "link")]
@@ -172,15 +173,15 @@ def opinion(draw: Draw, favorable: bool, plain: bool = False) -> list[Word]:
 
 
 def event(draw: Draw, plain: bool = False) -> list[Word]:
-    """A sentence that tells who does what.
+    """Returns a sentence that tells who does what.
 
     Args:
       draw: source of randomness.
-      plain: whether it is without places, one of which may stand between subject and verb and
-        mislead agreement.
+      plain: whether to leave out places. A place between subject and verb can make agreement
+        harder to see.
 
     Returns:
-      The words with their roles, the full stop included.
+      The words with their roles, including the full stop.
     """
     words, plural = _noun_phrase(draw, PEOPLE)
     if not plain and draw.chance(0.3):
@@ -196,7 +197,7 @@ def event(draw: Draw, plain: bool = False) -> list[Word]:
     return [*words, Word(".", "link")]
 
 
-# Neighbors which, exchanged, never leave an English sentence.
+# Neighbors that can never be exchanged in a correct sentence.
 _FIXED_ORDER = frozenset(
     {
         ("determiner", "noun"), ("determiner", "description"), ("description", "noun"),
@@ -207,10 +208,10 @@ _FIXED_ORDER = frozenset(
 
 
 def spoil(draw: Draw, words: Sequence[Word]) -> list[Word]:
-    """The sentence with one fault.
+    """Returns the sentence with one fault.
 
-    Three kinds are equally frequent: one agreeing word takes the other number, two neighbors change
-    places, or a verb is missing.
+    There are three kinds with equal probability: an agreeing word takes the other number, two
+    neighbors are exchanged, or a verb is missing.
     """
     words = list(words)
     kind = draw.below(3)
@@ -228,21 +229,21 @@ def spoil(draw: Draw, words: Sequence[Word]) -> list[Word]:
 
 
 def text(words: Sequence[Word]) -> str:
-    """The words with single blanks between them."""
+    """Joins the words with single spaces."""
     return " ".join(word.text for word in words)
 
 
 def sentences(
     draw: Draw, parts: Container[int], judge: str, plain: float = 0
 ) -> Iterator[tuple[str, int]]:
-    """Endless different sentences of some parts of the world, labels 0 and 1 in turn.
+    """Yields distinct sentences from some parts of the world, with labels 0 and 1 in turn.
 
     Args:
       draw: source of randomness.
-      parts: which hundredths of all sentences are drawn from.
-      judge: "sentiment" or "acceptability", which the label is of.
-      plain: which part of them is of the simplest form. A small model that is to learn from
-        nothing needs some to start from.
+      parts: which hundredths of all sentences to draw from.
+      judge: what the label is about, "sentiment" or "acceptability".
+      plain: the share of sentences in the simplest form. A small model that starts from random
+        weights needs some of them.
     """
     seen, label = set(), 0
     while True:
@@ -253,7 +254,7 @@ def sentences(
             words = opinion(draw, draw.chance(0.5), is_plain)
         else:
             words = event(draw, is_plain)
-        # By the sorted words, so that a sentence and its faulty order fall into the same part.
+        # Hash the sorted words, so that a sentence and its reordered form are in the same part.
         key = " ".join(sorted(word.text for word in words))
         if zlib.crc32(key.encode()) % 100 not in parts:
             continue
@@ -267,7 +268,7 @@ def sentences(
 
 
 def lexicon() -> list[str]:
-    """Every word that sentences are made of, in a fixed order, each once."""
+    """Returns every word of the sentences, in a fixed order, each once."""
     groups = [*THINGS, *PEOPLE, *PLACES, *NUMBERED, UNNUMBERED, DESCRIPTIONS, *ADJECTIVES]
     groups += [*OPINIONS[0], *OPINIONS[1], *ACTIONS, *BE, AUXILIARY, NEVER, OFTEN, DEGREES]
     groups += [PREPOSITIONS, TIMES, CONNECTIVES]

@@ -1,10 +1,10 @@
-"""Two sentences of the mini world, and how their events stand to each other.
+"""Pairs of sentences from the mini world, labeled by how their events relate.
 
-Each function draws one pair for a given label from the parts of the world that it may use. How
-many words two sentences share, how long they are and which words they have says next to nothing
-of the label: words are exchanged for synonyms as often as concepts for other concepts. `plain` is
-the share of pairs without synonyms, which may be equal texts: a small model that is to learn to
-compare from nothing needs some to start from. Mini-GLUE has none.
+Each function draws one pair for a given label from the allowed parts of the world. The number of
+shared words, the lengths and the words themselves reveal almost nothing about the label, because
+words are replaced by synonyms as often as concepts by other concepts. `plain` is the share of pairs
+without synonyms, which may be equal texts: a small model that starts from random weights needs some
+of them to learn to compare. Mini-GLUE has none.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def _inside(parts: Container[int], *meanings: Event) -> bool:
 
 
 def _subset(draw: Draw, slots: Sequence[str], least: int = 0) -> list[str]:
-    """Some of the slots: how many is equally often each number from `least` on."""
+    """Returns some of the slots; every number from `least` on is equally likely."""
     rest, chosen = list(slots), []
     for _ in range(least + draw.below(len(rest) + 1 - least)):
         chosen.append(rest.pop(draw.below(len(rest))))
@@ -31,10 +31,10 @@ def _subset(draw: Draw, slots: Sequence[str], least: int = 0) -> list[str]:
 
 
 def _partner(draw: Draw, event: Event, same: bool, slots: Sequence[str]):
-    """The event itself or another one, with the slots in which a synonym shall be taken.
+    """Returns the same or another event, and the slots to replace by synonyms.
 
-    The other event has its roles exchanged or one other concept in one of `slots`. The number of
-    slots whose words differ is spread alike for both.
+    The other event has exchanged roles or one other concept in one of `slots`. The number of slots
+    with different words has the same distribution in both cases.
     """
     if same:
         return event, _subset(draw, slots)
@@ -46,7 +46,7 @@ def _partner(draw: Draw, event: Event, same: bool, slots: Sequence[str]):
 
 
 def _plainly(draw: Draw, plain: float, reworded: Sequence[str]) -> Sequence[str]:
-    """No synonyms in a share of pairs; of nought nothing is drawn."""
+    """Drops the synonyms in a share of pairs. If the share is 0, it draws nothing."""
     return () if plain and draw.chance(plain) else reworded
 
 
@@ -57,7 +57,7 @@ def _sentences(draw: Draw, first: Event, second: Event, reworded: Sequence[str])
 
 
 def paraphrase(draw: Draw, parts: Container[int], label: int, plain: float = 0) -> Pair:
-    """Two different statements that are equivalent (label 1) or not (0)."""
+    """Returns two different statements that are equivalent (label 1) or not (0)."""
     while True:
         event = events.draw_event(draw)
         other, reworded = _partner(draw, event, bool(label), event.slots())
@@ -70,7 +70,7 @@ def paraphrase(draw: Draw, parts: Container[int], label: int, plain: float = 0) 
 
 
 def duplicate(draw: Draw, parts: Container[int], label: int, plain: float = 0) -> Pair:
-    """Two different questions that ask the same (label 1) or not (0)."""
+    """Returns two different questions that ask the same (label 1) or not (0)."""
     while True:
         event = events.draw_event(draw)
         asked = also_asked = draw.pick(events.askable(event))
@@ -90,7 +90,7 @@ def duplicate(draw: Draw, parts: Container[int], label: int, plain: float = 0) -
 
 
 def similarity(draw: Draw, parts: Container[int], label: int, plain: float = 0) -> Pair:
-    """Two statements of five concepts each, of which `label` (0 to 5) are the same."""
+    """Returns two statements of five concepts, of which `label` (0 to 5) are the same."""
     while True:
         event = other = events.draw_event(draw, full=True)
         rest = list(events.SLOTS)
@@ -99,7 +99,7 @@ def similarity(draw: Draw, parts: Container[int], label: int, plain: float = 0) 
             other = events.changed(draw, other, slot)
         alike = [slot for slot in events.SLOTS if getattr(event, slot) == getattr(other, slot)]
         if len(alike) == label and _inside(parts, event, other):
-            # Synonyms are frequent, lest the number of shared words tells the score.
+            # With many synonyms, the number of shared words does not reveal the score.
             reworded = [slot for slot in alike if draw.chance(0.7)]
             return _sentences(draw, event, other, _plainly(draw, plain, reworded))
 
@@ -113,14 +113,14 @@ def _judged(premise: Event, hypothesis: Event) -> int:
 
 
 def _vague(draw: Draw, event: Event, often: float) -> Event:
-    """The event, perhaps with less said in one of its slots."""
+    """Returns the event, perhaps with one slot made vaguer."""
     if not draw.chance(often):
         return event
     return events.generalized(event, draw.pick(events.askable(event)))
 
 
 def inference(draw: Draw, parts: Container[int], label: int, plain: float = 0) -> Pair:
-    """A premise and a hypothesis that follows (0), may be so or not (1), or cannot be (2)."""
+    """Returns a premise and a hypothesis: entailment (0), neutral (1) or contradiction (2)."""
     while True:
         premise = events.draw_event(draw)
         hypothesis, reworded = _partner(draw, premise, draw.chance(0.6), premise.slots())
@@ -135,7 +135,7 @@ def inference(draw: Draw, parts: Container[int], label: int, plain: float = 0) -
 
 
 def entails(draw: Draw, parts: Container[int], label: int, plain: float = 0) -> Pair:
-    """A text and a statement that follows from it (label 0) or not (1)."""
+    """Returns a text and a statement that follows from it (label 0) or not (1)."""
     while True:
         text = events.draw_event(draw)
         statement, reworded = _partner(draw, text, draw.chance(0.5), text.slots())
@@ -149,14 +149,17 @@ def entails(draw: Draw, parts: Container[int], label: int, plain: float = 0) -> 
 def answers(
     draw: Draw, parts: Container[int], label: int, plain: float = 0
 ) -> tuple[str, str, str]:
-    """A question, a sentence that answers it (label 0) or not (1), and the answer or "unknown"."""
+    """Returns a question, a sentence that answers it (label 0) or not (1), and the answer.
+
+    The answer is "unknown" for label 1.
+    """
     while True:
         event = events.draw_event(draw)
         asked = draw.pick(events.askable(event))
         slots = [slot for slot in event.slots() if slot != asked]
         told, reworded = _partner(draw, event, not label, slots)
         if label and asked in ("place", "manner") and draw.chance(0.2):
-            # The right event, but what is asked for is not said; something else is.
+            # The right event, but it does not mention what is asked for, only something else.
             other = "manner" if asked == "place" else "place"
             filled = getattr(events.draw_event(draw, full=True), other)
             told = dataclasses.replace(
@@ -176,7 +179,7 @@ def answers(
 def difference(
     draw: Draw, parts: Container[int], label: int, plain: float = 0
 ) -> tuple[str, str, str]:
-    """Two statements, and the second's one word of another meaning; "nothing" for label 1."""
+    """Returns two statements and the second's only new word, or "nothing" for label 1."""
     while True:
         event = events.draw_event(draw)
         differing = _subset(draw, event.slots(), least=1)

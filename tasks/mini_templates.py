@@ -1,9 +1,9 @@
-"""The instructions that the mini world's tuned base is trained on: skill by skill, in words.
+"""The instructions for training the mini world's tuned base, by skill.
 
-A template is an instruction with places for the texts, and its answers in the order of the skill's
-labels. Some ask for the opposite in nearly the same words, so that the instruction has to be read.
-Mini-GLUE's formats are none of these, but each of its labels is an answer here: an adaptation of
-the input cannot teach the decoder words that the base has never learned to say.
+A template is an instruction with fields for the texts, and its answers in the order of the skill's
+labels. Some ask for the opposite in nearly the same words, so the model must read the instruction.
+Mini-GLUE's formats do not occur here, but each of its labels does as an answer: adapting the input
+cannot teach the decoder words that the base has never learned to produce.
 """
 
 _NO_YES, _YES_NO, _FALSE_TRUE = ("no", "yes"), ("yes", "no"), ("false", "true")
@@ -15,7 +15,7 @@ INFERENCE = ("entailment", "neutral", "contradiction")
 SCORES = tuple(f"{i}.0" for i in range(6))
 _NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
-#: Skill to its templates. Labels are those of `mini_glue`'s task of the same skill.
+#: Skill → its templates. Labels are those of the `mini_glue` task for the same skill.
 TEMPLATES = {
     "sentiment": (
         ("review : {} sentiment ?", SENTIMENT),
@@ -96,7 +96,7 @@ TEMPLATES = {
         ("opposite answer : {} / {}", ENTAILMENT[::-1]),
     ),
 }
-#: Skills whose answers are words of the texts; they teach to compare, word by word.
+#: Skills whose answers are words of the texts; they teach word-by-word comparison.
 OPEN_TEMPLATES = {
     "lookup": ("answer {} from {}", "{1} tell me {0}", "read {1} now {0}"),
     "difference": (
@@ -109,9 +109,9 @@ OPEN_TEMPLATES = {
 
 
 def words() -> list[str]:
-    """Every word of instructions and answers, in a fixed order, each once."""
+    """Returns every word of instructions and answers, in a fixed order, each once."""
     asked = [template for skill in TEMPLATES.values() for template, _ in skill]
     asked += [template for skill in OPEN_TEMPLATES.values() for template in skill]
     answered = [word for skill in TEMPLATES.values() for _, answers in skill for word in answers]
-    found = [word for template in asked for word in template.split() if "{" not in word]
-    return list(dict.fromkeys((*found, *answered, "unknown", "nothing")))
+    instructions = [word for template in asked for word in template.split() if "{" not in word]
+    return list(dict.fromkeys((*instructions, *answered, "unknown", "nothing")))

@@ -12,7 +12,7 @@ SENTINELS = 8
 
 
 class MiniVocabulary(seqio.Vocabulary):
-    """A fixed list of words; text is split at blanks.
+    """A fixed list of words; text is split at spaces.
 
     Ids: 0 pad, 1 end, 2 unknown, then the words, then the sentinels in reverse order as in T5
     (the last id is "<extra_id_0>").
@@ -34,7 +34,7 @@ class MiniVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> None:
-        """There is none: T5's decoder starts with the padding id."""
+        """None, because T5's decoder starts with the padding id."""
         return None
 
     @property
@@ -53,7 +53,7 @@ class MiniVocabulary(seqio.Vocabulary):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, sentinels included (as of SentencePiece vocabularies)."""
+        """Number of ids, including sentinels (as for SentencePiece vocabularies)."""
         return len(self._words)
 
     @property
@@ -69,7 +69,7 @@ class MiniVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         if self._table is None:
-            with tf.init_scope():  # the table outlives the function that is being traced
+            with tf.init_scope():  # the table must outlive the function that is being traced
                 self._table = tf.lookup.StaticHashTable(
                     tf.lookup.KeyValueTensorInitializer(
                         tf.constant(self._words), tf.range(len(self._words), dtype=tf.int32)
@@ -90,7 +90,7 @@ class MiniVocabulary(seqio.Vocabulary):
         return hash(self._words)
 
 
-# What mini-GLUE's formats consist of beside the texts; no instruction has these words.
+# Words of mini-GLUE's formats; no instruction contains them.
 GLUE_WORDS = (
     "cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "sentence:", "sentence1:",
     "sentence2:", "question:", "question1:", "question2:", "premise:", "hypothesis:",

@@ -1,8 +1,8 @@
-"""The mini world as data: which part of it each task may see, and examples made from one seed.
+"""The mini world as data: which parts each task may use, and examples generated from one seed.
 
-Every meaning lies in one of a hundred parts of the world (`mini_events.Event.part`, and for the
-sentences of `mini_language` a hash of their sorted words). Pre-training and mini-GLUE, and of each
-the splits, use different parts: nothing that is measured on is ever trained on in other words.
+Every meaning is in one of a hundred parts of the world (`mini_events.Event.part`; for sentences of
+`mini_language`, a hash of their sorted words). Pre-training and mini-GLUE, and the splits of each,
+use different parts. So no meaning in evaluation occurs in training, not even in other words.
 """
 
 import zlib
@@ -16,7 +16,7 @@ from tasks import mini_language
 from tasks.errors import DataError
 from tasks.sources import dataset_from_columns
 
-VERSION = 2  # Raise it with any change of what is generated: caches and run records name it.
+VERSION = 2  # Increase it with any change of the examples: caches and run records contain it.
 SEED = 2310
 PARTS = {
     ("pretraining", "train"): range(0, 60),
@@ -25,19 +25,19 @@ PARTS = {
     ("glue", "validation"): range(90, 100),
 }
 
-#: From a source of randomness and the parts of the world that may be used, endless examples.
+#: Takes a source of randomness and the allowed parts of the world; yields examples forever.
 Generator = Callable[[mini_language.Draw, range], Iterator[dict]]
 
 
 class MiniSource(seqio.DataSource):
-    """Generated examples, made when they are first asked for, the same on every machine.
+    """Examples that are generated on first use, the same on every machine.
 
     Args:
       name: the task's name; another name gives other examples.
       where: "pretraining" or "glue", see `PARTS`.
-      generator: makes the examples.
+      generator: generates the examples.
       sizes: number of examples of each split.
-      dtypes: of the fields that are no strings.
+      dtypes: dtypes of the fields that are not strings.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MiniSource(seqio.DataSource):
         self._made: dict[str, dict[str, np.ndarray]] = {}
 
     def columns(self, split: str) -> dict[str, np.ndarray]:
-        """The examples of a split as columns of equal length; `idx` (int32) counts from 0."""
+        """Returns a split's examples as columns of equal length; `idx` (int32) counts from 0."""
         if split not in self._made:
             self._made[split] = self._generate(split)
         return self._made[split]
@@ -71,11 +71,11 @@ class MiniSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Yes: every example can be reached alone."""
+        """Yes, because every example can be read separately."""
         return True
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """One name: there are no files."""
+        """Returns one name, because there are no files."""
         return [f"{self._name}-{split}"]
 
     def get_dataset(
@@ -86,7 +86,7 @@ class MiniSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused,
     ) -> tf.data.Dataset:
-        """Examples of one split.
+        """Returns the examples of one split.
 
         Raises:
           DataError: there is no such split.
@@ -96,7 +96,7 @@ class MiniSource(seqio.DataSource):
         return dataset_from_columns(self.columns(split), shuffle, seed, shard_info)
 
     def identity(self, split: str) -> dict:
-        """Generator, version and seed: all that the examples depend on."""
+        """Returns everything the examples depend on: generator, version and seed."""
         return {
             "kind": "generated",
             "name": self._name,

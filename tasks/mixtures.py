@@ -1,15 +1,15 @@
-"""Multi-task mixtures of GLUE, and the rate by which they mix.
+"""Multi-task mixtures of GLUE, and their mixing rates.
 
-`glue_proportional` draws each task in proportion to its number of training examples, at most
-`DEFAULT_CAP` of them, T5's cap. That is above every GLUE task, so that all examples are seen
-equally often, as in T5's GLUE mixture; register a mixture with a lower cap to favor small tasks:
+`glue_proportional` draws each task in proportion to its number of training examples, up to
+`DEFAULT_CAP`, which is T5's. No GLUE task has that many, so all examples are seen equally often, as
+in T5's GLUE mixture. To favor small tasks, register a mixture with a lower cap:
 
     rate = tasks.proportional_rate(10_000)
     seqio.MixtureRegistry.add("my_glue", tasks.GLUE_TASKS, default_rate=rate)
 
-`glue_equal` draws every task equally often; `glue_equal_2` and `glue_equal_4` do of GLUE's first
-tasks, to see what the number of tasks changes. Rates are computed when a mixture is opened, so they
-follow the examples that are really there, and importing this module reads none.
+`glue_equal` draws every task equally often. `glue_equal_2` and `glue_equal_4` contain only GLUE's
+first tasks, to study the effect of the number of tasks. Rates are computed when a mixture is
+opened, from the data that is present; importing this module reads nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,20 +23,20 @@ DEFAULT_CAP = 2**19
 
 
 def proportional_rate(cap: int = DEFAULT_CAP) -> Callable[[seqio.Task], float]:
-    """A mixing rate: the task's number of training examples, at most `cap`.
+    """Returns a mixing rate: a task's number of training examples, at most `cap`.
 
-    Examples in the present GLUE folder are counted, so a subset of a task weighs as much as it has
-    examples; from TFDS the official counts are taken, which T5 uses.
+    Examples in the current GLUE folder are counted, so a subset of a task counts with its own size.
+    For TFDS the official counts are used, as in T5.
 
     Args:
       cap: the largest rate, in examples.
 
     Returns:
-      A function of a task, as SeqIO's mixtures take it.
+      A function of a task, as used by SeqIO's mixtures.
 
     Raises:
-      ValueError: for a cap below 1.
-      DataError: when the rate is asked for, if the number of examples is not known.
+      ValueError: `cap` is below 1.
+      DataError: raised by the returned function, if the number of examples is unknown.
     """
     if cap < 1:
         raise ValueError(f"a mixture's cap is a number of examples, at least 1; got {cap}")

@@ -1,8 +1,8 @@
-"""What bases are trained on, from any text: span corruption and instructions, as SeqIO tasks.
+"""Training data for bases from any text: span corruption and instructions, as SeqIO tasks.
 
-`text_spans` is T5's span corruption of the text file that the environment variable TEXT_FILE names
-(read when the task is opened; each line is a text, every hundredth line is held out). The two
-`add_…` functions register the same for any other source and vocabulary; mix their tasks with
+`text_spans` is T5's span corruption of the text file in the environment variable TEXT_FILE (read
+when the task is opened; each line is a text, every hundredth line is for validation). The two
+`add_…` functions register the same for any other source and vocabulary. Mix their tasks with
 `seqio.MixtureRegistry.add`.
 """
 
@@ -25,9 +25,9 @@ _HELD_OUT = 100  # Every hundredth line.
 
 
 class TextFileSource(seqio.DataSource):
-    """The lines of the text file TEXT_FILE, as `text`; blank lines are left out.
+    """The lines of the text file TEXT_FILE, as `text`, without blank lines.
 
-    Line 0, 100, 200 … (blank ones counted) are the split "validation", all others "train".
+    Lines 0, 100, 200 … (counting blank ones) are the split "validation", all others "train".
     """
 
     def __init__(self):
@@ -35,7 +35,7 @@ class TextFileSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Yes: lines are dealt out one by one."""
+        """Yes, because lines are assigned to shards one by one."""
         return True
 
     def _path(self) -> str:
@@ -52,7 +52,7 @@ class TextFileSource(seqio.DataSource):
             raise DataError(f"{VARIABLE} has no split '{split}'; it has {', '.join(self.splits)}")
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """The one file."""
+        """Returns the one file."""
         self._check_split(split)
         return [self._path()]
 
@@ -64,7 +64,7 @@ class TextFileSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused,
     ) -> tf.data.Dataset:
-        """The lines of a split; shuffled in windows of 10,000.
+        """Returns the lines of a split; shuffled in windows of 10,000.
 
         Raises:
           DataError: TEXT_FILE is not set or cannot be read, or there is no such split.
@@ -86,7 +86,7 @@ class TextFileSource(seqio.DataSource):
         return dataset.shuffle(10_000, seed=seed) if shuffle else dataset
 
     def identity(self, split: str) -> dict[str, str]:
-        """The file's name and SHA-256, and the split; JSON-able, without an absolute path."""
+        """Returns the file's name and SHA-256, and the split; JSON-able, without absolute paths."""
         self._check_split(split)
         content = tsv.read_bytes(self._path())
         return {
@@ -98,7 +98,7 @@ class TextFileSource(seqio.DataSource):
 
 
 def _random_lengths(items: tf.Tensor, segments: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Lengths of a uniformly random division of items into non-empty segments."""
+    """Returns the lengths of a uniformly random division of items into non-empty segments."""
     starts = tf.cast(tf.range(items - 1) < segments - 1, tf.int32)
     starts = tf.random.experimental.stateless_shuffle(starts, seed)
     return tf.math.segment_sum(tf.ones([items], tf.int32), tf.concat([[0], tf.cumsum(starts)], 0))
@@ -107,17 +107,17 @@ def _random_lengths(items: tf.Tensor, segments: tf.Tensor, seed: tf.Tensor) -> t
 def noise_mask(
     length: tf.Tensor, seed: tf.Tensor, density: float, mean_span: float, max_spans: int
 ) -> tf.Tensor:
-    """T5's `random_spans_noise_mask`: which tokens of a text are hidden.
+    """Chooses which tokens of a text to hide, as T5's `random_spans_noise_mask` does.
 
-    Spans and the kept tokens between them are uniformly random divisions of their totals; the text
+    Spans and the kept tokens between them are uniformly random divisions of their totals. The text
     starts with a kept token and ends with a hidden one.
 
     Args:
       length: number of tokens, at least 2.
-      seed: two int32, of stateless random numbers.
-      density: which part of the tokens is hidden, rounded to a number of tokens.
-      mean_span: tokens of a span, on average.
-      max_spans: most spans there may be.
+      seed: two int32 for stateless random numbers.
+      density: share of hidden tokens, rounded to a number of tokens.
+      mean_span: average number of tokens in a span.
+      max_spans: maximum number of spans.
 
     Returns:
       Bool [length].
@@ -133,23 +133,23 @@ def noise_mask(
 
 
 def _with_sentinels(tokens: tf.Tensor, replaced: tf.Tensor, last_id: int) -> tf.Tensor:
-    """The tokens with the n-th run of replaced ones as the n-th sentinel, counted down."""
+    """Replaces the n-th run of replaced tokens by the n-th sentinel, counting down."""
     first = replaced & ~tf.concat([[False], replaced[:-1]], 0)
     sentinels = last_id + 1 - tf.cumsum(tf.cast(first, tf.int32))
     return tf.boolean_mask(tf.where(first, sentinels, tokens), first | ~replaced)
 
 
 def corrupt_spans(dataset, output_features, *, max_tokens: int, density: float, mean_span: float):
-    """Texts to T5's span corruption: hidden spans become sentinels, which the targets explain.
+    """Applies T5's span corruption: hidden spans become sentinels, which the targets fill in.
 
-    A text is cut into pieces of at most `max_tokens`. What is hidden depends on the piece alone:
-    it is the same in every process, order and epoch.
+    A text is cut into pieces of at most `max_tokens`. The hidden tokens depend only on the piece,
+    so they are the same in every process, order and epoch.
 
     Args:
-      dataset: of examples with a string `text`.
-      output_features: the features `inputs` and `targets`, of one vocabulary with sentinels as
-        its last ids.
-      max_tokens: longest piece, in tokens.
+      dataset: examples with a string `text`.
+      output_features: the features `inputs` and `targets`, with one vocabulary whose last ids are
+        sentinels.
+      max_tokens: maximum length of a piece, in tokens.
       density: see `noise_mask`.
       mean_span: see `noise_mask`.
 
@@ -168,8 +168,8 @@ def corrupt_spans(dataset, output_features, *, max_tokens: int, density: float, 
 
     def corrupt(piece):
         tokens = tf.boolean_mask(piece, piece >= 0)
-        said = tf.strings.reduce_join(tf.strings.as_string(tokens), separator=" ")
-        seed = tf.stack([tf.cast(tf.strings.to_hash_bucket_fast(said, 2**30), tf.int32), 0])
+        content = tf.strings.reduce_join(tf.strings.as_string(tokens), separator=" ")
+        seed = tf.stack([tf.cast(tf.strings.to_hash_bucket_fast(content, 2**30), tf.int32), 0])
         mask = noise_mask(tf.size(tokens), seed, density, mean_span, vocabulary.extra_ids)
         last_id = vocabulary.vocab_size - 1
         return {
@@ -195,10 +195,10 @@ def add_span_corruption(
     Args:
       name: the task's name, new to SeqIO's registry.
       source: yields strings `text`.
-      vocabulary: has its sentinels as last ids; default the user's SentencePiece file.
-      max_tokens: longest piece of a text; give its TASK_FEATURE_LENGTHS room for it.
-      density: which part of the tokens is hidden.
-      mean_span: tokens of a hidden span, on average.
+      vocabulary: has its sentinels as last ids; by default the user's SentencePiece file.
+      max_tokens: maximum length of a piece of text; choose TASK_FEATURE_LENGTHS to fit it.
+      density: share of hidden tokens.
+      mean_span: average number of tokens in a hidden span.
     """
     EVAL_SPLITS[name] = ("validation",)
     return seqio.TaskRegistry.add(
@@ -217,11 +217,10 @@ def add_span_corruption(
 
 
 def instruct(dataset, *, templates: Sequence, fields: Sequence[str]):
-    """Examples to instructions: each gets one template, by a hash of its texts.
+    """Turns examples into instructions; a hash of an example's texts chooses its template.
 
     Args:
-      dataset: of examples with the string fields and either an integer `label` or a string
-        `answer`.
+      dataset: examples with the string fields and either an integer `label` or a string `answer`.
       templates: pairs of an instruction with places for the fields, "{}" or "{0}", "{1}", and the
         answers in the order of the labels; None for the example's own `answer`.
       fields: names of the fields, in the order of the places.
@@ -265,7 +264,7 @@ def add_instructions(
       source: yields the fields and `label` or `answer`.
       templates: see `instruct`.
       fields: see `instruct`.
-      vocabulary: default the user's SentencePiece file.
+      vocabulary: by default the user's SentencePiece file.
     """
     EVAL_SPLITS[name] = ("validation",)
     return seqio.TaskRegistry.add(

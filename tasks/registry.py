@@ -1,4 +1,4 @@
-"""Registering tasks with SeqIO, and what evaluation and caching need to know of them."""
+"""Registers tasks with SeqIO, with what evaluation and caching need to know about them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -8,23 +8,23 @@ import seqio
 from tasks import sources
 from tasks.vocabulary import UserVocabulary
 
-#: Task name to the texts of its labels, in the order of their class ids. A task that is not here
-#: is evaluated by generation.
+#: Task name → the texts of its labels, in the order of their class ids. Tasks that are not here are
+#: evaluated by generation.
 LABELS: dict[str, tuple[str, ...]] = {}
-#: Task name to the splits on which it is evaluated.
+#: Task name → the splits for its evaluation.
 EVAL_SPLITS: dict[str, tuple[str, ...]] = {}
 
 
 def label_id(text: str, *, labels: Sequence[str], **unused) -> int:
-    """The class id of a label's text, or -1 for a text that is no label (T5's postprocessing)."""
+    """Returns the class id of a label's text, or -1 if it is no label (T5's postprocessing)."""
     return labels.index(text) if text in labels else -1
 
 
 def output_features(vocabulary: seqio.Vocabulary | None = None) -> dict[str, seqio.Feature]:
-    """The two features of a text-to-text task, `inputs` and `targets`, each ending in eos.
+    """Returns the two features of a text-to-text task, `inputs` and `targets`, each with EOS.
 
     Args:
-      vocabulary: encodes both; default the user's SentencePiece file.
+      vocabulary: encodes both; by default the user's SentencePiece file.
     """
     vocabulary = vocabulary or UserVocabulary()
     return {
@@ -34,10 +34,10 @@ def output_features(vocabulary: seqio.Vocabulary | None = None) -> dict[str, seq
 
 
 def tokenize(dataset, output_features):
-    """SeqIO's `tokenize`, after opening the vocabularies.
+    """Opens the vocabularies, then calls SeqIO's `tokenize`.
 
-    Opened inside the traced function, a missing vocabulary would surface as TensorFlow's
-    many-lined report of it.
+    If a vocabulary is missing, opening it inside the traced function would give a long report by
+    TensorFlow instead of one line.
     """
     for feature in output_features.values():
         if isinstance(feature.vocabulary, UserVocabulary):
@@ -46,11 +46,11 @@ def tokenize(dataset, output_features):
 
 
 def text_to_text(preprocess: Callable | None) -> list[Callable]:
-    """The preprocessors of every task here: format, tokenize, cache, trim and end.
+    """Returns the preprocessors of every task here: format, tokenize, cache, trim, append EOS.
 
     Args:
-      preprocess: from raw examples to examples with the strings `inputs` and `targets` (a function
-        of datasets); None where the source yields them already.
+      preprocess: a function of datasets, from raw examples to ones with the strings `inputs` and
+        `targets`; None if the source already yields these.
     """
     return [
         *([preprocess] if preprocess else []),
@@ -73,25 +73,24 @@ def add_classification(
 ) -> seqio.Task:
     """Registers a task whose targets are a few known texts.
 
-    Such a task is evaluated by scoring every label (rank classification), and by generation if
-    that is asked for.
+    It is evaluated by scoring every label (rank classification), or by generation on request.
 
     Args:
       name: the task's name, new to SeqIO's registry.
       source: any SeqIO data source.
-      preprocess: from its examples to ones with the strings `inputs` and `targets`; None if they
-        are there already.
-      labels: the texts that targets take, in the order of their class ids.
-      metric_fns: functions of (targets, predictions), lists of what `postprocess_fn` returns.
-      eval_splits: splits of the source on which the task is evaluated.
-      vocabulary: default the user's SentencePiece file.
-      postprocess_fn: from a text to what the metrics compare; default `label_id`.
+      preprocess: turns its examples into ones with the strings `inputs` and `targets`; None if they
+        already have these.
+      labels: the texts used as targets, in the order of their class ids.
+      metric_fns: functions of (targets, predictions), lists of results of `postprocess_fn`.
+      eval_splits: the source's splits for evaluation.
+      vocabulary: by default the user's SentencePiece file.
+      postprocess_fn: turns a text into what the metrics compare; by default `label_id`.
 
     Returns:
       The registered task.
 
     Raises:
-      ValueError: labels missing or repeated, or a name that is taken.
+      ValueError: labels are missing or repeated, or the name is taken.
     """
     labels = tuple(labels)
     if len(set(labels)) < max(2, len(labels)):
@@ -110,12 +109,12 @@ def add_classification(
 
 
 def available_splits(task_name: str) -> tuple[str, ...]:
-    """Which of a task's splits its present source really has.
+    """Returns the splits of a task that its current source really has.
 
     A GLUE folder may lack a file, for instance MNLI's dev_mismatched.
 
     Raises:
-      DataError: if the source's folder is not there at all.
+      DataError: the source's folder does not exist.
     """
     source = seqio.TaskRegistry.get(task_name).source
     ask = getattr(source, "available_splits", None)
@@ -123,13 +122,13 @@ def available_splits(task_name: str) -> tuple[str, ...]:
 
 
 def source_identity(task_name: str, split: str) -> dict:
-    """What a split of a task is read from, for `run.json` and cache keys.
+    """Identifies the data of a task's split, for `run.json` and cache keys.
 
     Returns:
-      A JSON-able dictionary that is equal exactly where the raw examples are: for GLUE's files the
-      base name and SHA-256, for GLUE from TFDS the name, version and split, for generated tasks
-      the generator's version and seed. Of any other source the examples themselves are hashed,
-      which takes one pass over them.
+      A JSON-able dictionary that is equal if and only if the raw examples are. It has the base name
+      and SHA-256 for GLUE's files; name, version and split for GLUE from TFDS; the generator's
+      version and seed for generated tasks. For any other source the examples are hashed, which
+      takes one pass over them.
     """
     source = seqio.TaskRegistry.get(task_name).source
     if hasattr(source, "identity"):

@@ -1,4 +1,4 @@
-"""Where a task's raw examples come from: GLUE's files, TFDS, or columns in memory."""
+"""Sources of raw examples: GLUE's files, TFDS, or columns in memory."""
 
 import dataclasses
 import hashlib
@@ -23,10 +23,10 @@ def dataset_from_columns(
     seed: int | None,
     shard_info: seqio.ShardInfo | None,
 ) -> tf.data.Dataset:
-    """Examples from columns of equal length N.
+    """Returns examples from columns of equal length N.
 
-    A shard is every `num_shards`-th example of the unshuffled order, so shards of any seeds
-    are disjoint; shuffling is uniform over the whole shard.
+    A shard is every `num_shards`-th example of the unshuffled order, so shards are disjoint
+    whatever their seeds. Shuffling is uniform over the whole shard.
     """
     dataset = tf.data.Dataset.from_tensor_slices(dict(columns))
     if shard_info and shard_info.num_shards > 1:
@@ -42,13 +42,14 @@ class GlueFormat:
 
     Attributes:
       name: the config of TFDS's `glue` dataset, for instance "sst2".
-      folder: its subfolder of the official layout, for instance "SST-2".
-      files: split name to file name.
-      fields: field name (TFDS's) to the column that holds it in the files.
+      folder: its subfolder in the official layout, for instance "SST-2".
+      files: split name → file name.
+      fields: field name (TFDS's) → its column in the files.
       label_column: the column of the label.
-      parse_label: from a label's text to an int class or a float score; ValueError if it is bad.
+      parse_label: turns a label's text into an int class or a float score; raises ValueError for
+        an invalid one.
       header: the columns of files without a header line, else None.
-      train_examples: number of training examples of the official release.
+      train_examples: number of training examples in the official release.
     """
 
     name: str
@@ -64,10 +65,10 @@ class GlueFormat:
 class GlueDataSource(seqio.DataSource):
     """A GLUE task's examples from the folder GLUE_DIR or, if that is not set, from TFDS.
 
-    GLUE_DIR (an environment variable) is read whenever the source is used, never at import. It
-    names a folder in the official layout: `CoLA/train.tsv`, `MNLI/dev_matched.tsv` and so on.
-    Examples have the fields and types of TFDS's `glue/<name>:2.0.0`; the one difference is that
-    `idx` of MRPC is the row of GLUE's file, not of Microsoft's.
+    GLUE_DIR (an environment variable) is read whenever the source is used, never at import. It is
+    the path of a folder in the official layout: `CoLA/train.tsv`, `MNLI/dev_matched.tsv` and so on.
+    Examples have the fields and types of TFDS's `glue/<name>:2.0.0`. The only difference is that
+    `idx` of MRPC is the row in GLUE's file, not in Microsoft's.
 
     Args:
       glue_format: how the task is stored.
@@ -76,14 +77,14 @@ class GlueDataSource(seqio.DataSource):
     def __init__(self, glue_format: GlueFormat):
         super().__init__(splits=glue_format.files)
         self._format = glue_format
-        # Splits are stated: asked for them offline, TFDS answers an empty list in silence.
+        # Splits are given explicitly, because TFDS silently returns none when offline.
         self._tfds = seqio.TfdsDataSource(
             f"glue/{glue_format.name}:{TFDS_VERSION}", splits=tuple(glue_format.files)
         )
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Whether any number of shards may be asked for: of files yes, of TFDS no."""
+        """Whether any number of shards can be read: yes for files, no for TFDS."""
         return bool(self._root())
 
     def get_dataset(
@@ -94,14 +95,14 @@ class GlueDataSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused,
     ) -> tf.data.Dataset:
-        """Examples of one split: text fields, `label` (int64, or float32 scores), `idx` (int32).
+        """Returns a split's examples: text fields, `label` (int64 or float32) and `idx` (int32).
 
-        Files are read here, not while the dataset is iterated, so that mistakes in them surface
-        unwrapped.
+        Files are read here and not while the dataset is iterated, so that errors in them are not
+        wrapped by TensorFlow.
 
         Raises:
-          DataError: see `tsv.read_examples`; also for a folder, file or split that is not there
-            and for TFDS data that is neither prepared nor to be had.
+          DataError: see `tsv.read_examples`; also if a folder, file or split does not exist, or if
+            TFDS data is not prepared and cannot be downloaded.
         """
         if not self._root():
             return self._prepared_tfds(split).get_dataset(split, shuffle, seed, shard_info)
@@ -118,26 +119,26 @@ class GlueDataSource(seqio.DataSource):
         return dataset_from_columns(columns, shuffle, seed, shard_info)
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """The files that hold a split."""
+        """Returns the files of a split."""
         return (
             [self._file(split)] if self._root() else self._prepared_tfds(split).list_shards(split)
         )
 
     def num_input_examples(self, split: str) -> int | None:
-        """Number of examples of a split in the present source."""
+        """Returns the number of examples of a split in the current source."""
         if self._root():
             return tsv.count_rows(self._file(split), has_header=self._format.header is None)
         return self._prepared_tfds(split).num_input_examples(split)
 
     def train_examples(self) -> int:
-        """Number of training examples, without touching TFDS: of TFDS, the official count."""
+        """Returns the number of training examples; for TFDS the official count, without TFDS."""
         return self.num_input_examples("train") if self._root() else self._format.train_examples
 
     def available_splits(self) -> tuple[str, ...]:
-        """The splits the present source has; of TFDS all of them are taken to be there.
+        """Returns the splits that the current source has; for TFDS, all of them.
 
         Raises:
-          DataError: if GLUE_DIR is not a folder or lacks the task's subfolder.
+          DataError: GLUE_DIR is not a folder or lacks the task's subfolder.
         """
         if not self._root():
             return tuple(self.splits)
@@ -145,7 +146,7 @@ class GlueDataSource(seqio.DataSource):
         return tuple(split for split, file in self._format.files.items() if file in present)
 
     def identity(self, split: str) -> dict[str, str]:
-        """What a split's examples are made of; JSON-able, without an absolute path."""
+        """Identifies a split's data; JSON-able, without absolute paths."""
         if self._root():
             path = self._file(split)
             digest = hashlib.sha256(tsv.read_bytes(path)).hexdigest()
@@ -191,12 +192,12 @@ class GlueDataSource(seqio.DataSource):
         return os.path.join(folder, file)
 
     def _prepared_tfds(self, split: str) -> seqio.TfdsDataSource:
-        """The TFDS source with its data on disk: before, its splits and sizes are unknown."""
+        """Returns the TFDS source after preparing its data, which defines its splits and sizes."""
         self._check_split(split)
         name = f"glue/{self._format.name}"
         try:
             self._tfds.tfds_dataset.builder.download_and_prepare()
-        except Exception as error:  # a download fails in as many ways as there are networks
+        except Exception as error:  # downloads fail in many ways
             cause = (str(error).splitlines() or [""])[0][:200]
             raise DataError(
                 f"TFDS's {name}:{TFDS_VERSION} is not prepared and could not be downloaded "
@@ -207,7 +208,7 @@ class GlueDataSource(seqio.DataSource):
 
 
 def examples_digest(source: seqio.DataSource, split: str) -> str:
-    """SHA-256 of a split's raw examples in their unshuffled order, at the price of one pass."""
+    """Returns the SHA-256 of a split's raw examples in unshuffled order; reads all of them."""
     digest = hashlib.sha256()
     for example in tfds.as_numpy(source.get_dataset(split=split, shuffle=False)):
         for name in sorted(example):

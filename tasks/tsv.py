@@ -1,7 +1,7 @@
-"""Reading the tab-separated files of the official GLUE layout, strictly.
+"""Reads the tab-separated files of the official GLUE layout, strictly.
 
-The files have no quoting: a quotation mark is text, and a line ends at a line feed only (sentences
-contain U+2028 and other characters that `str.splitlines` would break at). Blanks are text, too.
+The files have no quoting: a quotation mark is text. A line ends only at a line feed (sentences
+contain U+2028 and other characters at which `str.splitlines` would break). Spaces are text, too.
 """
 
 import os
@@ -13,10 +13,10 @@ from tasks.errors import DataError
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file, local or remote.
+    """Returns the content of a file, local or remote.
 
     Raises:
-      DataError: if the file cannot be read.
+      DataError: the file cannot be read.
     """
     try:
         with tf.io.gfile.GFile(os.path.expanduser(path), "rb") as file:
@@ -28,7 +28,7 @@ def read_bytes(path: str) -> bytes:
 def _lines(path: str) -> list[str]:
     content = read_bytes(path)
     try:
-        text = content.decode("utf-8-sig")  # Microsoft's files open with a byte order mark
+        text = content.decode("utf-8-sig")  # Microsoft's files start with a byte order mark
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8 text") from error
@@ -39,7 +39,7 @@ def _lines(path: str) -> list[str]:
 
 
 def count_rows(path: str, *, has_header: bool) -> int:
-    """Number of data rows of a file, without parsing them (0.05 s for MNLI's 76 MB)."""
+    """Returns the number of data rows, without parsing them (0.05 s for MNLI's 76 MB)."""
     content = read_bytes(path).rstrip(b"\r\n")
     return content.count(b"\n") + (not has_header) if content else 0
 
@@ -47,19 +47,19 @@ def count_rows(path: str, *, has_header: bool) -> int:
 def read_rows(
     path: str, columns: Sequence[str], *, header: Sequence[str] | None = None
 ) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yields the wanted columns of every row with its line number.
+    """Yields the given columns of every row with its line number.
 
     Args:
-      path: the file, as the user named it (it appears in errors).
-      columns: names of the wanted columns, in the order in which they are yielded.
-      header: the names of the file's columns where it has no header line of its own.
+      path: the file, as the user wrote it (it appears in errors).
+      columns: names of the columns to yield, in this order.
+      header: the file's column names, if it has no header line.
 
     Yields:
-      (line number counted from 1, texts of the wanted columns).
+      (line number counted from 1, texts of the columns).
 
     Raises:
-      DataError: unreadable or empty file, missing column, or a row with fewer columns than the
-        header. Surplus columns are ignored, as TFDS does.
+      DataError: the file is unreadable or empty, a column is missing, or a row has fewer columns
+        than the header. Extra columns are ignored, as in TFDS.
     """
     lines = _lines(path)
     first = 1 if header else 2
@@ -81,7 +81,7 @@ def read_rows(
 
 
 def class_parser(labels: Sequence[str]):
-    """A parser of class labels: the name or its index, as TFDS accepts them, to the index."""
+    """Returns a parser of class labels: the name or its index, as in TFDS, to the index."""
     known = {str(i): i for i in range(len(labels))} | {name: i for i, name in enumerate(labels)}
 
     def parse(text: str) -> int:
@@ -94,7 +94,7 @@ def class_parser(labels: Sequence[str]):
 
 
 def score_parser(lowest: float, highest: float):
-    """A parser of scores that must lie in a closed range."""
+    """Returns a parser of scores in a closed range."""
 
     def parse(text: str) -> float:
         try:
@@ -114,17 +114,18 @@ def read_examples(
     """Reads a file into columns: the text fields, `label` and `idx`.
 
     Args:
-      path: the file, as the user named it.
-      fields: field name to the name of its column.
+      path: the file, as the user wrote it.
+      fields: field name → the name of its column.
       label_column: name of the label's column.
-      parse_label: from a label's text to its value; raises ValueError saying what it expects.
+      parse_label: turns a label's text into its value; raises ValueError that says what is
+        expected.
       header: see `read_rows`.
 
     Returns:
       Lists of equal length: each field's texts, the labels' values, and row numbers from 0.
 
     Raises:
-      DataError: see `read_rows`; also for a bad label, with the line it is on.
+      DataError: see `read_rows`; also for an invalid label, with its line.
     """
     result: dict[str, list] = {name: [] for name in (*fields, "label", "idx")}
     wanted = (*fields.values(), label_column)

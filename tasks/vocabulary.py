@@ -1,4 +1,4 @@
-"""The user's SentencePiece vocabulary, opened when it is first used."""
+"""The user's SentencePiece vocabulary, opened on first use."""
 
 import dataclasses
 import functools
@@ -28,10 +28,10 @@ class _Model:
 _lock = threading.Lock()
 
 
-# A run uses one vocabulary; a few more are kept for processes that compare runs.
+# A run uses one vocabulary; some more are cached for processes that compare runs.
 @functools.lru_cache(maxsize=4)
 def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Model:
-    """Reads a model file; `stamp` (size, time) makes a replaced file another entry."""
+    """Reads a model file; `stamp` (size, time) gives a replaced file a new cache entry."""
     del stamp
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -60,20 +60,20 @@ def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Mod
 
 
 class UserVocabulary(seqio.SentencePieceVocabulary):
-    """The SentencePiece model whose path the environment variable VOCABULARY holds.
+    """The SentencePiece model at the path in the environment variable VOCABULARY.
 
-    The variable is read at every use, never at import, so that one process can change it between
-    runs; a loaded model is kept by path, size and time of change. Two instances are equal if they
-    reserve equally many sentinels, since they name the same file at any time. Instances pickle and
-    copy without the model.
+    The variable is read at every use, never at import, so one process can change it between runs.
+    Loaded models are cached by path, size and modification time. Two instances are equal if they
+    have the same number of sentinels, because they always refer to the same file. Instances are
+    pickled and copied without the model.
 
     Args:
-      extra_ids: number of sentinels added behind the model's own pieces (T5: 100, which makes its
-        32,000 pieces the logical size 32,100).
+      extra_ids: number of sentinels added after the model's own pieces (T5: 100, which turns its
+        32,000 pieces into a vocabulary of 32,100).
 
     Raises:
-      DataError: at first use, if the variable is not set, or names no readable SentencePiece model
-        with T5's special ids.
+      DataError: at first use, if the variable is not set, or is not the path of a readable
+        SentencePiece model with T5's special ids.
     """
 
     def __init__(self, extra_ids: int = EXTRA_IDS):
@@ -97,12 +97,12 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
             return _load(path, shown, (stat.length, stat.mtime_nsec), self.extra_ids)
 
     def load_model(self) -> None:
-        """Opens the file now, so that a mistake shows outside of a traced function."""
+        """Opens the file now, so that errors appear outside of traced functions."""
         self._open()
 
     @property
     def sentencepiece_model_file(self) -> str:
-        """The path as the user gave it; empty if VOCABULARY is not set."""
+        """The path as the user wrote it; empty if VOCABULARY is not set."""
         return os.environ.get(VARIABLE, "")
 
     @property
