@@ -193,5 +193,6 @@ def command_line_page() -> str:
                 cli.main([name, "--help"])
             about = f"{command.help[0].upper()}{command.help[1:]}."
             lines += [f"### adalink {name}", "", about, ""]
-            lines += ["```text", printed.getvalue().rstrip(), "```", ""]
+            text = printed.getvalue().rstrip().replace(f"{ROOT}/", "")  # No path of this machine.
+            lines += ["```text", text, "```", ""]
     return "\n".join(lines)

@@ -185,6 +185,21 @@ def test_python_runs(page, stand_ins, monkeypatch):
         exec(compile(code, page, "exec"), module.__dict__)
 
 
+def test_the_tutorials_gin_file_configures_its_method(tmp_path, monkeypatch):
+    page = "docs/tutorials/method.md"
+    (text,) = blocks(page, "gin")
+    (tmp_path / "gain.gin").write_text(text, encoding="utf-8")
+    module = type(sys)("adalink_jax.methods.gain")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("adalink_jax.methods.gain", module, raising=False)
+    exec(compile(blocks(page, "python")[0], page, "exec"), module.__dict__)
+    monkeypatch.chdir(tmp_path)
+    given = ["MODEL_DIR=a", "MIXTURE_OR_TASK_NAME=a", "TRAIN_STEPS=1", "INITIAL_CHECKPOINT_PATH=a"]
+    given += ["TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}"]
+    files = ["runs/finetune.gin", "models/mini.gin", "gain.gin"]
+    check_training([*(f"--gin_file={f}" for f in files), *(f"--gin.{each}" for each in given)])
+
+
 def block(start: str) -> str:
     """The one block of Python of the page about adapters that holds a string."""
     text = (ROOT / "docs/howto/adapters.md").read_text(encoding="utf-8")
