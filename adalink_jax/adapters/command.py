@@ -22,26 +22,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     added.add_argument("adapter", help=_FOLDER)
     added.add_argument("--json", dest="as_json", action="store_true", help="as one JSON object")
 
-    added = command("verify", verify, "check that it fits and is active; exit code 2 if not")
+    added = command(
+        "verify", verify, "check that an adapter fits its base and is active; exit code 2 if not"
+    )
     added.add_argument("adapter", help=_FOLDER)
     added.add_argument("base", help="the base it was trained on")
 
-    added = command("diff", diff, "print what differs; exit code 1 if anything does")
+    added = command("diff", diff, "print the differences of two adapters; exit code 1 if any")
     added.add_argument("first", help=_FOLDER)
-    added.add_argument("second", help="another's")
+    added.add_argument("second", help="the other adapter's folder or its run's")
 
-    about = "take over an adapter of Hugging Face's PEFT (LoRA or prompt tuning)"
+    about = "import an adapter from Hugging Face's PEFT (LoRA or prompt tuning)"
     added = command("import", import_peft, about)
     added.add_argument("peft", help="the folder that PEFT wrote")
     added.add_argument("--base", required=True, help="the base it was trained on")
     added.add_argument("--to", required=True, help="the adapter's folder to write")
 
-    about = "make adapters of one method and base the routes of one adapter, bit for bit"
+    about = "stack adapters of one method and base as the routes of one adapter, bit for bit"
     added = command("stack", stack, about)
     added.add_argument("adapters", nargs="+", help="folders of adapters or of their runs")
     added.add_argument("--to", required=True, help="the adapter's folder to write")
 
-    about = "make each route of an adapter an adapter of its own, bit for bit"
+    about = "write each route of an adapter as an adapter of its own, bit for bit"
     added = command("split", split_routes, about)
     added.add_argument("adapter", help=_FOLDER)
     added.add_argument("--to", required=True, help="the folder to write them into")

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="huggingface, t5x: base and adapter folded into one model; peft: LoRA or a prompt; "
         "stablehlo: encode, score and greedy as programs that need only jax to run",
     )
-    parser.add_argument("--route", help="which route, by name, of an adapter with several")
+    parser.add_argument("--route", help="the route's name, for an adapter with several")
 
 
 def run(arguments: argparse.Namespace) -> None:

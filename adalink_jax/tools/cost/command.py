@@ -21,13 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds models, methods, the batch, and what to compute."""
     parser.add_argument("--model", action="append", required=True, help="a file of gin/models")
     parser.add_argument("--method", action="append", help="NAME[:MACRO=VALUE…]; all by default")
-    parser.add_argument("--batch", type=int, default=32, help="rows")
+    parser.add_argument("--batch", type=int, default=32, help="rows of a batch")
     parser.add_argument("--inputs", type=int, default=512, help="tokens of a row's input")
     parser.add_argument("--targets", type=int, default=16, help="tokens of a row's target")
-    parser.add_argument("--dtype", default="bfloat16", help="of the activations")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the activations")
     parser.add_argument("--compile", action="store_true", help="compile for this device")
     parser.add_argument("--measure", action="store_true", help="time it on this device")
-    parser.add_argument("--budget", type=int, help="parameters to match, instead of the card")
+    parser.add_argument("--budget", type=int, help="print settings with this many parameters")
     parser.add_argument("--to", default="cost", help="the folder to write (default: cost)")
 
 

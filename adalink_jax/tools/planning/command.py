@@ -29,14 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=128, help="rows of the global batch")
     parser.add_argument("--inputs", type=int, default=512, help="tokens of a row's input")
     parser.add_argument("--targets", type=int, default=16, help="tokens of a row's target")
-    parser.add_argument("--remat", default="none", help="none, minimal or full, as a run has it")
-    parser.add_argument("--fully_sharded", action="store_true", help="the base over all chips")
-    parser.add_argument("--model_parallelism", type=int, help="chips that share a model's products")
+    parser.add_argument("--remat", default="none", help="none, minimal or full, as in a run")
+    parser.add_argument(
+        "--fully_sharded", action="store_true", help="shard the base over all chips"
+    )
+    parser.add_argument("--model_parallelism", type=int, help="chips for tensor parallelism")
     parser.add_argument("--optimizer", action="append", help=f"{' or '.join(OPTIMIZERS)}")
-    parser.add_argument("--frozen_dtype", help="of the frozen base (bfloat16)")
+    parser.add_argument("--frozen_dtype", help="dtype of the frozen base (default: bfloat16)")
     parser.add_argument("--optimization_level", default="O1", help=", ".join(LEVELS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--to", help="a folder; rows that it holds are not compiled again")
+    parser.add_argument("--to", help="the folder to write; its rows are not compiled again")
 
 
 def run(flags: argparse.Namespace) -> None:

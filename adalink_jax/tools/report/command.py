@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the runs and the folder to write."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or folders above them")
     parser.add_argument("--to", required=True, help="the folder to write")
-    parser.add_argument("--title", default=_TITLE, help="of the report")
+    parser.add_argument("--title", default=_TITLE, help="the report's title")
 
 
 def run(arguments: argparse.Namespace) -> None:

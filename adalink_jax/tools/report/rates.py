@@ -24,7 +24,7 @@ _NOTE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the runs and the file to write."""
-    parser.add_argument("folder", help="has the runs, one for each rate and task, below it")
+    parser.add_argument("folder", help="the folder of the runs, one run per rate and task")
     parser.add_argument("--to", help="the Markdown file to write")
 
 

@@ -30,13 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the base, the adapters, the input and the output."""
     parser.add_argument("--base", required=True, help="the base's checkpoint")
     parser.add_argument("--adapters", help="a folder of adapters, or of runs that wrote one")
-    parser.add_argument("--vocabulary", help="T5's SentencePiece file, or 'mini'; else VOCABULARY")
+    parser.add_argument(
+        "--vocabulary", help="T5's SentencePiece file, or 'mini' (default: VOCABULARY)"
+    )
     parser.add_argument("--input", default="-", help="JSONL, or *.tsv: text<TAB>adapter")
     parser.add_argument("--output", default="-", help="JSONL; must not exist")
-    parser.add_argument("--batch_size", type=int, default=64, help="rows that run together")
-    parser.add_argument("--resident", type=int, default=64, help="adapters of a kind in memory")
-    parser.add_argument("--inputs", type=int, default=512, help="tokens of a text at most")
-    parser.add_argument("--targets", type=int, default=16, help="tokens generated at most")
+    parser.add_argument("--batch_size", type=int, default=64, help="rows per batch")
+    parser.add_argument("--resident", type=int, default=64, help="adapters of one kind in memory")
+    parser.add_argument("--inputs", type=int, default=512, help="maximum tokens of a text")
+    parser.add_argument("--targets", type=int, default=16, help="maximum tokens to generate")
 
 
 def run(flags: argparse.Namespace) -> None:

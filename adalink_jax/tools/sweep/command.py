@@ -19,7 +19,7 @@ from adalink_jax.tools.sweep import pool
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the number of parallel processes."""
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes in parallel (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -46,21 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder, the world and the values to try."""
     shipped = pathlib.Path(adalink_jax.__file__).parent / "bases"
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
-    about = "of the tasks, WORLD_TASK, and gin files, experiments/WORLD_METHOD.gin (default: mini)"
+    about = (
+        "prefix of tasks and gin files: WORLD_TASK, experiments/WORLD_METHOD.gin (default: mini)"
+    )
     parser.add_argument("--world", default="mini", help=about)
     tuned, raw = str(shipped / "mini"), str(shipped / "mini_raw")
-    parser.add_argument("--tuned", default=tuned, metavar="BASE", help="a base that is tuned")
-    parser.add_argument("--raw", default=raw, metavar="BASE", help="a base that is not")
-    trainings.add_words(parser, "--stages", " ".join(STAGES), "what is done")
+    parser.add_argument("--tuned", default=tuned, metavar="BASE", help="the instruction-tuned base")
+    parser.add_argument(
+        "--raw", default=raw, metavar="BASE", help="the base without instruction tuning"
+    )
+    trainings.add_words(parser, "--stages", " ".join(STAGES), "stages to run")
     trainings.add_words(parser, "--tasks", _TASKS, "tasks of the world")
     trainings.add_words(parser, "--tuning-tasks", "cola mnli", "tasks of rates, ranks and equal")
     trainings.add_words(parser, "--methods", trainings.METHODS, "files of gin/methods")
     trainings.add_words(parser, "--ranks", "1 4 16 64", "values of RANK")
     about = f"the grid of learning rates (default: {_GRID}; full fine-tuning leaves out the last)"
     parser.add_argument("--rates", type=trainings.words, metavar="A,B…", help=about)
-    about = "a file of gin/models, of which --budget is meant (default: mini)"
+    about = "a file of gin/models, to find settings for --budget (default: mini)"
     parser.add_argument("--model", default="mini", help=about)
-    about = "the number of parameters at which methods are made equal (default: 1024)"
+    about = "number of parameters of each method in stage equal (default: 1024)"
     parser.add_argument("--budget", type=int, default=1024, help=about)
     trainings.add_common(parser, seeds="0 1 2")
 

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="a checkpoint")
     parser.add_argument("task", metavar="TASK", help="a task or mixture")
     trainings.add_words(parser, "--shots", "4 16 32 64", "numbers of examples to train on")
-    trainings.add_words(parser, "--in-context", "0 4", "numbers of examples before an input")
-    about = "flags of each scoring of the frozen base, as one word"
+    trainings.add_words(parser, "--in-context", "0 4", "numbers of examples in front of an input")
+    about = "flags for scoring the frozen base, as one argument"
     parser.add_argument("--eval-flags", type=shlex.split, default=[], metavar="FLAGS", help=about)
     trainings.add_common(parser, seeds="0 1 2 3 4")
 

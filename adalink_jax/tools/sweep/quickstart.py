@@ -33,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder, the number of steps and the number of jobs."""
     about = "the folder of all runs (default: runs/quickstart)"
     parser.add_argument("out", metavar="OUT", nargs="?", default="runs/quickstart", help=about)
-    parser.add_argument("--steps", type=int, default=200, help="of each training (default: 200)")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="steps of each training (default: 200)"
+    )
     cores = len(pool.available_cores()) or 1
-    about = "trainings side by side (default: as many as there are cores, at most 3)"
+    about = "trainings in parallel (default: one per core, at most 3)"
     parser.add_argument("--jobs", type=int, default=min(3, cores), help=about)
     base = pathlib.Path(adalink_jax.__file__).parent / "bases/mini"
     parser.add_argument("--base", default=str(base), help=argparse.SUPPRESS)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file that sets RANK")
     trainings.add_words(parser, "--ranks", "1 4 16 64 256", "values of RANK")
-    trainings.add_words(parser, "--bases", "", "checkpoints; by default that of the flags")
+    trainings.add_words(parser, "--bases", "", "checkpoints (default: the one in the flags)")
     trainings.add_common(parser, seeds="0")
 
 

@@ -12,9 +12,7 @@ from adalink_jax.tools.report.command import report
 from adalink_jax.tools.sweep import pool
 
 METHODS = "adalink lora prompt_tuning full"
-AGAIN = (
-    "Run it again after an interruption: a finished run is not run again, a stopped one goes on."
-)
+AGAIN = "Run it again after an interruption: finished runs are skipped, unfinished ones continue."
 
 
 def words(text: str) -> list[str]:
@@ -30,8 +28,8 @@ def add_words(parser: argparse.ArgumentParser, name: str, default: str, about: s
 
 def add_common(parser: argparse.ArgumentParser, seeds: str) -> None:
     """Adds seeds and jobs; flags that the parser does not know are passed to every training."""
-    add_words(parser, "--seeds", seeds, "each training is run with each of them")
-    about = "trainings at a time, each on its share of the cores; 1 on accelerators (default: 1)"
+    add_words(parser, "--seeds", seeds, "seeds, one run of each training per seed")
+    about = "trainings in parallel, sharing the cores; 1 on accelerators (default: 1)"
     parser.add_argument("--jobs", type=int, default=1, help=about)
     parser.set_defaults(flags=[])
     parser.epilog = f"Other flags, e.g. --gin.TRAIN_STEPS=2000, go to every training.\n{AGAIN}"
