@@ -37,7 +37,7 @@ import sys
 from adalink_jax.checkpoints import open_base, save_base
 save_base(sys.argv[2], open_base(sys.argv[1]), sys.argv[3])
 """
-_VERIFY = "import sys; from adalink_jax import verification; verification.{}(sys.argv[1])"
+_VERIFY = "import sys; from adalink_jax.adapters import probe; probe.{}(sys.argv[1])"
 # Source and format of each conversion; this process writes the first base.
 _STEPS = (("native", "t5x"), ("t5x", "huggingface"), ("huggingface", "t5x"), ("t5x", "native"))
 
