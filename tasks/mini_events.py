@@ -126,11 +126,11 @@ def generalized(event: Event, slot: str) -> Event:
 def follows(premise: Event, hypothesis: Event) -> bool:
     """Returns whether one event implies another, which says the same or less in every slot."""
     for slot in SLOTS:
-        said, asked = getattr(premise, slot), getattr(hypothesis, slot)
-        general = asked is not None and said is not None and asked in GENERAL
+        stated, asked = getattr(premise, slot), getattr(hypothesis, slot)
+        general = asked is not None and stated is not None and asked in GENERAL
         if general and slot == "object":
-            general = asked == GENERAL[said in _THINGS or said == GENERAL[1]]
-        if asked is not None and asked != said and not general:
+            general = asked == GENERAL[stated in _THINGS or stated == GENERAL[1]]
+        if asked is not None and asked != stated and not general:
             return False
     return True
 
@@ -153,10 +153,10 @@ def word(event: Event, slot: str, form: dict[str, int]) -> str:
 def _phrase(event: Event, slot: str, form: dict[str, int]) -> list[str]:
     if not getattr(event, slot):
         return []
-    said = word(event, slot, form)
-    if said in GENERAL or slot == "manner":
-        return [said]
-    return ["near", "the", said] if slot == "place" else ["the", said]
+    text = word(event, slot, form)
+    if text in GENERAL or slot == "manner":
+        return [text]
+    return ["near", "the", text] if slot == "place" else ["the", text]
 
 
 def sentence(draw: Draw, event: Event, form: dict[str, int]) -> str:

@@ -53,8 +53,8 @@ class StoredBase:
         """
         stored = self.arrays[name]
         if index is not ...:
-            given = index if isinstance(index, tuple) else (index,)
-            index = given + (slice(None),) * (len(stored.shape) - len(given))
+            parts = index if isinstance(index, tuple) else (index,)
+            index = parts + (slice(None),) * (len(stored.shape) - len(parts))
         array = as_float32(np.asarray(stored[index]))
         if array.dtype != np.float32:
             raise UserError(f"{self.where}: {name} is {array.dtype}; expected float32 or bfloat16")

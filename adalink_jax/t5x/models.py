@@ -27,10 +27,10 @@ def t5_config(config: Any) -> T5Config:
     Raises:
       UserError: it has a field that this project's network does not know.
     """
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    if unknown := sorted(given.keys() - {field.name for field in dataclasses.fields(T5Config)}):
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(T5Config)}):
         raise UserError(f"T5Config has {unknown[0]!r}; take a model file of t5x/examples/t5")
-    return T5Config(**given)
+    return T5Config(**fields)
 
 
 # Route features of a batch, and the token features with the same shape.

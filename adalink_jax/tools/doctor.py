@@ -79,8 +79,8 @@ def packages() -> Iterator[Finding]:
         if extra is None:
             yield _package(requirement.strip(), "!!", "pip install adalink_jax")
         elif extra[1] in _EXTRAS:
-            found = _package(requirement.strip(), "--", f"pip install 'adalink_jax[{extra[1]}]'")
-            yield found._replace(text=f"{found.text}: {_EXTRAS[extra[1]]}")
+            finding = _package(requirement.strip(), "--", f"pip install 'adalink_jax[{extra[1]}]'")
+            yield finding._replace(text=f"{finding.text}: {_EXTRAS[extra[1]]}")
 
 
 def _package(requirement: str, absent: str, mend: str) -> Finding:
@@ -120,13 +120,13 @@ def devices() -> Iterator[Finding]:
     try:
         import jax
 
-        found = jax.devices()
+        present = jax.devices()
     except Exception as error:  # Even with a broken driver, the other checks are useful.
         line = str(error).partition("\n")[0] or type(error).__name__
         yield Finding("!!", f"JAX finds no device: {line}", "JAX_PLATFORMS=cpu adalink doctor")
         return
-    kinds = ", ".join(sorted({device.device_kind for device in found}))
-    yield Finding("ok", f"{len(found)} of {found[0].platform} ({kinds})")
+    kinds = ", ".join(sorted({device.device_kind for device in present}))
+    yield Finding("ok", f"{len(present)} of {present[0].platform} ({kinds})")
 
 
 def folders() -> Iterator[Finding]:

@@ -35,7 +35,7 @@ OTHER_WEIGHTS = (
     "tf_model.h5",
 )
 
-# Values that are fixed in T5X. transformers' T5 fixes them too or must be set to them.
+# Values that are fixed in T5X, which a config.json must have.
 _FIXED = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
@@ -199,20 +199,20 @@ def _open_tensors(folder: Folder) -> dict[str, Tensor]:
 
 def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]:
     """Returns the MLP's activations, from the fields of ``config.json`` that define them."""
-    given = settings.get("feed_forward_proj", "relu")
-    *gate, function = str(given).split("-")
+    stated = settings.get("feed_forward_proj", "relu")
+    *gate, function = str(stated).split("-")
     gated = gate == ["gated"]
-    function = "gelu_new" if given == "gated-gelu" else function
+    function = "gelu_new" if stated == "gated-gelu" else function
     implied = {"dense_act_fn": function, "is_gated_act": gated}
     for name, value in implied.items():
         if settings.get(name, value) != value:
             raise UserError(
-                f"{folder / CONFIG}: {name} is {settings[name]!r}, but feed_forward_proj {given!r}"
+                f"{folder / CONFIG}: {name} is {settings[name]!r}, but feed_forward_proj {stated!r}"
             )
     if function not in _ACTIVATIONS or gate not in ([], ["gated"]):
         known = ", ".join(f"{name}, gated-{name}" for name in _ACTIVATIONS)
         raise UserError(
-            f"{folder / CONFIG}: feed_forward_proj {given!r}; expected gated-gelu, {known}"
+            f"{folder / CONFIG}: feed_forward_proj {stated!r}; expected gated-gelu, {known}"
         )
     return (_ACTIVATIONS[function], "linear") if gated else (_ACTIVATIONS[function],)
 

@@ -57,7 +57,7 @@ _READ = {
     },
 }
 # Initializations that leave the base unchanged; the others (PiSSA, OLoRA, …) change its weights.
-_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def save_peft(
@@ -229,7 +229,7 @@ def _lora_from_peft(
     settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
 ) -> tuple[Method, dict[str, np.ndarray]]:
     start = settings.get("init_lora_weights", True)
-    if isinstance(start, list | dict) or start not in _INITIALISATIONS:
+    if isinstance(start, list | dict) or start not in _INITIALIZATIONS:
         raise UserError(
             f"{where}: init_lora_weights = {start!r} moves the base's own weights, so that the "
             "adapter fits no base; save it with PEFT's path_initial_model_for_weight_conversion"
