@@ -1,1 +1,1 @@
-"""What is built on runs and models: cost, planning, reports, sweeps, serving, conversion."""
+"""Tools around runs and models: cost, planning, reports, sweeps, serving, conversion."""
