@@ -159,3 +159,53 @@ def test_the_version_is_the_packages_own(arguments, wheel):
 
     assert arguments["version"] == __version__
     assert f"adalink_jax-{__version__}.dist-info/METADATA" in wheel.namelist()
+
+
+_NOTEBOOK = """
+import adalink_jax as al
+
+films = [(f"a {word} film {i}", "good") for i, word in enumerate(["fine", "warm", "great"] * 4)]
+films += [(f"a {word} film {i}", "bad") for i, word in enumerate(["dull", "cold", "poor"] * 4)]
+run = al.finetune(
+    "mini",
+    al.AdaLink(rank=2),
+    films,
+    validation=films[:4],
+    train_steps=2,
+    batch_size=8,
+    learning_rate=0.01,
+    model_dir="films",
+)
+assert run.folder.is_dir() and run.history[-1]["step"] == 2
+answers = al.predict("mini", run, ["a fine film"])
+assert answers[0].prediction in ("good", "bad")
+scores = al.evaluate("mini", run, films[:4])
+print("finetune works:", run.scores, scores)
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_environment_has_the_command_and_the_calls(wheel, tmp_path):
+    """What a new user does: install, doctor, train on the embedded base, and twenty lines."""
+    python, work = tmp_path / "venv/bin/python", tmp_path / "work"
+    work.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"JAX_PLATFORMS": "cpu", "ADALINK_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run(*command) -> str:
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    locked = ("--constraint", ROOT / "requirements.lock")
+    run(python, "-m", "pip", "install", "--quiet", *locked, wheel.filename)
+    adalink = python.with_name("adalink")
+    assert "adalink_jax" in run(adalink, "doctor")
+    run(
+        *(adalink, "train", "--gin_file=experiments/mini_adalink.gin", "--gin.MODEL_DIR=run"),
+        *("--gin.INITIAL_CHECKPOINT_PATH=mini", "--gin.TRAIN_STEPS=2", "--gin.Evaluation.limit=8"),
+    )
+    assert (work / "run/adapter/adapter.safetensors").is_file()
+    assert "finetune works" in run(python, "-c", _NOTEBOOK)
