@@ -3,11 +3,11 @@
 import doctest
 import json
 
+import jax
 import numpy as np
 import pytest
 
 import adalink_jax as al
-from adalink_jax import api
 from adalink_jax.data.examples import held_out, pairs
 from adalink_jax.errors import UserError
 
@@ -87,14 +87,23 @@ def test_another_base_is_refused(trained):
         al.predict("mini_raw", trained[0], ["a fine film"])
 
 
-def test_docstrings_say_what_happens(trained):
-    run, settings = trained
-    names = {"al": al, "folder": run.folder, "run": run}
+def test_docstrings_say_what_happens(trained, tmp_path):
+    """In this order, each example goes on with the names of those before it."""
+    run, _ = trained
+    names = {"al": al, "jax": jax, "np": np, "folder": run.folder, "run": run}
     finder = doctest.DocTestFinder(recurse=False)
-    flags = doctest.ELLIPSIS
-    for function in (api.finetune, api.predict, api.evaluate):
-        (example,) = finder.find(function, function.__name__, globs=names)
-        assert doctest.DocTestRunner(optionflags=flags).run(example).failed == 0
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for name in ("finetune", "predict", "evaluate"):
+        (example,) = finder.find(getattr(al, name), name, globs=names)
+        assert runner.run(example, clear_globs=False).failed == 0
+    names["folder"] = tmp_path
+    order = ("load_base", "init_adapter", "merge", "Transformer", "fingerprint")
+    for name in (*order, "save_adapter", "load_adapter"):
+        (example,) = finder.find(getattr(al, name), name, globs=names)
+        assert example.examples, f"{name} has no example"
+        runner.run(example, clear_globs=False)
+        names |= example.globs
+    assert runner.failures == 0
 
 
 class Table:

@@ -131,8 +131,8 @@ def save_adapter(
     settings: Mapping[str, Any],
     architecture: T5Config,
     base_fingerprint: str,
-    route_names: Sequence[str],
-    metadata: Mapping[str, Any],
+    route_names: Sequence[str] = ("all",),
+    metadata: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
     """Writes an adapter atomically; equal arguments give equal bytes.
 
@@ -153,6 +153,16 @@ def save_adapter(
     Raises:
       UserError: the folder cannot be written (permission, space).
       TypeError: an array is not floating point, or settings or metadata are not JSON values.
+
+    Example:
+      >>> al.save_adapter(
+      ...     folder / "mine",
+      ...     adapter,
+      ...     method_name="adalink",
+      ...     settings={"rank": 4},
+      ...     architecture=config,
+      ...     base_fingerprint=al.fingerprint(base),
+      ... )
     """
     flat = traverse_util.flatten_dict(adapter_tree, sep="/")
     arrays = {name: _as_stored(name, flat[name]) for name in sorted(flat)}
@@ -205,6 +215,10 @@ def load_adapter(
       UserError: a file is missing, truncated or altered; the format version is unknown; the
         arrays are not those in the JSON's list, or not float32; the method is unknown, is not
         `method_name` or has no such settings; or the adapter belongs to another base.
+
+    Example:
+      >>> al.load_adapter(folder / "mine", base_fingerprint=al.fingerprint(base)).method.rank
+      4
     """
     record, raw = _read_record(folder)
     where = files.present_folder(folder)

@@ -92,7 +92,7 @@ def load_base(
     """Loads a base: `open_base`, then reads the arrays one by one.
 
     Args:
-      path: a local folder or ``gs://BUCKET/PATH``.
+      path: a local folder, ``gs://BUCKET/PATH``, or a name in `EMBEDDED`.
       configured: the expected architecture, or None.
       shardings: nested dicts with a ``jax.sharding.NamedSharding`` for each parameter. Each process
         then reads only the parts that its devices hold. None returns NumPy arrays.
@@ -102,6 +102,11 @@ def load_base(
 
     Raises:
       UserError: as in `open_base`; or an array's contents are damaged.
+
+    Example:
+      >>> config, base = al.load_base("mini")
+      >>> config.emb_dim, base["token_embedder"]["embedding"].shape
+      (128, (384, 128))
     """
     base = open_base(path, configured)
     return base.config, base.load(shardings)

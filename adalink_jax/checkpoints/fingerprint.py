@@ -30,6 +30,10 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
     Returns:
       64 lowercase hexadecimal digits.
+
+    Example:
+      >>> al.fingerprint(base)[:12]
+      'd4ab158540be'
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     return combined_fingerprint(leaf_digest(name, leaf) for name, leaf in flat.items())

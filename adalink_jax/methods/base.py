@@ -287,6 +287,11 @@ def merge(base: Params, adapter: Params) -> dict[str, Any]:
 
     Raises:
       ValueError: the two have a leaf of the same name and different shapes.
+
+    Example:
+      >>> params = al.merge(base, adapter)
+      >>> sorted(params["encoder"])[:2]
+      ['adalink', 'encoder_norm']
     """
     flat = traverse_util.flatten_dict(dict(base), sep="/")
     extra = traverse_util.flatten_dict(dict(adapter), sep="/")

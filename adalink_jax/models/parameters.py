@@ -87,6 +87,11 @@ def init_adapter(
 
     Raises:
       UserError: the method has nothing to train in this architecture.
+
+    Example:
+      >>> adapter = al.init_adapter(config, al.AdaLink(rank=4), base, jax.random.key(0))
+      >>> adapter["encoder"]["adalink"]["down"].shape  # routes, width, rank
+      (1, 128, 4)
     """
     if method.trains_base:
         return base

@@ -220,6 +220,12 @@ class Transformer(nn.Module):
       config: the architecture.
       method: the method whose hooks are called.
       route_slots: maximum number of distinct routes in a row; 1 if a row is one example.
+
+    Example:
+      >>> model = al.Transformer(config, al.AdaLink(rank=4))
+      >>> tokens = np.array([[17, 23, 1]])
+      >>> model.apply({"params": params}, tokens, tokens, tokens, enable_dropout=False).shape
+      (1, 3, 384)
     """
 
     config: T5Config

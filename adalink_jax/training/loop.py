@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -143,7 +142,7 @@ def _as_floats(metrics: Metrics) -> dict[str, float]:
 
 
 def _progress() -> Progress:
-    """Returns a progress bar with an ETA. It is only shown on a terminal."""
+    """Returns a progress bar with an ETA. It is shown on a terminal and in a notebook."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -153,5 +152,5 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not sys.stderr.isatty() or jax.process_index() != 0,
+        disable=not (console.is_terminal or console.is_jupyter) or jax.process_index() != 0,
     )
