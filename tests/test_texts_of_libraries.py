@@ -80,7 +80,8 @@ def test_the_object_that_refuses_as_gin_says_it():
     def toy_for_texts(rank):
         raise ValueError(f"rank is {rank}")
 
-    configured = gin.external_configurable(toy_for_texts, "toy_for_texts")
+    with gin.unlock_config():  # A run before may have locked it.
+        configured = gin.external_configurable(toy_for_texts, "toy_for_texts")
     found = types.SimpleNamespace(origins={"here.toy_for_texts.rank": None})
     try:
         with gin.unlock_config():
@@ -106,5 +107,6 @@ def test_what_reads_gin_itself_as_gin_names_it():
         return Target("here.it", "here", "it", found).reads_gin
 
     assert not reads_gin(plain) and not reads_gin(Plain)
-    assert reads_gin(gin.configurable("plain_for_texts")(plain))
-    assert reads_gin(gin.configurable("Plain_for_texts")(Plain))
+    with gin.unlock_config():
+        assert reads_gin(gin.configurable("plain_for_texts")(plain))
+        assert reads_gin(gin.configurable("Plain_for_texts")(Plain))

@@ -58,7 +58,8 @@ def run(capsys, tmp_path):
     def call(adapter, base, format, to="exported", **arguments):
         target = tmp_path / to
         flags = {"adapter": adapter, "base": base, "to": target, "format": format, **arguments}
-        code = cli.main(["export", *(f"--{name}={value}" for name, value in flags.items())])
+        given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        code = cli.main(["export", *given])
         return code, target, *capsys.readouterr()
 
     return call

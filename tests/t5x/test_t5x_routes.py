@@ -49,9 +49,11 @@ def mixture(examples):
 def converted(name: str, pack: bool, count: int) -> dict:
     """Rows of a training data set by SeqIO, as T5X asks for them."""
     import seqio
+    import tensorflow as tf
 
     from adalink_jax.t5x.features import RoutedFeatureConverter
 
+    tf.random.set_seed(None)  # Tokenizing a task sets it, and mixtures are drawn by it.
     rows = seqio.get_dataset(
         mixture_or_task_name=name,
         task_feature_lengths=LENGTHS,

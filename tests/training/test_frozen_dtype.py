@@ -13,7 +13,7 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.tools.cost import programs
+from adalink_jax.tools.cost import counts
 from adalink_jax.training import optimizers, state, step
 from tests.methods.toys import example
 
@@ -118,7 +118,7 @@ def results_of_scans(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield from (variable.aval for variable in equation.outvars)
-        for inner in programs._inner_jaxprs(equation):
+        for inner in counts._inner_jaxprs(equation):
             yield from results_of_scans(inner)
 
 
