@@ -99,7 +99,8 @@ def finetune(
     Example:
       >>> import adalink_jax as al
       >>> films = [("a fine film", "good"), ("a dull film", "bad")] * 8
-      >>> run = al.finetune("mini", al.AdaLink(rank=1), films, train_steps=1, model_dir=folder)
+      >>> settings = {"validation": films, "train_steps": 1, "model_dir": folder}
+      >>> run = al.finetune("mini", al.AdaLink(rank=1), films, **settings)
       mini: labels bad, good; ...
       >>> run.adapter.method
       AdaLink(rank=1, activation='identity', routes=1, stacks=('encoder',))
@@ -334,6 +335,12 @@ def _task(
     rows, labels = pairs(examples, labels, columns)
     if validation is None:
         rows, scored = held_out(rows)
+        trained = {target for _, target in rows}
+        if lost := [label for _, label in scored if labels and label not in trained]:
+            raise UserError(
+                f"all examples of label '{lost[0]}' would be held out to be scored; give more "
+                "examples, or `validation`"
+            )
     else:
         scored, _ = pairs(validation, labels, columns)
     encoder = _vocabulary(base, vocabulary)

@@ -18,7 +18,7 @@ FILMS = [(f"a {word} film", label) for word, label in (("fine", "good"), ("dull"
 def trained(tmp_path_factory):
     """The run of the docstrings' examples, which is finished when they make it again."""
     folder = tmp_path_factory.mktemp("api") / "run"
-    settings = {"train_steps": 1, "model_dir": folder}
+    settings = {"validation": FILMS, "train_steps": 1, "model_dir": folder}
     return al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings), settings
 
 
@@ -151,6 +151,12 @@ def test_examples_of_every_kind_are_the_same_pairs():
 def test_examples_that_cannot_be_read(examples, more, message):
     with pytest.raises(UserError, match=message):
         pairs(examples, **more)
+
+
+def test_a_label_is_never_held_out_whole(tmp_path):
+    with pytest.raises(UserError, match="all examples of label '(good|bad)' would be held out"):
+        al.finetune("mini", al.AdaLink(rank=1), FILMS, model_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tenth_is_held_out_and_nothing_is_in_both():
