@@ -33,7 +33,7 @@ def tasks(request, tiny):
     adapters = []
     for k in range(TASKS):
         adapter = init_adapter(config, single, base, jax.random.key(k))
-        shaken = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), adapter)
+        shaken = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), adapter)
         adapters.append(shaken)
     stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *adapters)
     return config, base, dataclasses.replace(single, routes=TASKS), stacked, single, adapters
