@@ -102,5 +102,4 @@ def test_packed(tasks, examples, alone):
             packed()
         return
     logits = packed()
-    # Two programs round otherwise; another module's logits are off by more than 0.1.
-    np.testing.assert_allclose(logits[0], np.concatenate(alone), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(logits[0], np.concatenate(alone), rtol=1e-5, atol=1e-5)
