@@ -96,7 +96,7 @@ def finetune(
     Raises:
       UserError: any mistake that the user can fix; nothing is overwritten.
 
-    Example:
+    Examples:
       >>> import adalink_jax as al
       >>> films = [("a fine film", "good"), ("a dull film", "bad")] * 8
       >>> settings = {"validation": films, "train_steps": 1, "model_dir": folder}
@@ -191,7 +191,7 @@ def predict(
     Raises:
       UserError: the adapter does not fit the base, a text is empty, or the route is unknown.
 
-    Example:
+    Examples:
       >>> [one] = al.predict("mini", run, ["a fine film"])
       >>> one.prediction in ("good", "bad"), sorted(one.scores)
       (True, ['bad', 'good'])
@@ -238,7 +238,7 @@ def evaluate(
     Raises:
       UserError: as in `predict`; or the examples cannot be read.
 
-    Example:
+    Examples:
       >>> sorted(al.evaluate("mini", run, [("a fine film", "good")]))
       ['accuracy']
     """

@@ -154,7 +154,7 @@ def save_adapter(
       UserError: the folder cannot be written (permission, space).
       TypeError: an array is not floating point, or settings or metadata are not JSON values.
 
-    Example:
+    Examples:
       >>> al.save_adapter(
       ...     folder / "mine",
       ...     adapter,
@@ -216,7 +216,7 @@ def load_adapter(
         arrays are not those in the JSON's list, or not float32; the method is unknown, is not
         `method_name` or has no such settings; or the adapter belongs to another base.
 
-    Example:
+    Examples:
       >>> al.load_adapter(folder / "mine", base_fingerprint=al.fingerprint(base)).method.rank
       4
     """

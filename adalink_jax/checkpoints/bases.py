@@ -103,7 +103,7 @@ def load_base(
     Raises:
       UserError: as in `open_base`; or an array's contents are damaged.
 
-    Example:
+    Examples:
       >>> config, base = al.load_base("mini")
       >>> config.emb_dim, base["token_embedder"]["embedding"].shape
       (128, (384, 128))

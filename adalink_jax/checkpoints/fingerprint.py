@@ -31,7 +31,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     Returns:
       64 lowercase hexadecimal digits.
 
-    Example:
+    Examples:
       >>> al.fingerprint(base)[:12]
       'd4ab158540be'
     """

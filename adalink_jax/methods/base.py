@@ -288,7 +288,7 @@ def merge(base: Params, adapter: Params) -> dict[str, Any]:
     Raises:
       ValueError: the two have a leaf of the same name and different shapes.
 
-    Example:
+    Examples:
       >>> params = al.merge(base, adapter)
       >>> sorted(params["encoder"])[:2]
       ['adalink', 'encoder_norm']

@@ -88,7 +88,7 @@ def init_adapter(
     Raises:
       UserError: the method has nothing to train in this architecture.
 
-    Example:
+    Examples:
       >>> adapter = al.init_adapter(config, al.AdaLink(rank=4), base, jax.random.key(0))
       >>> adapter["encoder"]["adalink"]["down"].shape  # routes, width, rank
       (1, 128, 4)

@@ -221,7 +221,7 @@ class Transformer(nn.Module):
       method: the method whose hooks are called.
       route_slots: maximum number of distinct routes in a row; 1 if a row is one example.
 
-    Example:
+    Examples:
       >>> model = al.Transformer(config, al.AdaLink(rank=4))
       >>> tokens = np.array([[17, 23, 1]])
       >>> model.apply({"params": params}, tokens, tokens, tokens, enable_dropout=False).shape
