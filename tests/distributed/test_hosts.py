@@ -214,7 +214,7 @@ def test_what_speaks_another_language_is_refused(start):
                 stranger = socket.create_connection(watched(host.address), timeout=PATIENCE)
                 break
             except ConnectionRefusedError:
-                time.sleep(0.2)
+                time.sleep(0.2)  # The watcher is a process that does not say when it listens.
         with stranger:
             stranger.sendall(words)
             assert stranger.recv(100) == b""
