@@ -228,8 +228,8 @@ class _Hosts:
         if mistake:
             message = {"mistaken": text}
         else:
-            # When a host dies, collectives fail on the others. Its death must be reported first, and
-            # only time tells: this host cannot know whether its failure is another's death.
+            # When a host dies, collectives fail on the others. Its death must be reported first.
+            # This host cannot know whether its failure is another's death, so it waits.
             time.sleep(2 * watcher.GRACE)
             message = {"failed": f"{type(error).__name__}: {text}"[:500]}
         self._failed = True
