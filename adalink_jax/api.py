@@ -9,15 +9,17 @@ import hashlib
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax import runs
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
+from adalink_jax.checkpoints.bases import is_embedded
 from adalink_jax.config import gin_files
 from adalink_jax.data.examples import held_out, pairs
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Prediction
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
@@ -105,39 +107,47 @@ def finetune(
       >>> run.adapter.method
       AdaLink(rank=1, activation='identity', routes=1, stacks=('encoder',))
     """
-    task, lengths = _task(base, examples, validation, labels, columns, vocabulary, lengths)
-    bindings = [
-        "MODEL=None",
-        f"INITIAL_CHECKPOINT_PATH={_name_of(base)!r}",
-        f"MIXTURE_OR_TASK_NAME={task!r}",
-        f"TASK_FEATURE_LENGTHS={dict(lengths)!r}",
-        f"TRAIN_STEPS={train_steps!r}",
-        f"BATCH_SIZE={batch_size!r}",
-        f"SEED={seed!r}",
-        *_settings(method),
-        *(binding for group in options for binding in _settings(group)),
-    ]
-    if learning_rate is not None:
-        bindings.append(f"LEARNING_RATE={learning_rate!r}")
     if METHODS.get(method.scope) is not type(method):
         known = ", ".join(cls.__name__ for cls in METHODS.values())
         raise UserError(f"{type(method).__name__} is not in METHODS, which has {known}")
-    files = ["runs/finetune.gin", f"methods/{method.scope}.gin"]
-
-    def read(folder: str) -> gin_files.Configuration:
-        more = [f"MODEL_DIR={folder!r}"]
-        entry = "adalink_jax.runs.train"
-        return gin_files.read(entry, files, bindings + more, supplied=("configuration",))
-
-    if model_dir is None:
-        content = json.dumps(read("").values, sort_keys=True).encode()
-        model_dir = f"runs/{method.scope}-{hashlib.sha256(content).hexdigest()[:8]}"
-    configuration = read(str(model_dir))
+    task, lengths = _task(base, examples, validation, labels, columns, vocabulary, lengths)
+    macros = {
+        "MODEL": None,
+        "INITIAL_CHECKPOINT_PATH": _name_of(base),
+        "MIXTURE_OR_TASK_NAME": task,
+        "TASK_FEATURE_LENGTHS": dict(lengths),
+        "TRAIN_STEPS": train_steps,
+        "BATCH_SIZE": batch_size,
+        "SEED": seed,
+        **({} if learning_rate is None else {"LEARNING_RATE": learning_rate}),
+    }
+    bindings = [f"{name}={value!r}" for name, value in macros.items()]
+    bindings += [binding for group in (method, *options) for binding in _settings(group)]
+    configuration = _configuration(method, bindings, model_dir)
     arguments = gin_files.build(configuration)
     if not isinstance(base, str):
         arguments["initial_checkpoint_path"] = base
     runs.train(**arguments, configuration=configuration)
-    return load_result(model_dir)
+    return load_result(configuration.values["model_dir"])
+
+
+def _configuration(
+    method: Method, bindings: Sequence[str], model_dir: str | pathlib.Path | None
+) -> gin_files.Configuration:
+    """Resolves the method's gin file and bindings as ``adalink train`` does."""
+
+    def read(folder: str) -> gin_files.Configuration:
+        return gin_files.read(
+            "adalink_jax.runs.train",
+            ["runs/finetune.gin", f"methods/{method.scope}.gin"],
+            [*bindings, f"MODEL_DIR={folder!r}"],
+            supplied=("configuration",),
+        )
+
+    if model_dir is None:
+        content = json.dumps(read("").values, sort_keys=True).encode()
+        model_dir = f"runs/{method.scope}-{hashlib.sha256(content).hexdigest()[:8]}"
+    return read(str(model_dir))
 
 
 def load_result(model_dir: str | pathlib.Path) -> Result:
@@ -257,6 +267,8 @@ def _run(
     """Evaluates pairs as the validation split of a new task."""
     from tasks import add_examples
 
+    if adapter is None and route is not None:
+        raise UserError(f"route={route!r} is given, but no adapter")
     encoder = _vocabulary(base, vocabulary)
     task = add_examples({"validation": rows}, labels, encoder)
     longest = _longest(encoder, rows)
@@ -266,9 +278,16 @@ def _run(
         lengths={**longest, "targets": max(longest["targets"], 0 if labels else max_length)},
         batch_size=batch_size,
         mode="rank_classification" if labels else "greedy",
-        routes={task: _route(adapter, route)},
+        routes={task: adapter.route(route) if adapter else 0},
     )
-    return evaluator(params).tasks[task].splits["validation"]
+    result = evaluator(params).tasks[task].splits["validation"]
+    if result.truncated:
+        warnings.warn(
+            f"{result.truncated} of {len(rows)} texts are longer than {longest['inputs']} tokens "
+            "and were truncated",
+            stacklevel=3,
+        )
+    return result
 
 
 def _model(base: Base, adapter: Any) -> tuple[Transformer, Params, Adapter | None]:
@@ -305,17 +324,6 @@ def _labels(adapter: Adapter | None) -> tuple[str, ...]:
     return tuple(own or tasks.LABELS.get(trained[0].get("name", ""), ()))
 
 
-def _route(adapter: Adapter | None, name: str | None) -> int:
-    routes = adapter.route_names if adapter else ("all",)
-    if name is None and len(routes) == 1:
-        return 0
-    if name not in routes:
-        raise UserError(
-            f"route={name!r}{nearest(name or '', routes)}; the routes are {', '.join(routes)}"
-        )
-    return routes.index(name)
-
-
 def _checked(text: Any, number: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"text {number} is {text!r:.80}; expected a non-empty string")
@@ -329,6 +337,9 @@ def _task(
     from tasks import add_examples
 
     if isinstance(examples, str):
+        given = {"validation": validation, "labels": labels, "columns": columns}
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"{unused[0]} is given, but the task {examples} has its own")
         if lengths is None:
             raise UserError(f"give the lengths of {examples}: {{'inputs': 512, 'targets': 16}}")
         return examples, lengths
@@ -370,7 +381,7 @@ def _vocabulary(base: Base, vocabulary: Any) -> Any:
     import tasks
 
     if vocabulary is None:
-        return tasks.MINI_VOCABULARY if base in ("mini", "mini_raw") else tasks.UserVocabulary()
+        return tasks.MINI_VOCABULARY if is_embedded(base) else tasks.UserVocabulary()
     if isinstance(vocabulary, str | pathlib.Path):
         if not pathlib.Path(vocabulary).is_file():
             raise UserError(

@@ -78,8 +78,25 @@ def test_predictions_are_those_of_the_network(trained):
     assert al.predict("mini", run, []) == []
     with pytest.raises(UserError, match="text 1 is ' '"):
         al.predict("mini", run, ["a film", " "])
-    with pytest.raises(UserError, match="the routes are all"):
+    with pytest.raises(UserError, match="has no route .rte.*its routes are all"):
         al.predict("mini", run, ["a film"], route="rte")
+
+
+def test_texts_that_are_cut_are_said(trained):
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 512 tokens"):
+        al.predict("mini", trained[0], ["a fine film", "a fine film " * 300])
+
+
+def test_what_does_not_belong_together_is_refused(trained):
+    import seqio
+
+    bytes_of_text = seqio.ByteVocabulary(extra_ids=200)  # 459 ids; the base has 384 rows.
+    with pytest.raises(UserError, match="459 ids, but the base's table only 384 rows"):
+        al.predict("mini", trained[0], ["a fine film"], vocabulary=bytes_of_text)
+    with pytest.raises(UserError, match="route='rte' is given, but no adapter"):
+        al.predict("mini", None, ["a fine film"], ["good", "bad"], route="rte")
+    with pytest.raises(UserError, match="labels is given, but the task mini_cola has its own"):
+        al.finetune("mini", al.AdaLink(rank=1), "mini_cola", labels=["yes", "no"])
 
 
 def test_another_base_is_refused(trained):

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None) -> None:
-    number = adaptation.route(route)
+    number = adaptation.adapter.route(route)
     config, tree = adaptation.folded(number)
     expected = adaptation.logits(number)
 
@@ -78,7 +78,7 @@ def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None
 
 
 def _peft(adaptation: Adaptation, to: str, route: str | None) -> None:
-    number, config = adaptation.route(route), adaptation.config
+    number, config = adaptation.adapter.route(route), adaptation.config
     expected = adaptation.logits(number)
 
     def check(folder: pathlib.Path) -> None:

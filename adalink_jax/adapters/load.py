@@ -19,7 +19,7 @@ from adalink_jax.checkpoints import (
     open_base,
     shapes_of,
 )
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Method, Params, merge, split
 from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -50,22 +50,6 @@ class Adaptation:
     def params(self) -> Params:
         """Base and adapter in one tree."""
         return merge(self.base, self.adapter.tree)
-
-    def route(self, name: str | None) -> int:
-        """Returns a route's number. Without a name, the adapter must have only one route.
-
-        Raises:
-          UserError: there is no such route, or there are several and no name is given.
-        """
-        if name is None and len(self.routes) == 1:
-            return 0
-        if name not in self.routes:
-            what = "needs one of its routes" if name is None else f"has no route '{name}'"
-            raise UserError(
-                f"the adapter {what}{nearest(name or '', self.routes)}; its routes are "
-                f"{', '.join(self.routes)}"
-            )
-        return self.routes.index(name)
 
     def logits(self, route: int) -> np.ndarray:
         """Returns the adapted network's logits [B,L,V] on the fixed inputs, using one route."""

@@ -81,6 +81,22 @@ class AdapterRecord:
         """The method with the adapter's settings."""
         return METHODS[self.method_name](**self.settings)
 
+    def route(self, name: str | None) -> int:
+        """Returns a route's number. Without a name, the adapter must have only one route.
+
+        Raises:
+          UserError: there is no such route, or there are several and no name is given.
+        """
+        if name is None and len(self.route_names) == 1:
+            return 0
+        if name not in self.route_names:
+            what = "needs one of its routes" if name is None else f"has no route '{name}'"
+            raise UserError(
+                f"the adapter {what}{nearest(name or '', self.route_names)}; its routes are "
+                f"{', '.join(self.route_names)}"
+            )
+        return self.route_names.index(name)
+
     def check_base(
         self,
         where: str | os.PathLike[str],

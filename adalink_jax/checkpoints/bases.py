@@ -28,6 +28,11 @@ WRITERS: Mapping[str, Callable[..., None]] = {
 EMBEDDED = ("mini", "mini_raw")
 
 
+def is_embedded(path: Any) -> bool:
+    """Returns whether a path is the name of an embedded base, and no file or folder has it."""
+    return isinstance(path, str) and path in EMBEDDED and not os.path.lexists(path)
+
+
 def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) -> StoredBase:
     """Opens a base: detects its format and infers its architecture from its arrays.
 
@@ -50,7 +55,7 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
       UserError: one line: the path does not exist, is empty, truncated, damaged or still being
         written, is in an unknown or unsupported format, or has another architecture.
     """
-    if path in EMBEDDED and not os.path.lexists(path):
+    if is_embedded(path):
         path = pathlib.Path(__file__).parent.parent / "bases" / path
     folder = Folder.at(path)
     if folder.local:

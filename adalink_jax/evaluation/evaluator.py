@@ -96,7 +96,8 @@ class Evaluator:
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
             that have the same tokens or are longer than the generated texts, a source with none
-            of the task's splits, a batch size that the mesh does not divide.
+            of the task's splits, a batch size that the mesh does not divide, a vocabulary that is
+            not the model's.
           tasks.DataError: the data cannot be read.
         """
         if mode not in MODES:
@@ -127,6 +128,9 @@ class Evaluator:
             )
             for name in dict.fromkeys(tasks)
         }
+        for task in self._tasks.values():
+            for examples in task.splits.values():
+                model.config.check_vocabulary(examples.vocabulary.vocab_size)
         self._predict = self._compiled(model, lengths["targets"])
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {

@@ -90,6 +90,14 @@ class T5Config:
                 f"{nearest(str(self.remat), REMATS)}"
             )
 
+    def check_vocabulary(self, size: int) -> None:
+        """Raises `UserError` if a vocabulary has more ids than the token table has rows."""
+        if size > self.vocab_size:
+            raise UserError(
+                f"the vocabulary has {size} ids, but the base's table only {self.vocab_size} rows: "
+                "it is not this base's vocabulary"
+            )
+
     @property
     def stacks_layers(self) -> bool:
         """Whether layers are stacked and scanned; see `scan_layers`."""

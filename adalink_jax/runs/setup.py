@@ -149,11 +149,7 @@ def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None
             f"routes is {routes}, but {batches.name} has {len(batches.tasks)} "
             f"task{'s' if len(batches.tasks) > 1 else ''}: give each its route, or 1 for all"
         )
-    if batches.vocabulary.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the vocabulary has {batches.vocabulary.vocab_size} ids, but the base's table only "
-            f"{config.vocab_size} rows: it is not this base's vocabulary"
-        )
+    config.check_vocabulary(batches.vocabulary.vocab_size)
 
 
 def initial_state(

@@ -82,11 +82,7 @@ class Service:
             raise UserError(f"no folder {adapters} of adapters")
         self._config, params = load_base(base)
         self._config = dataclasses.replace(self._config, dropout_rate=0.0)
-        if vocabulary.vocab_size > self._config.vocab_size:
-            raise UserError(
-                f"the vocabulary has {vocabulary.vocab_size} ids, but the base's table only"
-                f" {self._config.vocab_size} rows: it is not this base's vocabulary"
-            )
+        self._config.check_vocabulary(vocabulary.vocab_size)
         self._fingerprint = fingerprint(params)
         self._params = jax.device_put(params)
         self._folder = None if adapters is None else pathlib.Path(adapters)

@@ -129,17 +129,8 @@ class Study:
         for base in BASES:
             for count in (0, 4):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"
-                yield (
-                    folder,
-                    trainings.training(
-                        "runs/eval.gin",
-                        ADAPTER_PATH=None,
-                        EVAL_OUTPUT_DIR=folder,
-                        INITIAL_CHECKPOINT_PATH=self._bases[base],
-                        MIXTURE_OR_TASK_NAME=self._mixture,
-                        TASK_FEATURE_LENGTHS=self._lengths,
-                        **{"runs.evaluate.in_context": count},
-                    ),
+                yield trainings.frozen_base(
+                    folder, self._bases[base], self._mixture, self._lengths, count
                 )
 
     def single(self) -> Iterator[list[str]]:

@@ -32,20 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def evaluations(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     """Yields the folder and the flags of each evaluation of the frozen base."""
     for shots in arguments.in_context:
-        folder = f"{arguments.out}/in_context{shots}"
-        yield (
-            folder,
-            trainings.training(
-                "runs/eval.gin",
-                ADAPTER_PATH=None,
-                EVAL_OUTPUT_DIR=folder,
-                INITIAL_CHECKPOINT_PATH=arguments.base,
-                MIXTURE_OR_TASK_NAME=arguments.task,
-                **{"runs.evaluate.in_context": shots},
-                TASK_FEATURE_LENGTHS={"inputs": 1024, "targets": 16},
-            )
-            + arguments.eval_flags,
+        folder, flags = trainings.frozen_base(
+            f"{arguments.out}/in_context{shots}",
+            arguments.base,
+            arguments.task,
+            {"inputs": 1024, "targets": 16},
+            shots,
         )
+        yield folder, flags + arguments.eval_flags
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adalink_jax.config.macros import gin_folder
@@ -45,6 +45,21 @@ def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
     files = [files] if isinstance(files, str) else files
     named = [f"--gin_file={file}" for file in files]
     return named + [f"--gin.{name}={value}" for name, value in bindings.items()]
+
+
+def frozen_base(
+    folder: str, base: str, task: str, lengths: Mapping[str, int], in_context: int
+) -> tuple[str, list[str]]:
+    """Returns the folder and the flags of scoring a base without an adapter."""
+    return folder, training(
+        "runs/eval.gin",
+        ADAPTER_PATH=None,
+        EVAL_OUTPUT_DIR=folder,
+        INITIAL_CHECKPOINT_PATH=base,
+        MIXTURE_OR_TASK_NAME=task,
+        TASK_FEATURE_LENGTHS=dict(lengths),
+        **{"runs.evaluate.in_context": in_context},
+    )
 
 
 def experiment(world: str, method: str) -> list[str]:
