@@ -247,7 +247,7 @@ def _gin_help(name: str, command: GinCommand) -> str:
     first = command.run_file if command.reads_run_file else None
     text = flags.help_text(f"adalink {name}", usage, macros.gin_folder(), first, command.switches)
     listed = macros.macros()
-    kinds = [(command.run_file, "")]
+    kinds: list[tuple[str, ...]] = [(command.run_file, "")]
     if any(macro.name == "METHOD" for macro in listed if macro.file == command.run_file):
         kinds.append(tuple(m.file for m in listed if m.file.startswith("methods/")))
     meanings: dict[str, str] = {}

@@ -7,6 +7,7 @@ these report 0.0.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import scipy.stats
@@ -55,7 +56,9 @@ def f1(targets, predictions) -> dict[str, float]:
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     valid = (predictions == 0) | (predictions == 1)
     predictions = np.where(valid, predictions, 1 - targets)
-    return {"f1": 100 * float(sklearn.metrics.f1_score(targets, predictions, zero_division=0))}
+    # scikit-learn gives `zero_division` the type of its default, "warn".
+    score = sklearn.metrics.f1_score(targets, predictions, zero_division=cast(Any, 0))
+    return {"f1": 100 * float(score)}
 
 
 def _correlation(statistic, targets, predictions) -> float:

@@ -28,6 +28,7 @@ split. `write_glue_folder` writes the tasks in GLUE's layout.
 
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,9 @@ def write_glue_folder(folder: str | pathlib.Path) -> None:
         header = stored.header or ("index", *stored.fields.values(), stored.label_column)
         for split in SIZES:
             columns = SOURCES[name].columns(split)
-            cells = {column: columns[field] for field, column in stored.fields.items()}
+            cells: dict[str, Any] = {
+                column: columns[field] for field, column in stored.fields.items()
+            }
             cells[stored.label_column] = [_label_text(name, label) for label in columns["label"]]
             rows = [[str(i) for i in columns["idx"]]]
             rows += [cells.get(column, [""] * len(columns["idx"])) for column in header[1:]]

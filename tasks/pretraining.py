@@ -11,6 +11,7 @@ import hashlib
 import os
 import string
 from collections.abc import Sequence
+from typing import cast
 
 import seqio
 import tensorflow as tf
@@ -100,7 +101,7 @@ class TextFileSource(seqio.DataSource):
 def _random_lengths(items: tf.Tensor, segments: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Returns the lengths of a uniformly random division of items into non-empty segments."""
     starts = tf.cast(tf.range(items - 1) < segments - 1, tf.int32)
-    starts = tf.random.experimental.stateless_shuffle(starts, seed)
+    starts = tf.random.experimental.stateless_shuffle(starts, seed)  # pyright: ignore[reportAttributeAccessIssue]: no stub
     return tf.math.segment_sum(tf.ones([items], tf.int32), tf.concat([[0], tf.cumsum(starts)], 0))
 
 
@@ -134,9 +135,9 @@ def noise_mask(
 
 def _with_sentinels(tokens: tf.Tensor, replaced: tf.Tensor, last_id: int) -> tf.Tensor:
     """Replaces the n-th run of replaced tokens by the n-th sentinel, counting down."""
-    first = replaced & ~tf.concat([[False], replaced[:-1]], 0)
+    first = replaced & tf.logical_not(tf.concat([[False], replaced[:-1]], 0))
     sentinels = last_id + 1 - tf.cumsum(tf.cast(first, tf.int32))
-    return tf.boolean_mask(tf.where(first, sentinels, tokens), first | ~replaced)
+    return tf.boolean_mask(tf.where(first, sentinels, tokens), first | tf.logical_not(replaced))
 
 
 def corrupt_spans(dataset, output_features, *, max_tokens: int, density: float, mean_span: float):
@@ -174,7 +175,7 @@ def corrupt_spans(dataset, output_features, *, max_tokens: int, density: float, 
         last_id = vocabulary.vocab_size - 1
         return {
             "inputs": _with_sentinels(tokens, mask, last_id),
-            "targets": _with_sentinels(tokens, ~mask, last_id),
+            "targets": _with_sentinels(tokens, tf.logical_not(mask), last_id),
         }
 
     dataset = dataset.flat_map(pieces).filter(lambda piece: piece[1] >= 0)
@@ -203,7 +204,7 @@ def add_span_corruption(
     EVAL_SPLITS[name] = ("validation",)
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=cast(seqio.DataSourceInterface, source),  # seqio.DataSource may lack a count.
         preprocessors=[
             functools.partial(
                 corrupt_spans, max_tokens=max_tokens, density=density, mean_span=mean_span
@@ -269,7 +270,7 @@ def add_instructions(
     EVAL_SPLITS[name] = ("validation",)
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=cast(seqio.DataSourceInterface, source),  # seqio.DataSource may lack a count.
         preprocessors=text_to_text(
             functools.partial(instruct, templates=tuple(templates), fields=tuple(fields))
         ),

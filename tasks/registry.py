@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import seqio
 
@@ -20,7 +21,7 @@ def label_id(text: str, *, labels: Sequence[str], **unused) -> int:
     return labels.index(text) if text in labels else -1
 
 
-def output_features(vocabulary: seqio.Vocabulary | None = None) -> dict[str, seqio.Feature]:
+def output_features(vocabulary: seqio.Vocabulary | None = None) -> dict[str, Any]:
     """Returns the two features of a text-to-text task, `inputs` and `targets`, each with EOS.
 
     Args:
@@ -97,7 +98,7 @@ def add_classification(
         raise ValueError(f"task '{name}' needs two or more different labels, got {labels}")
     task = seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=cast(seqio.DataSourceInterface, source),  # seqio.DataSource may lack a count.
         preprocessors=text_to_text(preprocess),
         postprocess_fn=postprocess_fn or functools.partial(label_id, labels=labels),
         metric_fns=list(metric_fns),
@@ -131,8 +132,8 @@ def source_identity(task_name: str, split: str) -> dict:
       takes one pass over them.
     """
     source = seqio.TaskRegistry.get(task_name).source
-    if hasattr(source, "identity"):
-        return source.identity(split)
+    if identity := getattr(source, "identity", None):
+        return identity(split)
     return {
         "kind": type(source).__name__,
         "split": split,

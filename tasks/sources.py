@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -28,7 +29,8 @@ def dataset_from_columns(
     A shard is every `num_shards`-th example of the unshuffled order, so shards are disjoint
     whatever their seeds. Shuffling is uniform over the whole shard.
     """
-    dataset = tf.data.Dataset.from_tensor_slices(dict(columns))
+    # TensorFlow's types leave out that it takes dicts.
+    dataset = tf.data.Dataset.from_tensor_slices(cast(Any, dict(columns)))
     if shard_info and shard_info.num_shards > 1:
         dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     if shuffle:
@@ -114,9 +116,11 @@ class GlueDataSource(seqio.DataSource):
             header=self._format.header,
         )
         is_class = isinstance(columns["label"][0], int)
-        columns["label"] = np.asarray(columns["label"], np.int64 if is_class else np.float32)
-        columns["idx"] = np.asarray(columns["idx"], np.int32)
-        return dataset_from_columns(columns, shuffle, seed, shard_info)
+        arrays = {
+            "label": np.asarray(columns["label"], np.int64 if is_class else np.float32),
+            "idx": np.asarray(columns["idx"], np.int32),
+        }
+        return dataset_from_columns({**columns, **arrays}, shuffle, seed, shard_info)
 
     def list_shards(self, split: str) -> Sequence[str]:
         """Returns the files of a split."""
@@ -132,7 +136,8 @@ class GlueDataSource(seqio.DataSource):
 
     def train_examples(self) -> int:
         """Returns the number of training examples; for TFDS the official count, without TFDS."""
-        return self.num_input_examples("train") if self._root() else self._format.train_examples
+        counted = self.num_input_examples("train") if self._root() else None
+        return self._format.train_examples if counted is None else counted
 
     def available_splits(self) -> tuple[str, ...]:
         """Returns the splits that the current source has; for TFDS, all of them.

@@ -15,6 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tasks.errors import DataError
 
 VARIABLE = "VOCABULARY"
+_ModelProto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]: made at run time
 EXTRA_IDS = 100  # T5's sentinels <extra_id_0> … <extra_id_99>, at the end in reverse order
 
 
@@ -39,12 +40,12 @@ def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Mod
     except tf.errors.OpError as error:
         raise DataError(f"{VARIABLE}={shown}: cannot be read ({type(error).__name__})") from error
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+        proto = _ModelProto.FromString(content)
         for i in reversed(range(extra_ids)):
             proto.pieces.add(
                 piece=f"▁<extra_id_{i}>",
                 score=0.0,
-                type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+                type=_ModelProto.SentencePiece.USER_DEFINED,
             )
         serialized = proto.SerializeToString()
         tokenizer = sentencepiece.SentencePieceProcessor()

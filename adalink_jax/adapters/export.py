@@ -4,6 +4,7 @@ import argparse
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None
         written, params = load_base(folder, config)
         _check_same(logits(written, params), expected, to)
 
-    arrays = traverse_util.flatten_dict(dict(tree), sep="/")
+    arrays: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
     save_base(to, StoredBase(config, "folded", arrays), format_name, check=check)
     cast = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), tree)
     moved = largest(logits(config, cast) - expected)
@@ -99,8 +100,8 @@ def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
     flat = [traverse_util.flatten_dict(tree, sep="/") for tree in (frozen, own)]
 
     def check(folder: pathlib.Path) -> None:
-        score = export.deserialize((folder / "score.stablehlo").read_bytes())
-        _check_same(score.call(*flat, inputs, routes, options), expected, to)
+        score = export.deserialize(bytearray((folder / "score.stablehlo").read_bytes()))
+        _check_same(np.asarray(score.call(*flat, inputs, routes, options)), expected, to)
 
     save_programs(to, adaptation.config, adaptation.method, check)
 

@@ -97,11 +97,13 @@ def diff(first: str, second: str) -> int:
         trees.append(traverse_util.flatten_dict(adapter.tree, sep="/"))
     absent = "(absent)"
     differences = [
-        f"{name}: {one} | {other}" for name, one, other in _paired(*records, absent) if one != other
+        f"{name}: {one} | {other}"
+        for name, one, other in _paired(records[0], records[1], absent)
+        if one != other
     ]
-    for name, one, other in _paired(*trees, absent):
+    for name, one, other in _paired(trees[0], trees[1], absent):
         if one is absent or other is absent or one.shape != other.shape:
-            shapes = [x if x is absent else list(x.shape) for x in (one, other)]
+            shapes = [x if x is absent else list(np.shape(x)) for x in (one, other)]
             differences.append(f"{name}: {shapes[0]} | {shapes[1]}")
         elif not np.array_equal(one, other):
             differences.append(f"{name}: differs by at most {largest(one - other):.4g}")

@@ -94,7 +94,7 @@ def _valid_field(name: str, value: Any) -> bool:
 
 def shapes_of(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Returns ``{"a/b/c": shape}`` for nested dicts of arrays or ``jax.ShapeDtypeStruct``."""
-    flat = traverse_util.flatten_dict(tree, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
     return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 
@@ -208,7 +208,7 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
         },
     }
     layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    shapes = {"token_embedder/embedding": (config.vocab_size, d)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embedder/embedding": (config.vocab_size, d)}
     for stack, parts in layer.items():
         biases = {"relpos_bias/rel_embedding": (config.num_heads, RELATIVE_POSITION_BUCKETS)}
         if config.relpos_bias_per_layer:

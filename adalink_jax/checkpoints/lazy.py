@@ -19,9 +19,11 @@ Index = Any  # NumPy's index: an Ellipsis, or one slice per axis.
 class Array(Protocol):
     """An array on disk or in memory. Indexing reads only the indexed part."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
 
-    def __getitem__(self, index: Index) -> np.ndarray: ...
+    def __getitem__(self, index: Index, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class StoredBase:
         if shardings is None:
             flat: dict[str, Any] = {name: self.read(name) for name in self.arrays}
         else:
-            places = traverse_util.flatten_dict(dict(shardings), sep="/")
+            places: dict[str, Any] = traverse_util.flatten_dict(dict(shardings), sep="/")
             architecture.check_names(self.arrays, places, f"shardings of {self.where}")
             flat = {name: place(name, Unread(self, name), places[name]) for name in self.arrays}
         return traverse_util.unflatten_dict(flat, sep="/")
@@ -130,7 +132,8 @@ def open_arrays(
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     if activations is None and configured is not None:
         activations = configured.mlp_activations
-    config = architecture.infer_config(shapes, where, activations and tuple(activations))
+    named = None if activations is None else tuple(activations)
+    config = architecture.infer_config(shapes, where, named)
     if configured is not None:
         architecture.check_architecture(configured, config, where)
     return StoredBase(config, where, arrays)
@@ -193,7 +196,8 @@ class JoinedHeads:
 
     @property
     def _heads(self) -> tuple[int, int]:
-        return tuple(self.array.shape[self.axis : self.axis + 2])
+        heads, width = self.array.shape[self.axis : self.axis + 2]
+        return heads, width
 
     def __getitem__(self, index: Index) -> np.ndarray:
         if index is ...:

@@ -78,7 +78,7 @@ def main(
     _show_notices()
     try:
         parsed = flags.parse(argv, switches)
-        files = [run_file] * bool(run_file) + parsed.gin_files
+        files = ([run_file] if run_file else []) + parsed.gin_files
         if not files:
             raise UserError("no gin file: give --gin_file=FILE; --help says which are shipped")
         configuration = read(
@@ -380,7 +380,8 @@ class _Reader:
         def find(leaf: Any) -> Any:
             if not isinstance(leaf, Reference):
                 return leaf
-            return Reference(leaf.scope, self._target(leaf.target, imports, where), leaf.call)
+            selector = str(leaf.target)  # As the parser made it: not looked up yet.
+            return Reference(leaf.scope, self._target(selector, imports, where), leaf.call)
 
         self.settings[key] = Setting(map_leaves(find, value), where, shipped)
         return key

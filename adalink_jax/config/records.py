@@ -46,7 +46,7 @@ class Target:
     name: str
     module: str = dataclasses.field(compare=False)
     path: str = dataclasses.field(compare=False)
-    object: Callable = dataclasses.field(compare=False)
+    object: Any = dataclasses.field(compare=False)
 
     @property
     def short(self) -> str:

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class TrainBatches:
         }
         self.identity = self._identity(mix.rates, data)
         self._plan = self._planned(plan.Stream([len(d) for d in data], mix.rates, seed))
-        self.max_segments = self._plan.max_segments if self.packing else 1
+        self.max_segments = self._plan.max_segments if isinstance(self._plan, plan.Packed) else 1
         self.max_routes_per_row = min(len(self.tasks), self.max_segments)
         self.epoch_size = self._plan.stream.epoch_size
 
@@ -142,7 +142,7 @@ class TrainBatches:
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """The (T, L) that batches may have; each needs at most one compilation."""
-        if self.packing:
+        if isinstance(self._plan, plan.Packed):
             return ((self.lengths["inputs"], self.lengths["targets"]),)
         return tuple((t, n) for t in self._plan.input_buckets for n in self._plan.target_buckets)
 
@@ -152,7 +152,7 @@ class TrainBatches:
         parts = [f"{self.name}: {self.epoch_size:,} examples an epoch"]
         if len(self.tasks) > 1:
             parts[0] += f" from {len(self.tasks)} tasks"
-        if self.packing:
+        if isinstance(self._plan, plan.Packed):
             _, starts, _ = self._plan.epoch(0)
             rows = len(starts) - 1
             used = self._inputs.lengths[self._plan.stream.epoch(0)].sum()
@@ -289,7 +289,7 @@ def prefetch(
     place: Callable[[dict[str, np.ndarray]], Any],
     rows: np.ndarray | None = None,
     depth: int = 2,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Yields ``place(batches.batch(step, rows))`` for all steps in order, made in advance.
 
     One thread makes up to `depth` batches in advance. An exception in it is raised here, at its

@@ -32,7 +32,7 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        total.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        total.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     return total.hexdigest()
 
 

@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class Mixture:
     name: str
     tasks: tuple[str, ...]
     rates: tuple[float, ...]
-    vocabulary: object
+    vocabulary: Any
 
 
 def check_registered(name: str) -> None:

@@ -93,9 +93,11 @@ def _rows(
 
 def _columns(present: Sequence[str], wanted: tuple[str, str] | None) -> tuple[str, str]:
     if wanted is None:
-        matches = [next((c for c in known if c in present), None) for known in (_INPUTS, _TARGETS)]
-        if None not in matches:
-            return matches[0], matches[1]
+        text, target = (
+            next((c for c in known if c in present), None) for known in (_INPUTS, _TARGETS)
+        )
+        if text is not None and target is not None:
+            return text, target
         raise UserError(
             f"the columns are {', '.join(map(str, present))}; say which hold the text and the "
             "target: columns=('…', '…')"

@@ -17,6 +17,7 @@ import math
 import threading
 
 import numpy as np
+import numpy.typing as npt
 
 from adalink_jax.data.ragged import ranges
 
@@ -49,7 +50,7 @@ def permutation(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarr
     return np.argsort(draw(n, seed, purpose, a, b), kind="stable")
 
 
-def quotas(sizes: np.ndarray, rates: np.ndarray) -> np.ndarray:
+def quotas(sizes: npt.ArrayLike, rates: npt.ArrayLike) -> np.ndarray:
     """Returns the number of examples of each task in a mixture epoch.
 
     A mixture epoch ends when the first task, at its rate, has used all its examples. With
@@ -98,7 +99,7 @@ class Stream:
       seed: the seed of all draws, 0 ≤ seed < 2^64.
     """
 
-    def __init__(self, sizes: np.ndarray, rates: np.ndarray, seed: int):
+    def __init__(self, sizes: npt.ArrayLike, rates: npt.ArrayLike, seed: int):
         """Plans the mixture; see `quotas` for `sizes` and `rates`."""
         self.sizes = np.asarray(sizes, np.int64)
         self.first = np.cumsum(self.sizes) - self.sizes

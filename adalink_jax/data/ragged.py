@@ -1,7 +1,8 @@
 """Sequences of different lengths in one flat array. Only imports NumPy."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -34,7 +35,9 @@ class Ragged:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]], dtype: type = np.int32) -> "Ragged":
+    def of(
+        cls, sequences: Sequence[Sequence[int] | np.ndarray], dtype: type = np.int32
+    ) -> "Ragged":
         """Makes a ragged array of sequences."""
         lengths = np.array([len(sequence) for sequence in sequences], np.int64)
         parts = [np.asarray(sequence, dtype) for sequence in sequences]
@@ -69,6 +72,9 @@ class Ragged:
             raise IndexError(f"sequence {index} of {len(self)}")
         return self.flat[self.offsets[index] : self.offsets[index + 1]]
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
 
 class Texts(Sequence):
     """Strings stored as UTF-8 bytes in one flat array, so that they can be memory-mapped."""
@@ -93,6 +99,12 @@ class Texts(Sequence):
 
     def __len__(self) -> int:
         return len(self.ragged)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):

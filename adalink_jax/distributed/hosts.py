@@ -240,11 +240,13 @@ class _Hosts:
         atexit.register(_leave, 2 if mistake else 1)
 
     def _say(self, **message: Any) -> None:
+        assert self._watcher.stdin is not None  # `begin` asked for a pipe.
         with contextlib.suppress(BrokenPipeError):  # `_listen` sees it too, and ends the process.
             self._watcher.stdin.write(watcher.line(**message))
             self._watcher.stdin.flush()
 
     def _listen(self) -> None:
+        assert self._watcher.stdout is not None  # `begin` asked for a pipe.
         for message in map(json.loads, self._watcher.stdout):
             self._over |= "over" in message
             if self._begun and not self._failed and "end" in message:

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
-from flax.linen import partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -159,6 +158,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def whole(array: jax.Array, wanted: bool = True) -> np.ndarray | None:
     """Gathers an array of a mesh on this host; returns None unless `wanted`. All hosts call it."""
     if not array.is_fully_replicated:
+        assert isinstance(array.sharding, NamedSharding)  # As all arrays of a mesh have.
         array = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))(array)
     return np.asarray(array) if wanted else None
 
@@ -183,13 +183,12 @@ def param_shardings(
       layout: the layout that the mesh was made for.
       params: the parameters or their shapes; only needed by a fully sharded layout.
     """
-    rules = rules_on(mesh)
-    flat = traverse_util.flatten_dict(dict(params_axes), sep="/")
-    shapes = traverse_util.flatten_dict(dict(params or {}), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(params_axes), sep="/")
+    shapes: dict[str, Any] = traverse_util.flatten_dict(dict(params or {}), sep="/")
     shardings = {}
     for name, axes in flat.items():
         name = name.removesuffix("_axes")
-        spec = partitioning.logical_to_mesh_axes(axes.names, rules)
+        spec = _mesh_axes(axes.names, mesh)
         if layout.fully_sharded:
             spec = _fully_sharded(axes.names, spec, shapes[name].shape, mesh)
         shardings[name] = NamedSharding(mesh, spec)
@@ -228,7 +227,7 @@ def place(name: str, array: Any, sharding: NamedSharding, dtype: Any = np.float3
     source = np.asarray(array) if isinstance(array, jax.Array) else array
     read = functools.cache(lambda *ends: source[tuple(slice(*each) for each in ends)])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         ends = (each.indices(size)[:2] for each, size in zip(index, array.shape, strict=True))
         # One copy per device, because a donated buffer must not be shared.
         return np.array(read(*ends), dtype)
@@ -270,9 +269,15 @@ def reduced_sharding(
     return NamedSharding(sharding.mesh, spec)
 
 
+def _mesh_axes(names: Sequence[str], mesh: Mesh) -> PartitionSpec:
+    spec = nn.logical_to_mesh_axes(names, rules_on(mesh))
+    assert spec is not None  # It is None only where the names are.
+    return spec
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: rows split over the mesh's slice and data axes."""
-    return NamedSharding(mesh, partitioning.logical_to_mesh_axes(("batch",), rules_on(mesh)))
+    return NamedSharding(mesh, _mesh_axes(("batch",), mesh))
 
 
 def check_divisible(mesh: Mesh, **counts: int) -> None:
@@ -305,8 +310,8 @@ def place_batch(
     sharding = batch_sharding(mesh)
     rows = None if batch_size is None else local_rows(mesh, batch_size)
 
-    def part(array: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        if rows is None:
+    def part(array: np.ndarray, index: Any) -> np.ndarray:
+        if rows is None or batch_size is None:
             return array[index]
         first, stop, _ = index[0].indices(batch_size)
         return array[slice(*np.searchsorted(rows, (first, stop))), *index[1:]]

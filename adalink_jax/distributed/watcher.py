@@ -46,7 +46,7 @@ def own_interface(host: str) -> str:
     another interface on other machines, as on Debian.
     """
     try:
-        address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0]
+        address = str(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][4][0])
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind((address, 0))
@@ -167,8 +167,8 @@ class Watcher:
         tasks = []  # asyncio itself holds no strong reference to a task.
         if first:
             interface = own_interface(host.strip("[]"))
-            settings = (self.settings[key] for key in ("count", "wait", "token"))
-            register = Register(*settings, interface)
+            count, wait, token = (self.settings[key] for key in ("count", "wait", "token"))
+            register = Register(count, wait, token, interface)
             try:
                 await asyncio.start_server(
                     register.meet, interface or None, int(port), limit=_LIMIT
@@ -240,6 +240,7 @@ class Watcher:
 
     async def _listen_to_run(self) -> None:
         """Forwards the run's messages to host 0, and the end of its output."""
+        assert self.server is not None  # `watch` connects first.
         reader = asyncio.StreamReader(limit=_LIMIT)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -247,11 +248,12 @@ class Watcher:
         while message := await reader.readline():
             self.mistaken |= "mistaken" in json.loads(message)
             self.server.write(message)
-        if not self.over and self.server is not None:
+        if not self.over:
             with contextlib.suppress(OSError):  # Host 0 may be gone by now.
                 self.server.write_eof()
 
     async def _beat(self) -> None:
+        assert self.server is not None  # `watch` connects first.
         while True:
             self.server.write(line(beat=True))
             await asyncio.sleep(BEAT)

@@ -264,9 +264,10 @@ def _line(index: int, prediction: Prediction) -> str:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     values = list(values)
-    if not values or None in values:
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
         return None
-    return math.fsum(values) / len(values)
+    return math.fsum(known) / len(known)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -98,7 +98,7 @@ class Context:
             front = x[:, :1] if value is None else jnp.full_like(x[:, :1], value)
             return jnp.concatenate([jnp.repeat(front, extra, axis=1), x], axis=1)
 
-        return self.replace(mask=widen(self.mask, 1), routes=widen(self.routes))
+        return dataclasses.replace(self, mask=widen(self.mask, 1), routes=widen(self.routes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,8 +293,8 @@ def merge(base: Params, adapter: Params) -> dict[str, Any]:
       >>> sorted(params["encoder"])[:2]
       ['adalink', 'encoder_norm']
     """
-    flat = traverse_util.flatten_dict(dict(base), sep="/")
-    extra = traverse_util.flatten_dict(dict(adapter), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(base), sep="/")
+    extra: dict[str, Any] = traverse_util.flatten_dict(dict(adapter), sep="/")
     for name in flat.keys() & extra.keys():
         shapes = [tuple(leaf.shape) for leaf in (flat[name], extra[name])]
         if shapes[0] != shapes[1]:
@@ -306,7 +306,7 @@ def merge(base: Params, adapter: Params) -> dict[str, Any]:
 
 def split(params: Params, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a tree into (trainable, frozen); the inverse of `merge`."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
     trainable = {name: leaf for name, leaf in flat.items() if method.trainable(name)}
     frozen = {name: leaf for name, leaf in flat.items() if name not in trainable}
     return (

@@ -135,7 +135,7 @@ class LoRA(Method):
         return y + (ctx.gate * (self.alpha / self.rank)) * delta
 
     def for_inference(self, adapter: Params) -> tuple[Method, Params]:
-        flat = traverse_util.flatten_dict(dict(adapter), sep="/")
+        flat: dict[str, Any] = traverse_util.flatten_dict(dict(adapter), sep="/")
         scale = np.float32(self.alpha / self.rank)
         flat = {name: leaf * scale if name.endswith("/up") else leaf for name, leaf in flat.items()}
         plain = dataclasses.replace(self, alpha=float(self.rank), dropout_rate=0.0)
@@ -143,8 +143,8 @@ class LoRA(Method):
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """Adds alpha/R · W_down · W_up to each adapted kernel, in float32."""
-        flat = traverse_util.flatten_dict(dict(base), sep="/")
-        modules = traverse_util.flatten_dict(dict(adapter), sep="/")
+        flat: dict[str, Any] = traverse_util.flatten_dict(dict(base), sep="/")
+        modules: dict[str, Any] = traverse_util.flatten_dict(dict(adapter), sep="/")
         for name in modules:
             if not name.endswith("/down"):
                 continue

@@ -177,7 +177,7 @@ class PromptTuning(Method):
             ids = jax.random.randint(route_key, (self.length,), _FIRST_SAMPLED_ID, last)
             prompt = table[ids]
             if self.initialisation == "text":
-                prompt = table[jnp.resize(jnp.asarray(token_ids[0]), self.length)]
+                prompt = table[jnp.resize(jnp.asarray(token_ids[0]), (self.length,))]
             elif self.initialisation == "class_labels":
                 classes = jnp.stack([table[jnp.asarray(ids)].mean(0) for ids in token_ids if ids])
                 prompt = jnp.concatenate([classes, prompt])[: self.length]

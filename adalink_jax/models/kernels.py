@@ -52,7 +52,7 @@ def quantised(kernel: Float[Array, "*layers Din Dout"]) -> Any:
     import qwix
 
     outputs = [axis for axis in range(kernel.ndim) if axis != kernel.ndim - 2]
-    return qwix.quantize(kernel, jnp.int8, channelwise_axes=outputs)
+    return qwix.quantize(jnp.asarray(kernel), jnp.int8, channelwise_axes=outputs)
 
 
 def quantised_shardings(kernel: Any, sharding: NamedSharding) -> Any:

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.partitioning import param_with_axes, with_sharding_constraint
+from flax.linen.partitioning import param_with_axes
+from flax.linen.spmd import with_logical_constraint as with_sharding_constraint
 from jaxtyping import Bool, Float, Int
 
 from adalink_jax.methods.base import Array, Context, Method, Site
@@ -189,8 +190,8 @@ class Attention(nn.Module):
         heads = (cfg.num_heads, cfg.head_dim)
         width = cfg.num_heads * cfg.head_dim
 
-        def query_init(*args):
-            return _NORMAL(*args) / jnp.sqrt(cfg.head_dim)
+        def query_init(key, shape, dtype=None, out_sharding=None):
+            return _NORMAL(key, shape, dtype, out_sharding) / jnp.sqrt(cfg.head_dim)
 
         q = self._linear("query", width, ("embed", "joined_kv"), query_init)(x, ctx)
         k = self._linear("key", width, ("embed", "joined_kv"))(source, source_ctx)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from adalink_jax.models.stacking import STACKED, STACKS
 from adalink_jax.models.t5 import T5Config, Transformer
 
 
-def _variables(config: T5Config, method: Method, key: Array) -> dict[str, Any]:
+def _variables(config: T5Config, method: Method, key: jax.Array) -> Mapping[str, Any]:
     tokens = jnp.ones((1, 2), jnp.int32)
     routes = jnp.zeros((1, 2), jnp.int32)
     return Transformer(config, method).init(
@@ -103,7 +103,7 @@ def init_adapter(
         flat = traverse_util.flatten_dict(_variables(config, method, key)["params"], sep="/")
         return {name: leaf for name, leaf in flat.items() if method.owns(name)}
 
-    flat = own(network_key)
+    flat: dict[str, Any] = own(network_key)
     for name, leaf in traverse_util.flatten_dict(dict(base), sep="/").items():
         if method.trainable(name):
             flat[name] = jnp.asarray(leaf[...], jnp.float32)

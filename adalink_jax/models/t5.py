@@ -5,6 +5,7 @@ Signatures, parameter names, logical axes and numerics are those of T5X's minima
 inside T5X.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,7 +135,7 @@ class Encoder(nn.Module):
         bias = None if cfg.relpos_bias_per_layer else _biases(cfg, True, x.shape[1])
 
         def run(layer: EncoderLayer, x: Array, gate: Any = 1.0) -> Array:
-            return layer(x, mask, bias, ctx.replace(gate=gate))
+            return layer(x, mask, bias, dataclasses.replace(ctx, gate=gate))
 
         x = run_layers(self, EncoderLayer, cfg.num_encoder_layers, run, x)
         x = LayerNorm(cfg.dtype, name="encoder_norm")(x)
@@ -174,12 +175,14 @@ class Decoder(nn.Module):
         cross_mask = pair_mask(queries, encoder_ctx.mask)
         if ctx.segment_ids is not None:
             mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
+            assert encoder_ctx.segment_ids is not None  # Both sequences are packed, or none.
             cross_mask &= pair_equal(ctx.segment_ids, encoder_ctx.segment_ids)
         length = max_decode_length if decode and max_decode_length else x.shape[1]
         bias = None if cfg.relpos_bias_per_layer else _biases(cfg, False, length)
 
         def run(layer: DecoderLayer, x: Array, gate: Any = 1.0) -> Array:
-            own, crossed = ctx.replace(gate=gate), encoder_ctx.replace(gate=gate)
+            own = dataclasses.replace(ctx, gate=gate)
+            crossed = dataclasses.replace(encoder_ctx, gate=gate)
             return layer(x, encoded, mask, cross_mask, bias, length, own, crossed, decode)
 
         x = run_layers(self, DecoderLayer, cfg.num_decoder_layers, run, x)

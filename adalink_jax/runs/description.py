@@ -68,7 +68,7 @@ def description(config: T5Config, method: Method) -> dict[str, Any]:
     """
     params, axes = abstract_params(config, method)
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    flat_axes = traverse_util.flatten_dict(dict(axes), sep="/")
+    flat_axes: dict[str, Any] = traverse_util.flatten_dict(dict(axes), sep="/")
     rules = dict(sharding.RULES)
     tensors, groups = {}, {}
     for name, leaf in sorted(flat.items()):

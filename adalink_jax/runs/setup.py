@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -106,7 +106,7 @@ def _fingerprint(params: Params) -> str:
     """
     if jax.process_count() == 1:
         return fingerprint(params)
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
     corners = {name: leaf[(slice(_CORNER),) * len(leaf.shape)] for name, leaf in flat.items()}
     shapes = {name: list(leaf.shape) for name, leaf in flat.items()}
     hosts.agree(base={"shapes": shapes, "first values": fingerprint(corners)})
@@ -186,7 +186,7 @@ def initial_state(
 
 def placed_batches(
     batches: "TrainBatches", mesh: Mesh, first_step: int, train_steps: int
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array]]:
     """Yields the batches of these steps on the mesh. A process only makes its devices' rows."""
     from adalink_jax.data import prefetch
 

@@ -166,7 +166,7 @@ def extract_adapter(checkpoint: str, method: Method, model_dir: str, mixture: st
     else:
         import t5x.checkpoints  # Imported here because nothing else in this module needs T5X.
 
-        state = t5x.checkpoints.load_t5x_checkpoint(str(folder))
+        state = t5x.checkpoints.load_t5x_checkpoint(str(folder))  # pyright: ignore[reportAttributeAccessIssue]: T5X is absent
     adapter, base = split(state["target"], method)
     if not adapter:
         raise UserError(f"checkpoint {checkpoint} holds no parameters of {method}")

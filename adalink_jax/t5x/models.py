@@ -37,7 +37,7 @@ def t5_config(config: Any) -> T5Config:
 _ROUTED = {"encoder_routes": "encoder_input_tokens", "decoder_routes": "decoder_input_tokens"}
 
 
-class EncoderDecoderModel(t5x.models.EncoderDecoderModel):
+class EncoderDecoderModel(t5x.models.EncoderDecoderModel):  # pyright: ignore[reportGeneralTypeIssues]: T5X is absent
     """T5X's `EncoderDecoderModel` for `adalink_jax.models.t5.Transformer`.
 
     If the method has several routes, batches contain them and every call of the network gets them.

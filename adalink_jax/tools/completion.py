@@ -49,7 +49,7 @@ def _add_gin(parser: argparse.ArgumentParser, switches: Any) -> None:
     for name in flags.VALUED:
         action = parser.add_argument(f"--{name}")
         if name == "gin_file":
-            action.complete = shtab.FILE
+            action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     known = {macro.name: macro for macro in macros.macros() if not macro.file.startswith("t5x/")}

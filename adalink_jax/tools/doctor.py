@@ -85,7 +85,7 @@ def packages() -> Iterator[Finding]:
 
 def _package(requirement: str, absent: str, mend: str) -> Finding:
     """Checks that a package is installed, in a version within the bounds."""
-    name, bounds = re.fullmatch(r"([\w.-]+)(.*)", requirement).groups()
+    name, bounds = re.findall(r"^([\w.-]+)(.*)", requirement)[0]
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -109,7 +109,7 @@ def _within(version: str, bounds: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]
+    numbers = [int(part) for part in re.split(r"[^\d.]", version, maxsplit=1)[0].split(".") if part]
     while numbers and not numbers[-1]:
         numbers.pop()  # 2.0 equals 2.
     return tuple(numbers)

@@ -1,7 +1,7 @@
 """Adafactor as in the paper, T5X's learning-rate factors, and separate updates per module."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Method
 from adalink_jax.models.stacking import STACKED, STACKS
 
-Schedule = Callable[[jax.Array | int], jax.Array]
+Schedule = optax.Schedule
 
 FACTORS = ("constant", "linear_warmup", "rsqrt_decay")
 
@@ -43,7 +43,7 @@ def factors(
     if warmup_steps < 1:
         raise UserError(f"warmup_steps is {warmup_steps}; it must be at least 1")
 
-    def schedule(step: jax.Array | int) -> jax.Array:
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         values = {
             "constant": jnp.float32(base_learning_rate),
@@ -123,7 +123,7 @@ def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.Gra
 
         return jax.tree_util.tree_map_with_path(label, params)
 
-    rules = {"method": mapped, "base": inner}
+    rules: dict[Hashable, optax.GradientTransformation] = {"method": mapped, "base": inner}
 
     def chosen(params: Any) -> optax.GradientTransformation:
         present = set(jax.tree.leaves(owners(params)))

@@ -4,6 +4,7 @@ If layers are scanned (`T5Config.stacks_layers`), the base is stacked in memory,
 frozen or trains. Adapters, and everything that is saved, use public names.
 """
 
+import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from adalink_jax.distributed.sharding import (
     reduced_sharding,
     replicated,
 )
-from adalink_jax.methods.base import Array, Method, Params, merge, split
+from adalink_jax.methods.base import Method, Params, merge, split
 from adalink_jax.models.kernels import quantised, quantised_shardings
 from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.stacking import (
@@ -52,7 +53,7 @@ class TrainState:
       frozen: the base (full fine-tuning: empty).
     """
 
-    step: Array
+    step: Any  # As the others: an array, or in an abstract state its shape.
     trainable: Any
     opt_state: Any
     frozen: Any
@@ -81,7 +82,7 @@ class TrainState:
             places = jax.tree.map(lambda leaf: leaf.sharding, self._training())
             stack = jax.jit(lambda saved: map_params(stack_layers, saved), out_shardings=places)
             saved = stack(saved)
-        return self.replace(**saved)
+        return dataclasses.replace(self, **saved)
 
 
 def _unstacked(tree: Any, layer_of: Callable[[Any, int], Any] = operator.getitem) -> Any:
@@ -111,7 +112,7 @@ def _laid_out(
         return trainable, frozen
     if method.trains_base:
         return stack_layers(trainable, join), frozen
-    flat = traverse_util.flatten_dict(dict(frozen))
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(frozen))
     stacked = {place[0] for place in map(place_in_stack, flat) if place}
     for name, leaf in traverse_util.flatten_dict(dict(trainable)).items():
         place = place_in_stack(name)
@@ -260,7 +261,7 @@ def _at(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeSt
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _name(path: Sequence[Any]) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -1,5 +1,6 @@
 """The training step: one compiled function of (state, batch)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -129,7 +130,9 @@ def make_train_step(
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
         }
-        state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
+        state = dataclasses.replace(
+            state, step=state.step + 1, trainable=trainable, opt_state=opt_state
+        )
         return state, metrics
 
     return train_step

@@ -183,11 +183,12 @@ def _open_tensors(folder: Folder) -> dict[str, Tensor]:
     if folder.holds_file(WEIGHTS):
         return open_tensors(folder, WEIGHTS)
     places = _read_json(folder, SHARD_INDEX).get("weight_map")
-    files = list(places.values()) if isinstance(places, dict) else [None]
-    if not all(isinstance(f, str) and f.isprintable() and "/" not in f for f in files):
+    if not isinstance(places, dict) or not all(
+        isinstance(f, str) and f.isprintable() and "/" not in f for f in places.values()
+    ):
         raise UserError(f"{folder / SHARD_INDEX}: no 'weight_map' of tensors to files")
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(files)):
+    for file in sorted(set(places.values())):
         held = open_tensors(folder, file)
         listed = {name for name, place in places.items() if place == file}
         if wrong := sorted(listed ^ held.keys()):
@@ -249,7 +250,7 @@ def _token_tables(
             " decoder's output as for T5 1.0's tied layer; a T5 1.1, FLAN-T5 or mT5 has"
             ' "scale_decoder_outputs": false'
         )
-    if not scaled:
+    if not scaled and head is not None:
         tables["decoder/logits_dense/kernel"] = Transposed(head)
     return tables
 

@@ -89,7 +89,7 @@ def save_peft(
         raise UserError(
             f"PEFT has no format for an adapter of method '{method.scope}'; it has one for {names}"
         )
-    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
     flat = {name: np.asarray(leaf[route], np.float32) for name, leaf in flat.items()}
     settings, tensors = write(method, flat, config)
     settings |= {
@@ -168,10 +168,11 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _number(settings: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
     value = settings.get(name)
-    fits = type(value) in ((int,) if kind is int else (int, float)) and math.isfinite(value)
-    if not fits or (kind is int and value < 1):
-        raise UserError(f"{where}: {name} is {value!r}")
-    return kind(value)
+    # By type, as True is an int too.
+    if type(value) is int or (kind is float and type(value) is float):
+        if math.isfinite(value) and (kind is float or value >= 1):
+            return kind(value)
+    raise UserError(f"{where}: {name} is {value!r}")
 
 
 def _modules(config: T5Config) -> dict[str, str]:

@@ -107,7 +107,8 @@ def _read_index(folder: Folder) -> dict[str, _Referred | np.ndarray]:
             f" ({type(error).__name__})"
         ) from error
     version = index.get("version") if isinstance(index, Mapping) else None
-    if not isinstance(version, int | np.integer) or not 1 <= version <= _VERSION:
+    known = isinstance(version, int | np.integer) and 1 <= version <= _VERSION
+    if not isinstance(index, Mapping) or not known:
         raise UserError(
             f"{path}: no T5X index of a known version (found version {version!r},"
             f" expected {_VERSION})"
@@ -145,7 +146,7 @@ def _referred(spec: Mapping, where: str) -> _Referred:
     try:
         store = spec["kvstore"]
         # TensorStore specs from before 2022 have the path next to the store, not in it.
-        path = store.get("path") or spec.get("path")
+        path = store.get("path") or spec["path"]
         shape = tuple(int(size) for size in spec["metadata"]["shape"])
         base_name = pathlib.PurePosixPath(path).name
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -182,7 +182,7 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
     if measured:
         names = {"step p50 / p95": "step"} | {f"b{b}": f"forward_b{b}" for b in LATENCY_BATCHES}
         for title, name in names.items():
-            times = [one.get(f"{name}_{quantile}_s") for quantile in ("p50", "p95")]
+            times: list[Any] = [one.get(f"{name}_{quantile}_s") for quantile in ("p50", "p95")]
             cells[title] = "" if None in times else " / ".join(f"{1e3 * t:.3g}" for t in times)
     return cells
 

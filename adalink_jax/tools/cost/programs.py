@@ -96,6 +96,7 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
     key = jax.eval_shape(lambda: jax.random.key(0))
     compiled = _train_step(config, method, slots).lower(state, batch, key).compile()
     costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert costs is not None and memory is not None  # Every backend of JAX here tells them.
     peak = memory.peak_memory_in_bytes
     if jax.default_backend() == "cpu":
         # On CPUs this leaves out temporaries, which share one arena as large as their peak.

@@ -10,6 +10,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from adalink_jax.config import gin_files
 from adalink_jax.distributed.sharding import Layout
@@ -53,20 +54,20 @@ def run(flags: argparse.Namespace) -> None:
     others = [row for row in stored if row not in answers]
     for i, case in enumerate(cases):
         name = f"{case.model}, {case.label}, {case.optimizer}, {case.topology.name}"
-        if answers[i] is None:
+        answer = answers[i]
+        if answer is None:
             print(f"{name} …", file=sys.stderr, flush=True)
-            answers[i] = rows.row(case, level)
+            answer = answers[i] = rows.row(case, level)
             if folder:
                 done = [row for row in answers if row is not None]
                 tables.write([*others, *done], len(cases) - len(done), folder)
         if not flags.json:
-            verdict = "FITS" if answers[i]["fits"] else "DOES NOT FIT"
-            print("\n  ".join([f"{name}: {verdict}", *tables.summary(answers[i])]), flush=True)
+            verdict = "FITS" if answer["fits"] else "DOES NOT FIT"
+            print("\n  ".join([f"{name}: {verdict}", *tables.summary(answer)]), flush=True)
+    done = [row for row in answers if row is not None]  # All of them.
     if folder:
-        tables.write([*others, *answers], 0, folder)
-    print(
-        json.dumps({"rows": answers}, indent=1) if flags.json else f"\n{tables.markdown(answers)}"
-    )
+        tables.write([*others, *done], 0, folder)
+    print(json.dumps({"rows": done}, indent=1) if flags.json else f"\n{tables.markdown(done)}")
 
 
 def _check(flags: argparse.Namespace) -> None:
@@ -76,7 +77,7 @@ def _check(flags: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     flags.optimizer = flags.optimizer or ["adafactor"]
-    chosen = [("optimization_level", flags.optimization_level, LEVELS)]
+    chosen: list[tuple[str, Any, Any]] = [("optimization_level", flags.optimization_level, LEVELS)]
     chosen += [("optimizer", value, OPTIMIZERS) for value in flags.optimizer]
     if flags.frozen_dtype:
         chosen.append(("frozen_dtype", flags.frozen_dtype, FROZEN_DTYPES))

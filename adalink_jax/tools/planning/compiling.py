@@ -207,7 +207,7 @@ class Prepared:
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(self._mesh))
-        before = jax.config.jax_optimization_level
+        before = jax.config.jax_optimization_level  # pyright: ignore[reportAttributeAccessIssue]: made at run time
         jax.config.update("jax_optimization_level", "UNKNOWN" if level == RUN_LEVEL else level)
         try:
             start = time.perf_counter()

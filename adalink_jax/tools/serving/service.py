@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,7 +57,7 @@ class Service:
         base: str,
         adapters: str | None,
         vocabulary: Any,
-        labels_of: dict[str, Sequence[str]],
+        labels_of: Mapping[str, Sequence[str]],
         *,
         max_inputs: int = 512,
         max_targets: int = 16,
@@ -183,7 +183,7 @@ class Service:
         if kind != Method():
             bank = self._bank(kind, rows)
             method, params = bank.method, merge(self._params, bank.params)
-            routes[: len(rows)] = [bank.slot(row.name) for row in rows]
+            routes[: len(rows)] = [bank.slot(row.name) for row in rows if row.name is not None]
         for row, into in zip(rows, tokens, strict=False):
             into[: len(row.tokens)] = row.tokens
         model = Transformer(self._config, method)
@@ -203,7 +203,7 @@ class Service:
         if kind not in self._banks:
             self._banks[kind] = Bank(self._config, kind, self._resident)
         bank = self._banks[kind]
-        wanted = frozenset(row.name for row in rows)
+        wanted = frozenset(row.name for row in rows if row.name is not None)
         for name in sorted(wanted):
             if name not in bank:
                 adapter, _, route = name.partition(":")

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 
 from adalink_jax.config import gin_files
 from adalink_jax.errors import UserError
@@ -115,7 +116,7 @@ def _settle(free: "multiprocessing.SimpleQueue", compiled: str) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
 
