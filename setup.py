@@ -45,6 +45,7 @@ TEST = [
     "chex>=0.1.89,<0.2",
     "hypothesis>=6.100,<7",
     "pandas>=2.2,<3",
+    "pyright[nodejs]==1.1.414",  # What it finds changes with each version; node comes as a wheel.
     "pytest>=9,<10",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",

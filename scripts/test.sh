@@ -16,6 +16,7 @@ fi
 bash scripts/environment.sh test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/pyright
 # Many processes read the same modules: compiled to bytecode once.
 unset PYTHONDONTWRITEBYTECODE
 # A file's tests stay together, as they share what is compiled and trained; files go in their order,
