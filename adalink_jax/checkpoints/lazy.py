@@ -22,6 +22,7 @@ class Array(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
+        ...
 
     def __getitem__(self, index: Index, /) -> np.ndarray: ...
 

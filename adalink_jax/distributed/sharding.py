@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
+from flax.linen import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -159,7 +160,8 @@ def whole(array: jax.Array, wanted: bool = True) -> np.ndarray | None:
     """Gathers an array of a mesh on this host; returns None unless `wanted`. All hosts call it."""
     if not array.is_fully_replicated:
         assert isinstance(array.sharding, NamedSharding)  # As all arrays of a mesh have.
-        array = jax.jit(lambda x: x, out_shardings=replicated(array.sharding.mesh))(array)
+        everywhere = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(lambda x: x, out_shardings=everywhere)(array)
     return np.asarray(array) if wanted else None
 
 
@@ -270,7 +272,7 @@ def reduced_sharding(
 
 
 def _mesh_axes(names: Sequence[str], mesh: Mesh) -> PartitionSpec:
-    spec = nn.logical_to_mesh_axes(names, rules_on(mesh))
+    spec = spmd.logical_to_mesh_axes(names, rules_on(mesh))
     assert spec is not None  # It is None only where the names are.
     return spec
 

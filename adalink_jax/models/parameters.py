@@ -104,7 +104,8 @@ def init_adapter(
         return {name: leaf for name, leaf in flat.items() if method.owns(name)}
 
     flat: dict[str, Any] = own(network_key)
-    for name, leaf in traverse_util.flatten_dict(dict(base), sep="/").items():
+    base_leaves: dict[str, Any] = traverse_util.flatten_dict(dict(base), sep="/")
+    for name, leaf in base_leaves.items():
         if method.trainable(name):
             flat[name] = jnp.asarray(leaf[...], jnp.float32)
     adapter = traverse_util.unflatten_dict(flat, sep="/")

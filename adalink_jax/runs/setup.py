@@ -172,16 +172,18 @@ def initial_state(
     state = states.create(
         base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
     )
-    trainable, frozen = (
-        # An int8 kernel is one leaf here; its scales are not counted as parameters.
-        sum(math.prod(leaf.shape) for leaf in traverse_util.flatten_dict(dict(tree)).values())
-        for tree in (state.trainable, state.frozen)
-    )
+    trainable, frozen = map(_count, (state.trainable, state.frozen))
     say(
         f"trainable {trainable:,} of {trainable + frozen:,} parameters "
         f"({trainable / (trainable + frozen):.3%})"
     )
     return state
+
+
+def _count(params: Params) -> int:
+    # An int8 kernel is one leaf here; its scales are not counted as parameters.
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(params))
+    return sum(math.prod(leaf.shape) for leaf in flat.values())
 
 
 def placed_batches(

@@ -96,7 +96,7 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     return open_arrays(as_minimal(arrays, str(folder)), str(folder), configured)
 
 
-def _read_index(folder: Folder) -> dict[str, _Referred | np.ndarray]:
+def _read_index(folder: Folder) -> dict[str, Any]:
     path = folder / INDEX
     content = folder.read(INDEX)
     try:
