@@ -12,7 +12,6 @@ import pathlib
 import textwrap
 from collections.abc import Iterator
 
-import adalink_jax
 from adalink_jax.config.macros import Macro, gin_folder, macros
 from adalink_jax.data.corpus import check_registered
 from adalink_jax.errors import UserError, nearest
@@ -108,5 +107,5 @@ def _setting(macro: Macro, value: str, mark: str = "") -> str:
 def _base(model: str) -> str | None:
     """Returns a model's public checkpoint; None for random weights."""
     if model == "mini":
-        return str(pathlib.Path(adalink_jax.__file__).resolve().parent / "bases/mini")
+        return "mini"  # The embedded base.
     return f"{_PUBLIC}/{_STEPS[model]}" if model in _STEPS else None

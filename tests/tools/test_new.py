@@ -49,7 +49,11 @@ def test_values_are_those_of_the_experiments(tmp_path, monkeypatch):
     assert "TRAIN_STEPS = 5000\n" in text and "# VOCABULARY = 'my.model'\n" in text
     assert write(tmp_path / "b.gin", method="adalink", model="mini", task="mini_cola") == 0
     text = (tmp_path / "b.gin").read_text()
-    assert "LEARNING_RATE = 0.01\n" in text and "bases/mini'\n" in text and "GLUE_DIR" not in text
+    assert (
+        "LEARNING_RATE = 0.01\n" in text
+        and "INITIAL_CHECKPOINT_PATH = 'mini'\n" in text
+        and "GLUE_DIR" not in text
+    )
     assert write(tmp_path / "c.gin", method="full", model="tiny", task="glue_rte") == 0
     assert "INITIAL_CHECKPOINT_PATH = None\n" in (tmp_path / "c.gin").read_text()
     chosen = {"method": "lora", "model": "t5_1_1_xl", "task": "glue_rte", "base": "my/base"}
