@@ -30,6 +30,9 @@ from adalink_jax.errors import UserError
 # Seconds a host waits for the others before the run begins. Scheduling them may take minutes.
 _WAIT = "ADALINK_HOSTS_WAIT_SECONDS"
 _DEFAULT_WAIT = 300.0
+# Seconds, a day: the longest such wait, and how long JAX's own signs of life may stay away. JAX
+# would abort a host that waits for one that is stopped; the watchers know which of the two it is.
+_LONGEST = 24 * 3600
 # Variables that set a host's place among the others.
 _PLACE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # JAX's other clusters with one process per host: SLURM, and TPU pods with and without GKE.
@@ -45,8 +48,10 @@ def joined() -> Iterator[None]:
     JAX_COORDINATOR_ADDRESS (of host 0, with a free port), JAX_NUM_PROCESSES and JAX_PROCESS_ID
     describe the hosts; the command lines have T5X's flags for them. SLURM jobs with several tasks
     and TPU pods are detected as JAX detects them. The block must begin before the first use of a
-    device. All hosts leave it together. If a host raises, is killed or sends no sign of life, all
-    others print a line that names it and end within a minute, without an exception.
+    device. All hosts leave it together. If a host raises, is killed, is stopped or sends no sign of
+    life, all others print a line that names it and end within a minute, without an exception; in
+    about five minutes if it stands still at a point (`reached`) that another has left behind, or
+    waits all the time for a disk.
 
     ADALINK_HOSTS_TOKEN is a secret that the hosts share. Host 0 refuses a process without it. If
     no token is set, any process that reaches host 0's port before the last host can take its place.
@@ -75,6 +80,16 @@ def joined() -> Iterator[None]:
 def gather(value: Any) -> list[Any]:
     """Returns the JSON-able values of all hosts, in the hosts' order. All hosts must call it."""
     return [value] if _joined is None else _joined.gather(value)
+
+
+def reached(point: str) -> None:
+    """Says that the run has come to a point of its work, such as "step 12".
+
+    All hosts must come to the same points. A host that comes to no new one and uses no CPU time
+    holds the others up; `joined` says what follows.
+    """
+    if _joined is not None:
+        _joined.reached(point)
 
 
 def agree(**parts: Mapping[str, Any]) -> None:
@@ -129,13 +144,14 @@ def _place() -> tuple[str, int, int] | None:
                 f"--coordinator_address, --process_count, --process_index); {missing[0]} is not set"
             )
         address, count, index = (env[name] for name in _PLACE)
-        if not (count.isdigit() and index.isdigit()):
+        if not all(text.isdecimal() and len(text) < 10 for text in (count, index)):
             raise UserError(
                 f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}; both must be whole "
                 "numbers"
             )
         count, index = int(count), int(index)
-        if not address.rpartition(":")[2].isdigit():
+        port = address.rpartition(":")[2]
+        if not (port.isdecimal() and len(port) < 6 and 0 < int(port) < 1 << 16):
             raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be like node-0:8476")
         if not 0 <= index < count:
             raise UserError(
@@ -157,10 +173,10 @@ def _place() -> tuple[str, int, int] | None:
 
 def _wait() -> float:
     value = os.environ.get(_WAIT, _DEFAULT_WAIT)
-    try:
-        return float(value)
-    except ValueError:
-        raise UserError(f"{_WAIT} is {value!r}; it must be a number of seconds") from None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(value) <= _LONGEST:
+            return float(value)
+    raise UserError(f"{_WAIT} is {value!r}; it must be a number of seconds, at most {_LONGEST:,}")
 
 
 class _Hosts:
@@ -204,13 +220,19 @@ class _Hosts:
                 self._settings["count"],
                 self._settings["index"],
                 coordinator_bind_address=f"{interface}:{port}" if interface else None,
+                heartbeat_timeout_seconds=_LONGEST,
             )
             # JAX catches SIGTERM without ending the process. Then only SIGKILL would end a host.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    def reached(self, point: str) -> None:
+        """Tells the watcher."""
+        self._say(reached=point)
+
     def gather(self, value: Any) -> list[Any]:
         """Returns the values of all hosts."""
+        self._say(reached="a comparison of the hosts")
         self._say(gather=value)
         return self._replies.get()["gathered"]
 

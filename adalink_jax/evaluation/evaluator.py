@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adalink_jax.data import EvalExamples
+from adalink_jax.distributed import hosts
 from adalink_jax.distributed.sharding import (
     check_divisible,
     make_mesh,
@@ -193,6 +194,7 @@ class Evaluator:
         eos_id = task.splits[split].vocabulary.eos_id
         pending = None
         for batch in task.batches[split]:
+            hosts.reached(f"the evaluation of {task.task.name}")
             names = ("encoder_input_tokens", "encoder_routes")
             arrays = place_batch({name: batch[name] for name in names}, self._mesh)
             with on_mesh(self._mesh):

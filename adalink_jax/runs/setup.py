@@ -1,5 +1,6 @@
 """Prepares a run before its first step: mesh, base, routes, state, evaluator."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -197,7 +198,11 @@ def placed_batches(
     def place(batch):
         return sharding.place_batch(batch, mesh, size)
 
-    return prefetch(batches, first_step, train_steps, place, sharding.local_rows(mesh, size))
+    rows = sharding.local_rows(mesh, size)
+    with contextlib.closing(prefetch(batches, first_step, train_steps, place, rows)) as placed:
+        for step, batch in enumerate(placed, first_step + 1):
+            hosts.reached(f"step {step}")
+            yield batch
 
 
 def evaluator(

@@ -1,6 +1,7 @@
 """Runs scripts/train.py's command line as a host that is killed after a checkpoint, if it is one.
 
-``killed_host.py INDEX STEP FLAG…``: the host of this index dies when the step is saved.
+``killed_host.py SIGNAL INDEX STEP FLAG…``: the host of this index gets the signal (KILL, STOP) when
+the step is saved.
 """
 
 import os
@@ -12,17 +13,18 @@ import jax
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.config import gin_files
 
-victim, fatal = map(int, sys.argv[1:3])
+number = signal.Signals[f"SIG{sys.argv[1]}"]
+victim, fatal = map(int, sys.argv[2:4])
 save = Store.save
 
 
 def save_and_die(store: Store, step: int, tree) -> None:
     save(store, step, tree)
     if jax.process_index() == victim and step == fatal:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 Store.save = save_and_die
 
 if __name__ == "__main__":
-    sys.exit(gin_files.main("adalink_jax.runs.train", sys.argv[3:]))
+    sys.exit(gin_files.main("adalink_jax.runs.train", sys.argv[4:]))

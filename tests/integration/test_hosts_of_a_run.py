@@ -79,17 +79,20 @@ def losses(folder: pathlib.Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def ended_naming(done: subprocess.CompletedProcess, victim: int, others: tuple[int, ...]) -> None:
-    """All hosts ended within a minute of the victim's death, and said which one it was.
+def ended_naming(
+    done: subprocess.CompletedProcess,
+    victim: int,
+    others: tuple[int, ...],
+    fate: str = "ended without a word",
+) -> None:
+    """All hosts ended within a minute of the victim's death or stop, and said which one it was.
 
     local.sh kills those that live a minute longer than the first that failed: exit code 137.
     """
     assert done.returncode != 0
     assert f"[local.sh] host {victim} ended with exit code 137" in done.stderr
     for host in others:
-        pattern = (
-            rf"^\[host {host}\] error: host {victim} \(.*\) ended without a word.*all hosts end$"
-        )
+        pattern = rf"^\[host {host}\] error: host {victim} \(.*\) {fate}.*all hosts end$"
         assert re.search(pattern, done.stderr, re.M), done.stderr[-3000:]
         assert f"[local.sh] host {host} ended with exit code 1\n" in done.stderr
 
@@ -97,7 +100,7 @@ def ended_naming(done: subprocess.CompletedProcess, victim: int, others: tuple[i
 def test_where_a_host_is_killed_the_others_end_and_one_host_goes_on(
     tmp_path, arguments, train, token_cache, monkeypatch, capsys
 ):
-    ended_naming(train("moved", 4, hosts=2, command=(KILLED, 1, 2)), victim=1, others=(0,))
+    ended_naming(train("moved", 4, hosts=2, command=(KILLED, "KILL", 1, 2)), victim=1, others=(0,))
     assert not (tmp_path / "moved" / "results.json").exists()
     monkeypatch.setenv("ADALINK_CACHE_DIR", str(token_cache))
     assert cli.main(["train", *arguments("moved", 4)]) == 0
@@ -115,7 +118,9 @@ def test_a_run_goes_through_hosts_and_meshes_and_survives_a_killed_host(tmp_path
 
     # Four hosts of two devices. One dies after a checkpoint; the others end by themselves, naming
     # it.
-    broken = train("moved", 8, devices=2, hosts=4, command=(KILLED, 2, 4), fully_sharded=True)
+    broken = train(
+        "moved", 8, devices=2, hosts=4, command=(KILLED, "KILL", 2, 4), fully_sharded=True
+    )
     ended_naming(broken, victim=2, others=(0, 1, 3))
     results = json.loads((tmp_path / "moved" / "results.json").read_text())
     assert results["step"] == 2  # Those of before: the broken run has none.
@@ -132,6 +137,15 @@ def test_a_run_goes_through_hosts_and_meshes_and_survives_a_killed_host(tmp_path
     scores = [json.loads((run / "results.json").read_text())["tasks"] for run in (straight, moved)]
     assert scores[0] == scores[1]
     assert json.loads((moved / "adapter" / "adapter.json").read_text())["method"] == "adalink"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_is_stopped_is_named_in_one_line(train, victim):
+    done = train("stopped", 4, devices=2, hosts=2, command=(KILLED, "STOP", victim, 2))
+    ended_naming(done, victim, others=(1 - victim,), fate="was stopped at .*, by a signal")
+    errors = [line for line in done.stderr.splitlines() if "] error:" in line]
+    assert len(errors) == 2 and "Traceback" not in done.stderr and "@ " not in done.stderr
 
 
 @pytest.mark.slow
