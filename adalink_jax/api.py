@@ -317,11 +317,10 @@ def _labels(adapter: Adapter | None) -> tuple[str, ...]:
     """Returns the labels of the task an adapter was trained on; none if it had several tasks."""
     import tasks
 
-    trained = adapter.metadata.get("data", {}).get("tasks", []) if adapter else []
-    if len(trained) != 1:
-        return ()
-    own = (trained[0].get("source") or {}).get("labels", ())
-    return tuple(own or tasks.LABELS.get(trained[0].get("name", ""), ()))
+    task = adapter.only_task if adapter else {}
+    source = task.get("source")
+    own = source.get("labels") if isinstance(source, dict) else None
+    return tuple(own or tasks.LABELS.get(task.get("name", ""), ()))
 
 
 def _checked(text: Any, number: int) -> str:

@@ -19,7 +19,7 @@ from adalink_jax.checkpoints import (
     open_base,
     shapes_of,
 )
-from adalink_jax.errors import UserError
+from adalink_jax.files import present_folder
 from adalink_jax.methods.base import Array, Method, Params, merge, split
 from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -69,7 +69,7 @@ class Adaptation:
 def adapter_folder(path: str) -> pathlib.Path:
     """Returns the adapter's folder, given that folder or its run's."""
     inner = pathlib.Path(path) / "adapter"
-    return inner if inner.is_dir() else pathlib.Path(path)
+    return inner if present_folder(inner).is_dir() else pathlib.Path(path)
 
 
 def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
@@ -97,11 +97,6 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
     adapter.check_base(folder, base_fingerprint=fingerprint(base))
     method = adapter.method
     check_adapter(config, method, adapter.tree, str(folder))
-    if len(adapter.route_names) != method.routes:
-        raise UserError(
-            f"adapter {folder}: {len(adapter.route_names)} names of routes, but its settings say "
-            f"{method.routes} routes"
-        )
     return Adaptation(adapter, method, config, base)
 
 

@@ -118,12 +118,10 @@ def _of_one_route(adapter: Adapter) -> Method:
 def _route_name(path: str, adapter: Adapter) -> str:
     """Names the only route of an adapter: its run's task if there is one, else its folder."""
     (name,) = adapter.route_names
-    tasks = adapter.metadata.get("data", {}).get("tasks", ())
-    if name == "all" and len(tasks) == 1:
-        return str(tasks[0].get("name", name))
-    if name == "all":
-        return adapter.metadata.get("route") or pathlib.Path(path).resolve().name
-    return name
+    if name != "all":
+        return name
+    given = adapter.only_task.get("name") or adapter.metadata.get("route")
+    return given if isinstance(given, str) and given else pathlib.Path(path).resolve().name
 
 
 def _save(

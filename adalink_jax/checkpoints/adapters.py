@@ -81,6 +81,14 @@ class AdapterRecord:
         """The method with the adapter's settings."""
         return METHODS[self.method_name](**self.settings)
 
+    @property
+    def only_task(self) -> dict[str, Any]:
+        """What is recorded of its only task, with its "name"; empty if of several or of none."""
+        data = self.metadata.get("data")
+        tasks = data.get("tasks") if isinstance(data, dict) else None
+        task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
+        return task if isinstance(task, dict) and isinstance(task.get("name"), str) else {}
+
     def route(self, name: str | None) -> int:
         """Returns a route's number. Without a name, the adapter must have only one route.
 
@@ -287,6 +295,11 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
         architecture=config,
         base_fingerprint=raw["base_fingerprint"],
     )
+    if len(record.route_names) != record.method.routes:
+        raise UserError(
+            f"{path}: {len(record.route_names)} names of routes, but its settings say "
+            f"{record.method.routes} routes"
+        )
     return record, raw
 
 

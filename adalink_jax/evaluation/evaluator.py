@@ -267,7 +267,10 @@ def _load(
     vocabulary = splits[used[0]].vocabulary
     if vocabulary.eos_id is None:
         raise UserError(f"the vocabulary of task '{name}' has no token that ends a text (EOS)")
-    options = _options(name, labels, vocabulary)
+    try:
+        options = decoding.encoded_options(labels, vocabulary)
+    except UserError as error:
+        raise UserError(f"task '{name}': {error}") from error
     if mode != "rank_classification" and options.shape[1] > longest:
         raise UserError(
             f"a label of task '{name}' has {options.shape[1]} tokens, but TASK_FEATURE_LENGTHS "
@@ -283,25 +286,10 @@ def _load(
     )
 
 
-def _options(name: str, labels: Sequence[str], vocabulary: Any) -> np.ndarray:
-    """Returns each label's tokens with EOS, then 0; int32 [C, L]."""
-    tokens = [(*vocabulary.encode(label), vocabulary.eos_id) for label in labels]
-    seen: dict[tuple[int, ...], str] = {}
-    for label, ids in zip(labels, tokens, strict=True):
-        if ids in seen:
-            raise UserError(
-                f"task '{name}': its labels '{seen[ids]}' and '{label}' are the same tokens in "
-                "this vocabulary, so no model can tell them apart"
-            )
-        seen[ids] = label
-    options = np.zeros((len(tokens), max(map(len, tokens), default=0)), np.int32)
-    for row, ids in zip(options, tokens, strict=True):
-        row[: len(ids)] = ids
-    return options
-
-
 def _text(vocabulary: Any, tokens: list[int]) -> str:
     """Returns the text of generated tokens up to EOS, without padding."""
+    if decoding.BROKEN in tokens:
+        raise UserError("the logits are not finite: the base or the adapter is damaged")
     end = tokens.index(vocabulary.eos_id) if vocabulary.eos_id in tokens else len(tokens)
     return vocabulary.decode([token for token in tokens[:end] if token != vocabulary.pad_id])
 

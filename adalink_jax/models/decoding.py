@@ -9,13 +9,15 @@ A row without input tokens only fills up a batch. It is not decoded: its output 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Params
 from adalink_jax.models.t5 import Transformer
 
@@ -23,7 +25,10 @@ from adalink_jax.models.t5 import Transformer
 Routes = Int[Array, " B"] | Int[Array, "B T"]
 
 # Maximum size in bytes, over all devices, of the logits of one chunk of scored options.
-_LOGITS_BYTES = 2**28
+LOGITS_BYTES = 2**28
+
+# What is generated where logits are not finite, as they are with a damaged base or adapter.
+BROKEN = -1
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_length", "eos_id"))
@@ -47,7 +52,8 @@ def greedy(
       eos_id: the token that ends a row.
 
     Returns:
-      int32 tokens, including EOS if it was generated, then 0.
+      int32 tokens, including EOS if it was generated, then 0. A row whose logits are not finite
+      holds `BROKEN`.
     """
     encoded = _encode(model, params, encoder_input_tokens, routes)
     step, cache = _decoder(model, params, encoded, encoder_input_tokens, routes, max_length)
@@ -60,8 +66,11 @@ def greedy(
     def extend(state):
         now, last, ended, tokens, cache = state
         logits, cache = step(last, cache)
-        token = jnp.where(ended, 0, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        return now + 1, token, ended | (token == eos_id), tokens.at[:, now].set(token), cache
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), token, BROKEN)
+        token = jnp.where(ended, 0, token)
+        ended |= (token == eos_id) | (token == BROKEN)
+        return now + 1, token, ended, tokens.at[:, now].set(token), cache
 
     last = jnp.zeros(batch, jnp.int32)
     tokens = jnp.zeros((batch, max_length), jnp.int32)
@@ -103,7 +112,8 @@ def beam_search(
       eos_id: the token that ends a row.
 
     Returns:
-      int32 tokens, including EOS if it was generated, then 0.
+      int32 tokens, including EOS if it was generated, then 0. A row whose logits are not finite
+      holds `BROKEN`.
 
     Raises:
       ValueError: `beam_size` < 1 or `length_penalty` < 0.
@@ -122,7 +132,8 @@ def beam_search(
     state = search.start(_is_filler(encoder_input_tokens), cache)
     state = jax.lax.while_loop(search.unfinished, search.extend, state)
     finished = state["best_score"] > -jnp.inf
-    return jnp.where(finished[:, None], state["best"], state["live"][:, 0])
+    tokens = jnp.where(finished[:, None], state["best"], state["live"][:, 0])
+    return jnp.where(state["broken"][:, None], BROKEN, tokens)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -175,12 +186,37 @@ def score_options(
 
     fitting = 1  # Stays 1 if sizes are symbolic (`jax.export`).
     if isinstance(batch, int) and isinstance(length, int):
-        fitting = max(1, _LOGITS_BYTES // (4 * batch * length * model.config.vocab_size))
+        fitting = max(1, LOGITS_BYTES // (4 * batch * length * model.config.vocab_size))
     chunks = -(-count // fitting)
     size = -(-count // chunks)
     padded = jnp.pad(options, ((0, chunks * size - count), (0, 0)))
     scores = jax.lax.map(jax.vmap(score), padded.reshape(chunks, size, length))
     return scores.reshape(chunks * size, batch)[:count].T
+
+
+def encoded_options(labels: Sequence[str], vocabulary: Any) -> Int[np.ndarray, "C L"]:
+    """Encodes texts for `score_options`: each one's tokens with EOS, then 0.
+
+    Args:
+      labels: the texts.
+      vocabulary: has ``encode`` and ``eos_id``.
+
+    Raises:
+      UserError: two of them are the same tokens, so that no model can tell them apart.
+    """
+    tokens = [(*vocabulary.encode(label), vocabulary.eos_id) for label in labels]
+    seen: dict[tuple[int, ...], str] = {}
+    for label, ids in zip(labels, tokens, strict=True):
+        if ids in seen:
+            raise UserError(
+                f"labels '{seen[ids]}' and '{label}' are the same tokens in this vocabulary, so no "
+                "model can tell them apart"
+            )
+        seen[ids] = label
+    options = np.zeros((len(tokens), max(map(len, tokens), default=0)), np.int32)
+    for row, ids in zip(options, tokens, strict=True):
+        row[: len(ids)] = ids
+    return options
 
 
 def _is_filler(tokens: Int[Array, "B T"]) -> Bool[Array, " B"]:
@@ -249,8 +285,8 @@ class _Search:
     """The start, the step and the stop condition of a beam search.
 
     The state is a dict: now (number of tokens so far), live [B,k,L] and their log-probabilities
-    live_score [B,k] in descending order, best [B,L] and its penalized best_score [B], and the
-    cache, whose rows are the B·k beams.
+    live_score [B,k] in descending order, best [B,L] and its penalized best_score [B], broken [B]
+    (whether logits were not finite), and the cache, whose rows are the B·k beams.
     """
 
     def __init__(self, step: Callable, beams: int, alpha: float, max_length: int, eos_id: int):
@@ -268,6 +304,7 @@ class _Search:
             "live_score": live_score,
             "best": jnp.zeros((shape[0], shape[2]), jnp.int32),
             "best_score": jnp.where(filler, jnp.inf, -jnp.inf),
+            "broken": jnp.zeros_like(filler),
             "cache": cache,
         }
 
@@ -287,6 +324,7 @@ class _Search:
         batch, beams, _ = live.shape
         last = jnp.where(now > 0, live[:, :, now - 1], 0)
         logits, cache = self.step(last.reshape(-1), state["cache"])
+        finite = jnp.isfinite(jnp.max(logits, axis=-1)).reshape(batch, beams)
         log_probs = jax.nn.log_softmax(logits).reshape(batch, beams, -1)
         scores = (state["live_score"][..., None] + log_probs).reshape(batch, -1)
         score, place = jax.lax.top_k(scores, 2 * beams)  # [B,2k]
@@ -308,6 +346,7 @@ class _Search:
             "live_score": live_score,
             "best": jnp.where(better[:, None], top_tokens, state["best"]),
             "best_score": jnp.where(better, ended, state["best_score"]),
+            "broken": state["broken"] | ~jnp.all(finite, axis=1),
             "cache": jax.tree.map(functools.partial(_take_rows, rows=rows.reshape(-1)), cache),
         }
 

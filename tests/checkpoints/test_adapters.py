@@ -43,6 +43,9 @@ def tree():
     }
 
 
+SETTINGS = {"rank": 2, "stacks": ("encoder",), "routes": 3}
+
+
 @pytest.fixture
 def save(tmp_path, tree, tiny, params):
     """Returns save(folder name, **changed arguments) → the folder."""
@@ -50,7 +53,7 @@ def save(tmp_path, tree, tiny, params):
     def call(name="adapter", tree=tree, **changes):
         arguments = {
             "method_name": "adalink",
-            "settings": {"rank": 2, "stacks": ("encoder",)},
+            "settings": SETTINGS,
             "architecture": tiny,
             "base_fingerprint": fingerprint(params),
             "route_names": ["rte", "colà", "mrpc"],
@@ -87,7 +90,7 @@ def test_round_trip_is_exact(save, tree, tiny, params):
         assert flat[name].dtype == np.float32
         np.testing.assert_array_equal(flat[name], array)
     assert found.method_name == "adalink"
-    assert found.settings == {"rank": 2, "stacks": ("encoder",)}
+    assert found.settings == SETTINGS
     assert found.route_names == ("rte", "colà", "mrpc")
     assert found.metadata == {"metrics": {"rte": 0.5}, "config": "RANK = 2\n", "seeds": [1, 2]}
     assert found.architecture == tiny
@@ -97,7 +100,8 @@ def test_round_trip_is_exact(save, tree, tiny, params):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_settings_of_every_method_make_it_again(save, name):
     method = example(name)
-    folder = save(method_name=name, settings=dataclasses.asdict(method))
+    names = [f"task_{i}" for i in range(method.routes)]
+    folder = save(method_name=name, settings=dataclasses.asdict(method), route_names=names)
     found = load_adapter(folder)
     assert METHODS[found.method_name](**found.settings) == method
     hash(METHODS[found.method_name](**found.settings))
@@ -107,7 +111,7 @@ def test_equal_adapters_have_equal_bytes_in_any_order_place_and_process(save, tr
     first = contents(save("one"))
     assert set(first) == {"adapter.safetensors", "adapter.json"}
     turned = {"encoder": dict(reversed(tree["encoder"].items()))}
-    settings_turned = {"stacks": ("encoder",), "rank": 2}
+    settings_turned = dict(reversed(SETTINGS.items()))
     assert contents(save("two", tree=turned, settings=settings_turned)) == first
     # Another hash seed would show an order taken from a set or a hash map.
     code = (
@@ -172,9 +176,9 @@ def test_arrays_that_are_no_floats_are_a_mistake_of_the_caller(save, tmp_path):
 
 def test_a_second_one_takes_the_first_ones_place(save, tmp_path):
     first = contents(save())
-    second = contents(save(settings={"rank": 3}))
+    second = contents(save(settings={**SETTINGS, "rank": 3}))
     assert first != second
-    assert load_adapter(tmp_path / "adapter").settings == {"rank": 3}
+    assert load_adapter(tmp_path / "adapter").settings["rank"] == 3
     assert [child.name for child in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -198,11 +202,11 @@ def test_killed_while_it_replaces_another_the_old_or_the_new_is_there(
 
     monkeypatch.setattr(os, "rename", stop_after)
     with pytest.raises(Killed):
-        save(settings={"rank": 3})
+        save(settings={**SETTINGS, "rank": 3})
     monkeypatch.undo()
-    assert load_adapter(tmp_path / "adapter").settings == {"rank": 2, "stacks": ("encoder",)}
-    save(settings={"rank": 4})
-    assert load_adapter(tmp_path / "adapter").settings == {"rank": 4}
+    assert load_adapter(tmp_path / "adapter").settings == SETTINGS
+    save(settings={**SETTINGS, "rank": 4})
+    assert load_adapter(tmp_path / "adapter").settings["rank"] == 4
     assert [child.name for child in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -314,6 +318,7 @@ def test_a_hash_that_matches_a_file_that_lies_is_refused(save):
         ({"route_names": ["a", "a"]}, ["a name twice"]),
         ({"route_names": ["a\nb"]}, ["route_names"]),
         ({"route_names": [1]}, ["route_names"]),
+        ({"route_names": ["a", "b"]}, ["2 names of routes, but its settings say 3 routes"]),
         ({"sha256": None}, ["'sha256'"]),
     ],
 )

@@ -224,11 +224,11 @@ OPTIONS = jnp.array([[3, 1, 0, 0], [5, 2, 4, 1], [1, 0, 0, 0], [3, 4, 1, 0], [6,
 # All options at once, two at a time, one at a time.
 @pytest.mark.parametrize(
     ("name", "chunk_bytes"),
-    [(name, decoding._LOGITS_BYTES) for name in METHODS]
+    [(name, decoding.LOGITS_BYTES) for name in METHODS]
     + [("lora", 2 * 4 * 4 * 4 * 7), ("lora", 1)],
 )
 def test_scores_are_those_of_a_forward_pass_per_option(name, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(decoding, "_LOGITS_BYTES", chunk_bytes)
+    monkeypatch.setattr(decoding, "LOGITS_BYTES", chunk_bytes)
     decoding.score_options.clear_cache()
     model, params = build(method=METHODS[name], seed=1)
     scores = decoding.score_options(model, params, INPUTS, OPTIONS, routes=ROUTES)
@@ -259,6 +259,18 @@ def test_routes_per_row_and_per_token_choose_the_same_module():
         decoding.score_options(single, {**params, **chosen}, INPUTS, OPTIONS),
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("generate", [decoding.greedy, decoding.beam_search])
+def test_logits_that_are_not_finite_break_their_own_row(generate):
+    model, params = build(method=METHODS["adalink"], seed=3)
+    damaged = jax.tree.map(lambda leaf: leaf, params)
+    down = damaged["encoder"]["adalink"]["down"]
+    damaged["encoder"]["adalink"]["down"] = down.at[ROUTES[3]].set(jnp.nan)
+    expected = np.asarray(generate(model, params, INPUTS, 8, routes=ROUTES))
+    found = np.asarray(generate(model, damaged, INPUTS, 8, routes=ROUTES))
+    np.testing.assert_array_equal(found[:3], expected[:3])
+    assert decoding.BROKEN in found[3] and decoding.BROKEN not in expected
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,8 +94,9 @@ class Bank:
 
         self.params = jax.tree.map(put, self.params, dict(tree))
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._slots
+    def holds(self, name: str, module: Module) -> bool:
+        """Returns whether this module, not an older one of its name, is in memory."""
+        return self._modules.get(name) is module
 
     def __len__(self) -> int:
         """Returns the number of loaded modules."""

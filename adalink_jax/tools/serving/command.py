@@ -22,8 +22,11 @@ from collections.abc import Iterator
 from typing import IO
 
 from adalink_jax.errors import UserError, check_counts
-from adalink_jax.tools.serving.requests import Request, failure, parse
+from adalink_jax.tools.serving.requests import LONGEST_LINE, Request, failure, parse
 from adalink_jax.tools.serving.service import Service
+
+# The most that a flag takes, so that a slip is not an order for all of the memory.
+_MOST = {"batch_size": 1024, "resident": 4096, "inputs": 2**14, "targets": 2**10, "beam_size": 64}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resident", type=int, default=64, help="adapters of one kind in memory")
     parser.add_argument("--inputs", type=int, default=512, help="maximum tokens of a text")
     parser.add_argument("--targets", type=int, default=16, help="maximum tokens to generate")
+    parser.add_argument(
+        "--beam_size", type=int, default=1, help="beams to generate with; 1 is greedy"
+    )
 
 
 def run(flags: argparse.Namespace) -> None:
     """Answers all lines of the input."""
     import tasks
 
-    names = ("batch_size", "resident", "inputs", "targets")
-    check_counts(**{name: getattr(flags, name) for name in names})
+    check_counts(**{name: getattr(flags, name) for name in _MOST})
+    for name, most in _MOST.items():
+        if getattr(flags, name) > most:
+            raise UserError(f"--{name} is {getattr(flags, name)}; it takes at most {most}")
     vocabulary = tasks.MINI_VOCABULARY
     if flags.vocabulary != "mini":
         os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
@@ -62,19 +70,22 @@ def run(flags: argparse.Namespace) -> None:
         tasks.LABELS,
         max_inputs=flags.inputs,
         max_targets=flags.targets,
+        beam_size=flags.beam_size,
         # Each row of a batch may use a different adapter.
         resident=max(flags.resident, flags.batch_size),
     )
     is_tsv = flags.input.endswith(".tsv")
     with contextlib.ExitStack() as files:
-        source, sink = sys.stdin.buffer, sys.stdout
+        # Bytes: both sides are UTF-8, whatever the terminal's encoding.
+        source, sink = sys.stdin.buffer, sys.stdout.buffer
         if flags.input != "-":
             source = files.enter_context(open(flags.input, "rb"))
         if flags.output != "-":
-            sink = files.enter_context(open(flags.output, "x", encoding="utf-8"))
+            sink = files.enter_context(open(flags.output, "xb"))
         for lines in _batches(source, flags.batch_size):
             for answer in _answers(service, lines, is_tsv):
-                print(json.dumps(answer, ensure_ascii=False), file=sink)
+                text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
+                sink.write(text.encode("utf-8") + b"\n")
             sink.flush()
 
 
@@ -96,20 +107,38 @@ def _batches(source: IO[bytes], size: int) -> Iterator[list[tuple[int, bytes]]]:
     lines: queue.Queue = queue.Queue(maxsize=4 * size)
 
     def read() -> None:
-        for number, line in enumerate(source, 1):
-            lines.put((number, line.rstrip(b"\n")))
-        lines.put(None)
+        try:
+            for line in enumerate(_lines(source), 1):
+                lines.put(line)
+            lines.put(None)
+        except Exception as error:  # Raised below, where somebody sees it.
+            lines.put(error)
 
     threading.Thread(target=read, daemon=True).start()
-    while (first := lines.get()) is not None:
-        batch = [first]
-        while len(batch) < size:
-            try:
-                line = lines.get_nowait()
-            except queue.Empty:
-                break
-            if line is None:
-                yield batch
-                return
+    batch: list[tuple[int, bytes]] = []
+    while True:
+        try:
+            line = lines.get(block=not batch)
+        except queue.Empty:
+            yield batch
+            batch = []
+            continue
+        ended = not isinstance(line, tuple)
+        if not ended:
             batch.append(line)
-        yield batch
+        if batch and (ended or len(batch) == size):
+            yield batch
+            batch = []
+        if isinstance(line, Exception):
+            raise line
+        if ended:
+            return
+
+
+def _lines(source: IO[bytes]) -> Iterator[bytes]:
+    """Yields lines without their newlines; of a line that is too long, only its beginning."""
+    while line := source.readline(LONGEST_LINE + 2):
+        ended = line.endswith(b"\n")
+        while not ended and (rest := source.readline(LONGEST_LINE)):
+            ended = rest.endswith(b"\n")
+        yield line.removesuffix(b"\n")

@@ -9,6 +9,10 @@ from adalink_jax.errors import UserError, nearest
 
 _FIELDS = ("text", "adapter", "labels", "id")
 
+LONGEST_LINE = 2**20  # Bytes.
+MOST_LABELS = 1000  # Of one request.
+_LONGEST_NAME = 255  # Characters of an adapter's name, as in file systems.
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -34,14 +38,17 @@ def parse(line: int, content: bytes, tsv: bool) -> Request:
 
     Args:
       line: its number.
-      content: its bytes, without the newline.
+      content: its bytes, without the newline; those of a line that is too long may be cut.
       tsv: whether it is ``text`` or ``text<TAB>adapter`` instead of JSON.
 
     Raises:
       UserError: the line is invalid.
     """
+    if len(content) > LONGEST_LINE:
+        raise UserError(f"longer than {LONGEST_LINE:,} bytes")
     try:
-        text = content.decode("utf-8")
+        # A file's first line may begin with a mark of its encoding.
+        text = content.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"no UTF-8: byte {error.start} is 0x{content[error.start]:02x}") from error
     if tsv:
@@ -51,25 +58,44 @@ def parse(line: int, content: bytes, tsv: bool) -> Request:
         fields: Any = dict(zip(_FIELDS, (cell or None for cell in cells), strict=False))
         fields["text"] = cells[0]
     else:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"no JSON: {str(error) or type(error).__name__}") from error
+        fields = _json(text)
     if not isinstance(fields, dict):
         raise UserError(f"a JSON {type(fields).__name__}; expected an object with 'text'")
     for name in fields:
         if name not in _FIELDS:
-            raise UserError(f"unknown field {name!r}{nearest(name, _FIELDS)}")
-    adapter, labels = fields.get("adapter"), fields.get("labels") or ()
+            raise UserError(f"unknown field {name!r:.80}{nearest(name, _FIELDS)}")
+    adapter, labels = fields.get("adapter"), fields.get("labels")
     if not isinstance(fields.get("text"), str):
         raise UserError("field 'text' is missing or no string")
     if not fields["text"].strip():
         raise UserError("the text is empty")
     if adapter is not None and not isinstance(adapter, str):
         raise UserError("field 'adapter' is no string")
+    if adapter == "":
+        raise UserError("field 'adapter' is empty; leave it out to ask the base")
+    if adapter is not None and len(adapter) > _LONGEST_NAME:
+        raise UserError(f"the adapter's name has {len(adapter):,} characters")
+    labels = () if labels is None else labels
     if not isinstance(labels, list | tuple) or not all(isinstance(x, str) for x in labels):
         raise UserError("field 'labels' is no list of strings")
-    return Request(line, fields["text"], adapter or None, tuple(labels), fields.get("id"))
+    if len(labels) > MOST_LABELS:
+        raise UserError(f"{len(labels):,} labels; a request has at most {MOST_LABELS:,}")
+    return Request(line, fields["text"], adapter, tuple(labels), fields.get("id"))
+
+
+def _json(text: str) -> Any:
+    """Returns a JSON value that can be written again as JSON, as an answer repeats some of it."""
+    try:
+        value = json.loads(text)
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)  # No NaN, Infinity, 1e999.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"no JSON: {str(error) or type(error).__name__}") from error
+    try:
+        written.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = written[error.start]
+        raise UserError(f"half of a character, {half!r}, which no text can hold") from error
+    return value
 
 
 def answer(request: Request, prediction: str, scores: Sequence[float], dropped: int) -> dict:
@@ -91,5 +117,7 @@ def answer(request: Request, prediction: str, scores: Sequence[float], dropped: 
 
 def failure(line: int, error: Exception, request: Request | None = None) -> dict:
     """Returns the answer for a line that failed."""
-    result = {"line": line, "error": str(error)}
+    # An error may name a file, and a file's name need not be Unicode.
+    message = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+    result = {"line": line, "error": message}
     return result if request is None or request.id is None else {"id": request.id, **result}

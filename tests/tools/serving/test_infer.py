@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import sys
 
 import jax
@@ -14,11 +15,15 @@ import pytest
 import tasks
 from adalink_jax import cli
 from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
+from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.models import decoding
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.tools.serving import shelf
+from adalink_jax.tools.serving.command import _batches
+from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
 from adalink_jax.tools.serving.service import Service
 from tests.methods.toys import Stabilised
@@ -139,18 +144,101 @@ def test_adapters_give_way_and_come_back(base, adapters, service, tmp_path):
     assert changed["scores"] != pytest.approx(first["scores"], rel=1e-3)
 
 
-def test_without_labels_it_generates(base, service):
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_without_labels_it_generates(base, mini_base, beam_size):
     config, params = base
+    service = Service(str(mini_base), None, tasks.MINI_VOCABULARY, {}, beam_size=beam_size)
     (found,) = service.answers([Request(1, TEXTS[0])])
     tokens = np.asarray([[*tasks.MINI_VOCABULARY.encode(TEXTS[0]), 1]], np.int32)
     model = Transformer(dataclasses.replace(config, dropout_rate=0.0))
-    ids = np.asarray(decoding.greedy(model, params, tokens, 16))[0].tolist()
+    ids = np.asarray(decoding.beam_search(model, params, tokens, 16, beam_size=beam_size))[0]
+    ids = ids.tolist()
     ids = ids[: ids.index(1)] if 1 in ids else ids
     assert found["prediction"] == tasks.MINI_VOCABULARY.decode(ids) and "scores" not in found
 
 
+def test_within_a_batch_an_adapter_stays_what_it_was(base, mini_base, adapters, service, tmp_path):
+    """It is deleted and written anew, of another method, while the batch's texts are encoded."""
+    _, trees = adapters
+
+    class Meddling:
+        eos_id, pad_id, vocab_size = 1, 0, tasks.MINI_VOCABULARY.vocab_size
+
+        def encode(self, text):
+            if text == TEXTS[1]:
+                shutil.rmtree(tmp_path / "mine")
+                write(tmp_path / "mine", base, METHODS_OF["lora"], trees["lora"])
+            return tasks.MINI_VOCABULARY.encode(text)
+
+    write(tmp_path / "mine", base, METHODS_OF["adalink_2"], trees["adalink_2"])
+    limits = {"max_inputs": 32, "resident": 6}
+    meddled = Service(str(mini_base), str(tmp_path), Meddling(), {}, **limits)
+    for method in ("adalink_2", "lora"):
+        expected, found = (
+            [one["scores"] for one in answers([Request(i, t, name, LABELS) for i, t in texts])]
+            for texts in [list(enumerate(TEXTS))]
+            for answers, name in ((service.answers, method), (meddled.answers, "mine"))
+        )
+        assert found == [pytest.approx(scores, rel=1e-5) for scores in expected]
+
+
+def test_an_adapter_that_is_replaced_while_it_is_read_is_read_again(
+    base, mini_base, adapters, tmp_path, monkeypatch
+):
+    _, trees = adapters
+    honest, mine = shelf.load_adapter, (base, METHODS_OF["lora"], trees["lora"])
+    write(tmp_path / "mine", *mine)
+
+    def load_adapter(*arguments, **checks):
+        monkeypatch.undo()
+        write(tmp_path / "mine", *mine, anew=True)
+        raise UserError("the record's arrays are others")
+
+    monkeypatch.setattr(shelf, "load_adapter", load_adapter)
+    reader = shelf.Shelf(str(tmp_path), base[0], fingerprint(base[1]), {}, 1)
+    assert reader.read("mine").modules["all"].kind.scope == "lora"
+    assert shelf.load_adapter is honest
+    # The old one's folder has been renamed, the new one's not yet.
+    (tmp_path / "mine").rename(tmp_path / ".mine.previous")
+    assert reader.read("mine").modules["all"].kind.scope == "lora"
+
+
+def test_one_tenants_numbers_that_are_not_finite_are_no_others(base, adapters, service):
+    folder, trees = adapters
+    huge = jax.tree.map(lambda x: np.full_like(x, 1e30), trees["adalink_2"])
+    write(folder / "huge", base, METHODS_OF["adalink_2"], huge)
+    for labels in (LABELS, ()):
+        requests = [Request(1, TEXTS[0], "huge", labels), Request(2, TEXTS[0], "adalink_2", labels)]
+        bad, good = service.answers(requests)
+        assert "adapter 'huge' computes numbers here that are not finite" in bad["error"]
+        assert "prediction" in good, good
+
+
+def test_shapes_are_few_and_programs_are_freed(service):
+    words = tasks.MINI_VOCABULARY.decode(range(20, 25)).split()
+    shapes = {
+        service._options(tuple(" ".join([word] * length) for word in words[:count])).shape
+        for length in range(1, 8) for count in range(1, 6)
+    }  # fmt: skip
+    assert shapes == {(count, length) for count in (1, 2, 4, 8) for length in (4, 8)}
+
+    @functools.partial(jax.jit, static_argnames=("model", "power"))
+    def raised(model, params, tokens, *, more, power):
+        return params * tokens**power + more
+
+    live = jax.devices()[0].client.live_executables
+    programs, before = Programs(2), len(live())
+    for size in (1, 2, 3, 1, 2, 3, 3, 2):
+        for power in (2, 3):
+            tokens = np.arange(size)
+            found = programs.run(raised, 5, 7, tokens, more=tokens, static={"power": power})
+            np.testing.assert_array_equal(found, 7 * np.arange(size) ** power + np.arange(size))
+            assert len(programs) <= 2 and len(live()) <= before + 2
+
+
+ASK = '"labels": ["positive", "negative"]}'
 STREAM = [
-    ('{"text": "the dog", "adapter": "adalink_2", "labels": ["positive", "negative"]}', None),
+    ('\ufeff{"text": "the dog", "adapter": "adalink_2", ' + ASK, None),
     ("garbage", "no JSON"),
     (b"\xff\xfe", "no UTF-8"),
     ("", "no JSON"),
@@ -158,13 +246,37 @@ STREAM = [
     ('{"text": 3}', "'text' is missing or no string"),
     ('{"text": "   "}', "the text is empty"),
     ('{"txt": "a"}', "'txt'"),
+    ('{"text": "half \\ud83d"}', r"half of a character, '\ud83d'"),
+    ('{"text": "a", "id": ["\\ud83d"]}', "half of a character"),
+    ('{"text": "a", "labels": ["\\udc00", "b"]}', "half of a character"),
+    ('{"text": "a", "adapter": "\\ud83d"}', "half of a character"),
+    ('{"\\ud83d": "a"}', "half of a character"),
+    ('{"text": "a", "id": NaN}', "no JSON"),
+    ('{"text": "a", "id": {"x": [1e999]}}', "no JSON"),
+    ('{"text": "a", "id": %s}' % ("9" * 5000), "no JSON"),
+    ('{"text": "a", "id": %s}' % ("[" * 5000 + "]" * 5000), "no JSON"),
+    ('{"text": "%s"}' % ("a" * 2**21), "longer than 1,048,576 bytes"),
+    (json.dumps({"text": "a", "labels": [str(i) for i in range(1001)]}), "1,001 labels"),
+    ('{"text": "a", "labels": ["%s", "b"]}' % ("dog " * 8000), "a label has 8,001 tokens"),
+    ('{"text": "a", "labels": ["{", "}"]}', "'{' and '}' are the same tokens"),
+    ('{"text": "a", "labels": ["dog", "dog"]}', "'dog' and 'dog' are the same tokens"),
+    ('{"text": "a", "labels": "dog"}', "no list of strings"),
+    ('{"text": "a", "labels": {}}', "no list of strings"),
+    ('{"text": "a", "adapter": ""}', "'adapter' is empty"),
     ('{"text": "a", "adapter": "adalink_4"}', "no adapter 'adalink_4'"),
     ('{"text": "a", "adapter": "../adalink_2"}', "no adapter"),
+    ('{"text": "a", "adapter": ".."}', "no adapter '..'"),
+    ('{"text": "a", "adapter": ".adalink_2.previous"}', "no adapter"),
+    ('{"text": "a", "adapter": "a\\u0000b"}', "no adapter"),
+    ('{"text": "a", "adapter": "%s"}' % ("a" * 5000), "name has 5,000 characters"),
     ('{"text": "a", "adapter": "adalink_many"}', "has several"),
     ('{"text": "a", "adapter": "adalink_many:r7"}', "no route 'r7'"),
     ('{"text": "a", "adapter": "foreign"}', "another base"),
     ('{"text": "a", "adapter": "broken"}', "no file"),
     ('{"text": "a", "adapter": "whole"}', "cannot share a batch"),
+    ('{"text": "a", "adapter": "three"}', "3 names of routes"),
+    ('{"text": "the dog", "adapter": "odd_1", ' + ASK, None),
+    ('{"text": "the dog", "adapter": "odd_2", ' + ASK, None),
     ('{"text": "%s", "labels": ["positive", "negative"]}' % ("dog " * 100_000), None),
     ('{"text": "the end", "id": {"n": 7}, "labels": ["positive"]}', None),
 ]  # fmt: skip
@@ -199,6 +311,12 @@ def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, ca
         base_fingerprint=fingerprint(params), route_names=["all"], metadata={},
     )  # fmt: skip
     assert full.trains_base
+    (folder / ".adalink_2.previous").symlink_to("adalink_2")
+    write(folder / "three", base, METHODS_OF["adalink_2"], trees["adalink_2"])
+    record = folder / "three" / "adapter.json"
+    record.write_text(record.read_text().replace('"all"', '"a", "b", "c"'))
+    write(folder / "odd_1", base, METHODS_OF["adalink_2"], trees["adalink_2"], data=5)
+    write(folder / "odd_2", base, METHODS_OF["adalink_2"], trees["adalink_2"], data={"tasks": [5]})
     lines = [line if isinstance(line, bytes) else line.encode() for line, _ in STREAM]
     command = [
         "infer", f"--base={mini_base}", f"--adapters={folder}",
@@ -227,3 +345,26 @@ def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, ca
     assert third["adapter"] is None and "prediction" in third
     assert cli.main(command) == 2
     assert re.fullmatch("error: .*answers.jsonl.*\n", capsys.readouterr().err)
+    assert cli.main([*command, "--batch_size=1000000"]) == 2
+    assert "--batch_size is 1000000; it takes at most" in capsys.readouterr().err
+
+
+def test_a_source_that_fails_is_an_error_and_no_wait():
+    class Failing(io.RawIOBase):
+        parts = [b"one\n", b"two"]
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            if not self.parts:
+                raise OSError("the disk is gone")
+            part = self.parts.pop(0)
+            buffer[: len(part)] = part
+            return len(part)
+
+    found = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for batch in _batches(io.BufferedReader(Failing(), 4), 8):
+            found += batch
+    assert found == [(1, b"one")]
