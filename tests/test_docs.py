@@ -25,6 +25,7 @@ from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
+from tests.tiers import mostly_slow
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -173,7 +174,8 @@ def stand_ins(tmp_path_factory, mini_base) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in with_blocks("python") if p != "docs/howto/adapters.md"]
+    "page",
+    mostly_slow([p for p in with_blocks("python") if p != "docs/howto/adapters.md"], ["README.md"]),
 )
 def test_python_runs(page, stand_ins, monkeypatch):
     monkeypatch.chdir(stand_ins)

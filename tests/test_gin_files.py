@@ -14,6 +14,7 @@ from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs.options import recorded
+from tests.tiers import mostly_slow
 
 FOLDER = gin_files.gin_folder()
 KINDS = ("models", "methods", "runs", "experiments", "hardware")
@@ -273,7 +274,12 @@ PUBLIC = types.MappingProxyType(
 )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        MODELS, [m for m in MODELS if "_large" not in m and "_x" not in m and "b.gin" not in m]
+    ),
+)
 def test_models_have_the_parameters_that_their_headers_state(name):
     stated = int(re.match(r"# .*: ([\d,]+) parameters\.\n", text_of(name))[1].replace(",", ""))
     model = model_of(name)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.tiers import mostly_slow
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ADAPTED = ("--gin_file=models/mini.gin", "--gin_file=methods/adalink.gin")
 
@@ -23,7 +25,10 @@ def run(script: str, *arguments: str, folder: pathlib.Path) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", mostly_slow(SCRIPTS, ["train.py", "convert.py"]))
 def test_every_script_is_a_command(script, tmp_path):
     done = run(script, "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from adalink_jax.checkpoints import (
 )
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
+from tests.tiers import mostly_slow
 
 CONFIG = T5Config(
     vocab_size=40,
@@ -58,7 +59,7 @@ def call(capsys):
     return run
 
 
-@pytest.mark.parametrize("name", METHODS_ROUTED)
+@pytest.mark.parametrize("name", mostly_slow(METHODS_ROUTED, ["lora", "full"]))
 def test_verify_says_each_routes_largest_change(call, base, write_adapter, name):
     method = METHODS_ROUTED[name]
     folder = write_adapter(method, base)

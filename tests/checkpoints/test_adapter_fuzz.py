@@ -206,7 +206,7 @@ FUZZ = {
 }
 
 
-@settings(max_examples=1200, **FUZZ)
+@settings(max_examples=500, **FUZZ)
 @given(data=st.data())
 def test_altered_adapters_are_refused_or_right(data, intact, tiny, method, tree):
     attack(data, intact, tiny, method, tree, fit=False)

@@ -20,6 +20,7 @@ from adalink_jax.methods.base import merge
 from adalink_jax.methods.lora import LoRA
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config
+from tests.tiers import mostly_slow
 
 CONFIGS = {
     "t5_1_1": T5Config(
@@ -89,7 +90,7 @@ def torch_logits(model, config):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("name", LORAS)
+@pytest.mark.parametrize("name", mostly_slow(LORAS, ["both stacks", "decoder, routed"]))
 def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
     config, base = based(LORAS[name][0])
     method = LoRA(rank=2, **LORAS[name][1])

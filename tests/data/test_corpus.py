@@ -328,6 +328,7 @@ def test_a_users_module_named_tasks_is_named(tmp_path, name):
     ), done.stderr
 
 
+@pytest.mark.slow
 def test_tensorflows_notice_is_left_out_as_it_says_it(tmp_path):
     """Fails where TensorFlow says it in other words; where it finds CUDA, it says nothing."""
     done = first_mixture(tmp_path)

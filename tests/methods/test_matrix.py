@@ -39,6 +39,13 @@ SETTINGS = {
     ],
 }
 CASES = [(name, kwargs) for name in METHODS for kwargs in SETTINGS.get(name, [required(name)])]
+# One of each method, those with the most in them where routes have tests of their own.
+SHORT = [
+    ("adalink", SETTINGS["adalink"][1]),
+    ("lora", SETTINGS["lora"][1]),
+    ("prompt_tuning", SETTINGS["prompt_tuning"][0]),
+    *((name, required(name)) for name in METHODS if name not in SETTINGS),
+]
 STEPS = 3
 
 
@@ -57,7 +64,13 @@ class Trained:
     forward: object
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{len(case[1])}")
+@pytest.fixture(
+    scope="module",
+    params=[
+        case if case in SHORT else pytest.param(case, marks=pytest.mark.slow) for case in CASES
+    ],
+    ids=lambda case: f"{case[0]}-{len(case[1])}",
+)
 def trained(request, tiny) -> Trained:
     config, base, batch = tiny
     name, kwargs = request.param

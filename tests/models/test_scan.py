@@ -23,6 +23,7 @@ from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.cost.counts import Shape, traced_flops
 from adalink_jax.training import optimizers, state, step
 from tests.methods.toys import required
+from tests.tiers import mostly_slow
 from tests.tools.cost import formulas
 
 BOTH = ("encoder", "decoder")
@@ -93,7 +94,7 @@ def run_of(small, case, scan_layers) -> Run:
     return Run(config, method, mesh, before, jax.jit(train_step))
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=mostly_slow(CASES, ["adalink", "lora_of_one_layer"]))
 def pair(request, small) -> tuple[Run, Run]:
     """One layer after another, and scanned."""
     return tuple(run_of(small, request.param, scan) for scan in (False, True))
@@ -206,6 +207,7 @@ def test_a_run_saved_one_way_resumes_the_other(first, pair, after, small, tmp_pa
     same(flat(finished.trainable), flat(after[first][0].trainable), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["lora_of_one_layer"], indirect=True)
 def test_decoding_scanned_is_decoding_unscanned(pair, small):
     """Generation through the cache, whose leaves then have an axis of layers; and scores."""
@@ -225,7 +227,11 @@ def test_decoding_scanned_is_decoding_unscanned(pair, small):
     np.testing.assert_allclose(scanned_scores, scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("layers", [(3, 2), (1, 1)], ids=["scanned", "unscanned"])
+@pytest.mark.parametrize(
+    "layers",
+    [(3, 2), pytest.param((1, 1), marks=pytest.mark.slow)],
+    ids=["scanned", "unscanned"],
+)
 def test_rematerialisation_changes_neither_loss_nor_gradients(layers, small):
     """Of all parameters; with dropout, whose masks must be drawn again as they were."""
     numbers = {"num_encoder_layers": layers[0], "num_decoder_layers": layers[1]}

@@ -1,6 +1,7 @@
 """The network against T5X's goldens, NumPy and its own promises."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,12 @@ INPUTS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens
 def logits_of(config, params, batch, method=None, **kwargs):
     model = Transformer(config, method or Method())
     arguments = {name: jnp.asarray(batch[name]) for name in INPUTS}
-    return model.apply({"params": params}, **arguments, enable_dropout=False, **kwargs)
+    return applied(model, params, {**arguments, **kwargs})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def applied(model, params, arguments):
+    return model.apply({"params": params}, **arguments, enable_dropout=False)
 
 
 @pytest.mark.parametrize("name", ["t5_1_1_tiny", "t5_1_0_tiny"])
@@ -133,7 +139,7 @@ def test_decoder_is_causal(tiny):
         )
         return jnp.sum(logits[0, :-1] ** 2), jnp.sum(logits[0, -1] ** 2)
 
-    earlier, last = jax.jacrev(before_last)(table)
+    earlier, last = jax.jit(jax.jacrev(before_last))(table)
     assert not np.any(earlier[47])
     assert np.any(last[47])
 
@@ -151,14 +157,13 @@ def test_packed_rows_equal_single_rows(tiny):
             [jnp.full((1, n[index]), i + 1) for i, n in enumerate(lengths)], axis=1
         )
 
-    packed = Transformer(config).apply(
-        {"params": base},
-        np.concatenate(inputs, 1),
-        np.concatenate(shifted, 1),
-        np.concatenate(targets, 1),
+    rows = (np.concatenate(parts, 1) for parts in (inputs, shifted, targets))
+    packed = logits_of(
+        config,
+        base,
+        dict(zip(INPUTS, rows, strict=True)),
         encoder_segment_ids=ids(0),
         decoder_segment_ids=ids(1),
-        enable_dropout=False,
     )
     single = [
         logits_of(config, base, dict(zip(INPUTS, parts, strict=True)))

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tasks
 from tasks.glue import SCORES, format_scores
+from tests.tiers import mostly_slow
 
 # Per task: subfolder, dev file with header and rows, and the (inputs, targets) that T5's
 # preprocessors make of them, written by hand after t5/data/preprocessors.py. Columns are
@@ -173,7 +174,7 @@ FIRST = {  # of the real validation files
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", mostly_slow(ROWS, ["glue_cola", "glue_rte", "glue_stsb"]))
 def test_real_files(name, shared_data, monkeypatch):
     monkeypatch.setenv("GLUE_DIR", str(shared_data / "glue"))
     dev = tasks.EVAL_SPLITS[name][0]

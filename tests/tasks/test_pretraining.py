@@ -83,6 +83,7 @@ def test_noise_mask_hides_as_many_spans_and_tokens_as_t5(length, seed, noise):
     assert abs(runs - min(spans, hidden, length - hidden, 100)) <= 1
 
 
+@pytest.mark.slow
 def test_every_division_is_equally_frequent():
     """Of 6 kept and 3 hidden tokens in 2 spans: 5 · 2 masks, each a tenth."""
     masks = [

@@ -40,9 +40,8 @@ def started(tiny, name: str, frozen_dtype: str):
 
 def logits(config, method, params, batch):
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-    return Transformer(config, method).apply(
-        {"params": params}, *(batch[name] for name in names), enable_dropout=False
-    )
+    apply = jax.jit(Transformer(config, method).apply, static_argnames="enable_dropout")
+    return apply({"params": params}, *(batch[name] for name in names), enable_dropout=False)
 
 
 def values_of(leaf) -> np.ndarray:

@@ -38,7 +38,8 @@ def test_full_fine_tuning_repeats_the_losses_of_t5x(golden, shared_data, name):
             current, metrics = train_step(current, features, jax.random.key(0))
             losses.append(metrics["loss"] * metrics["target_tokens"])
     np.testing.assert_allclose(losses, expected["loss_sum"], rtol=1e-5)
-    logits = model.apply(
+    apply = jax.jit(model.apply, static_argnames="enable_dropout")
+    logits = apply(
         {"params": current.trainable}, *(batch[key] for key in inputs), enable_dropout=False
     )
     np.testing.assert_allclose(logits, expected["logits_after"], atol=1e-3)

@@ -1,6 +1,7 @@
 """Loss and step against closed formulas."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -37,31 +38,40 @@ def test_cross_entropy_against_numpy(label_smoothing):
     np.testing.assert_allclose(got_z, (z * weights).sum(), rtol=1e-5)
 
 
-def run(tiny, steps=2, dropout_rate=0.0, parts=1, seed=0, batch=None, method=None):
+ADALINK = METHODS["adalink"](rank=2)
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    """Trains for some steps; returns the state and the last step's metrics."""
     config, base, default = tiny
-    config = dataclasses.replace(config, dropout_rate=dropout_rate)
-    method = method or METHODS["adalink"](rank=2)
-    rate = optimizers.factors(base_learning_rate=0.01)
-    optimizer = optimizers.adafactor(rate, multiply_by_parameter_scale=False, factored=False)
-    optimizer = optimizers.per_module(optimizer, method)
     mesh = sharding.make_mesh()
-    with sharding.on_mesh(mesh):
-        adapter = parameters.init_adapter(config, method, base, jax.random.key(3))
-        current = state.create(config, method, base, adapter, optimizer, mesh)
-        train_step = jax.jit(
-            step.make_train_step(
-                Transformer(config, method), optimizer, rate, accumulation_steps=parts
-            )
-        )
-        for _ in range(steps):
-            current, metrics = train_step(current, batch or default, jax.random.key(seed))
-    return current, metrics
+
+    @functools.cache
+    def started(dropout_rate, parts, method):
+        model = Transformer(dataclasses.replace(config, dropout_rate=dropout_rate), method)
+        rate = optimizers.factors(base_learning_rate=0.01)
+        optimizer = optimizers.adafactor(rate, multiply_by_parameter_scale=False, factored=False)
+        optimizer = optimizers.per_module(optimizer, method)
+        adapter = parameters.init_adapter(model.config, method, base, jax.random.key(3))
+        current = state.create(model.config, method, base, adapter, optimizer, mesh)
+        train_step = step.make_train_step(model, optimizer, rate, accumulation_steps=parts)
+        return current, jax.jit(train_step)
+
+    def call(steps=2, dropout_rate=0.0, parts=1, seed=0, batch=None, method=ADALINK):
+        with sharding.on_mesh(mesh):
+            current, train_step = started(dropout_rate, parts, method)
+            for _ in range(steps):
+                current, metrics = train_step(current, batch or default, jax.random.key(seed))
+        return current, metrics
+
+    return call
 
 
-def test_accumulation_changes_nothing(tiny):
+def test_accumulation_changes_nothing(run, tiny):
     """Parts with different numbers of target tokens: summed, and divided once."""
-    whole, metrics = run(tiny)
-    parts, of_parts = run(tiny, parts=2)
+    whole, metrics = run()
+    parts, of_parts = run(parts=2)
     assert (
         metrics["target_tokens"]
         == of_parts["target_tokens"]
@@ -74,19 +84,19 @@ def test_accumulation_changes_nothing(tiny):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_dropout_is_a_function_of_seed_and_step(tiny):
-    losses = [float(run(tiny, 1, 0.3, seed=seed)[1]["loss"]) for seed in (0, 0, 1)]
+def test_dropout_is_a_function_of_seed_and_step(run):
+    losses = [float(run(1, 0.3, seed=seed)[1]["loss"]) for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
-    first = run(tiny, 1, 0.3)[1]["loss"]
-    second = run(tiny, 2, 0.3)[1]["loss"]
+    first = run(1, 0.3)[1]["loss"]
+    second = run(2, 0.3)[1]["loss"]
     assert abs(first - second) > 1e-3  # Another step, another mask.
-    assert float(first) != float(run(tiny, 1, 0.0)[1]["loss"])
+    assert float(first) != float(run(1, 0.0)[1]["loss"])
 
 
-def test_dropout_of_any_name_is_on_while_training(tiny):
+def test_dropout_of_any_name_is_on_while_training(run):
     """Over a base without dropout, a method's own field is enough, whatever it is called."""
     losses = [
-        float(run(tiny, 2, method=Stabilised(rank=2, bottleneck_dropout=rate))[1]["loss"])
+        float(run(2, method=Stabilised(rank=2, bottleneck_dropout=rate))[1]["loss"])
         for rate in (0.0, 0.5)
     ]
     assert abs(losses[0] - losses[1]) > 1e-4

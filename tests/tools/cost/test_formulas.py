@@ -12,6 +12,7 @@ from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools.cost import counts, programs
 from adalink_jax.tools.cost.counts import Shape, traced_flops
 from tests.methods.toys import Stabilised
+from tests.tiers import mostly_slow
 from tests.tools.cost import formulas
 
 # Every size differs, so that none can stand for another.
@@ -48,7 +49,11 @@ VARIANTS = {
 @pytest.mark.parametrize(
     ("name", "generation"),
     # T5 1.0 has no gate.
-    [(n, g) for n in VARIANTS for g in ("1.0", "1.1") if (n, g) != ("lora_gate", "1.0")],
+    mostly_slow(
+        [(n, g) for n in VARIANTS for g in ("1.0", "1.1") if (n, g) != ("lora_gate", "1.0")],
+        short=[(n, "1.1") for n in METHODS]
+        + [("adalink_both", "1.0"), ("lora_middle_query", "1.1")],
+    ),
 )
 def test_formulas_count_the_products_of_the_traced_step(name, generation):
     config = SMALL
