@@ -43,7 +43,7 @@ def assert_same(found: dict, expected: dict) -> None:
 @pytest.fixture(scope="module")
 def meshes() -> dict:
     """What meshes of the devices of one process find, one device among them."""
-    return result_of(start(8, "1x1", "8x1", "2x4"))
+    return result_of(start(8, "1x1", "2x4"))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,13 @@ def one_device(meshes) -> dict:
     return result
 
 
-def test_meshes_find_what_one_device_finds(meshes, one_device):
-    for mesh in ("8x1", "2x4"):
-        assert_same(meshes[mesh], one_device)
+def test_a_mesh_finds_what_one_device_finds(meshes, one_device):
+    assert_same(meshes["2x4"], one_device)
+
+
+@pytest.mark.slow
+def test_a_row_for_each_device_finds_what_one_device_finds(one_device):
+    assert_same(result_of(start(8, "8x1"))["8x1"], one_device)
 
 
 @pytest.mark.slow
