@@ -378,6 +378,7 @@ def _vocabulary(base: Base, vocabulary: Any) -> Any:
     import seqio
 
     import tasks
+    from tasks.vocabulary import say_added_tokens
 
     if vocabulary is None:
         return tasks.MINI_VOCABULARY if is_embedded(base) else tasks.UserVocabulary()
@@ -386,7 +387,9 @@ def _vocabulary(base: Base, vocabulary: Any) -> Any:
             raise UserError(
                 f"vocabulary {vocabulary}: no such file; expected a SentencePiece model"
             )
-        return seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=100)
+        opened = seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=100)
+        say_added_tokens(str(vocabulary), opened.tokenizer)
+        return opened
     return vocabulary
 
 

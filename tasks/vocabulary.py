@@ -3,8 +3,12 @@
 import dataclasses
 import functools
 import hashlib
+import json
+import logging
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import sentencepiece
 import seqio
@@ -13,6 +17,8 @@ from google.protobuf import message
 from sentencepiece import sentencepiece_model_pb2
 
 from tasks.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "VOCABULARY"
 _ModelProto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]: made at run time
@@ -57,7 +63,49 @@ def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Mod
             f"{VARIABLE}={shown}: has pad {tokenizer.pad_id()}, eos {tokenizer.eos_id()}, unk "
             f"{tokenizer.unk_id()}; a T5 vocabulary has pad 0 and both others"
         )
+    say_added_tokens(path, tokenizer)
     return _Model(tokenizer, serialized, hashlib.sha256(content).hexdigest())
+
+
+def say_added_tokens(path: str, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
+    """Warns of tokens that a tokenizer beside a model has, and that the model does not know.
+
+    transformers keeps in other files what was added to a vocabulary. How it splits a text around
+    such a token depends on the token's settings there, which nothing here follows.
+
+    Args:
+      path: the SentencePiece model's path.
+      tokenizer: the model, with its sentinels.
+    """
+    added: dict[int, str] = {}
+    for name, tokens_of in _ADDED.items():
+        file = os.path.join(os.path.dirname(path), name)
+        try:
+            with tf.io.gfile.GFile(file, "rb") as opened:
+                content = json.loads(opened.read())
+            added |= {int(number): str(text) for number, text in tokens_of(content)}
+        except tf.errors.OpError:  # There is no such file.
+            continue
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            logger.warning("%s cannot be read: the tokens that it adds are not known", file)
+    pieces = {number: tokenizer.IdToPiece(number) for number in range(tokenizer.GetPieceSize())}
+    unknown = sorted(n for n in added if pieces.get(n, "").removeprefix("▁") != added[n])
+    if unknown:
+        logger.warning(
+            "%s: the tokenizer beside it has %d added tokens that are not known here, such as %r "
+            "(id %d): a text with one becomes other ids than in transformers",
+            *(path, len(unknown), added[unknown[0]], unknown[0]),
+        )
+
+
+# File of a tokenizer → (id, text) of each token that was added to its vocabulary.
+_ADDED: dict[str, Callable[[Any], list[tuple[Any, Any]]]] = {
+    "tokenizer.json": lambda file: [(t["id"], t["content"]) for t in file["added_tokens"]],
+    "added_tokens.json": lambda file: [(number, text) for text, number in file.items()],
+    "tokenizer_config.json": lambda file: [
+        (number, t["content"]) for number, t in file.get("added_tokens_decoder", {}).items()
+    ],
+}
 
 
 class UserVocabulary(seqio.SentencePieceVocabulary):

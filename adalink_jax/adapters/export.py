@@ -16,6 +16,7 @@ from adalink_jax.adapters.load import Adaptation, largest, load_adaptation, logi
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.adapters.programs import save_programs
 from adalink_jax.checkpoints import StoredBase, load_base, save_base
+from adalink_jax.checkpoints.formats.companions import describe_tokenizer
 from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import merge, split
@@ -70,7 +71,10 @@ def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None
         _check_same(logits(written, params), expected, to)
 
     arrays: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
-    save_base(to, StoredBase(config, "folded", arrays), format_name, check=check)
+    folded = StoredBase(config, "folded", arrays, beside=adaptation.beside)
+    save_base(to, folded, format_name, check=check)
+    if format_name == "huggingface":
+        print(describe_tokenizer(to))
     cast = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), tree)
     moved = largest(logits(config, cast) - expected)
     print(f"its parameters are float32; cast to bfloat16, a logit changes by up to {moved:.2g}")

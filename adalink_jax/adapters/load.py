@@ -19,6 +19,7 @@ from adalink_jax.checkpoints import (
     open_base,
     shapes_of,
 )
+from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.files import present_folder
 from adalink_jax.methods.base import Array, Method, Params, merge, split
 from adalink_jax.models.parameters import abstract_params
@@ -34,12 +35,14 @@ class Adaptation:
       method: the adapter's method, with its settings.
       config: the base's architecture.
       base: the base's parameter tree.
+      beside: the folder whose tokenizer belongs to the base; None if there is none.
     """
 
     adapter: Adapter
     method: Method
     config: T5Config
     base: Params
+    beside: Folder | None
 
     @property
     def routes(self) -> tuple[str, ...]:
@@ -97,7 +100,7 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
     adapter.check_base(folder, base_fingerprint=fingerprint(base))
     method = adapter.method
     check_adapter(config, method, adapter.tree, str(folder))
-    return Adaptation(adapter, method, config, base)
+    return Adaptation(adapter, method, config, base, stored.beside)
 
 
 def check_adapter(

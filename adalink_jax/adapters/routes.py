@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from flax import traverse_util
+
 from adalink_jax.adapters.load import adapter_folder
 from adalink_jax.checkpoints import (
     Adapter,
@@ -46,6 +48,13 @@ def import_peft(peft: str, base: str, to: str) -> int:
         metadata={"imported_from": "peft"},
     )
     print(f"{to}: {method}")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
+    zeros = [leaf.nbytes for leaf in flat.values() if not leaf.any()]
+    if zeros:
+        print(
+            f"{len(zeros)} of its {len(flat)} arrays, {sum(zeros):,} bytes, are zeros: layers that "
+            "PEFT's adapter leaves out, and that a LoRA here has beside the others"
+        )
     return 0
 
 

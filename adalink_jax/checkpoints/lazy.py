@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from adalink_jax.checkpoints import architecture
 from adalink_jax.checkpoints.fingerprint import as_float32
+from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.distributed.sharding import place
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
@@ -37,11 +38,14 @@ class StoredBase:
       config: its architecture.
       where: its path, for errors.
       arrays: each parameter's array in T5X's orientation, by its ``"/"``-joined T5X name.
+      beside: the Hugging Face folder whose tokenizer and settings belong to it; None if there is
+        none.
     """
 
     config: T5Config
     where: str
     arrays: Mapping[str, Array]
+    beside: Folder | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

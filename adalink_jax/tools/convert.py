@@ -14,6 +14,7 @@ from adalink_jax.adapters import probe
 from adalink_jax.checkpoints import StoredBase, open_base, save_base
 from adalink_jax.checkpoints.bases import WRITERS
 from adalink_jax.checkpoints.fingerprint import combined_fingerprint, leaf_digest
+from adalink_jax.checkpoints.formats.companions import describe_tokenizer
 from adalink_jax.checkpoints.formats.huggingface import CONFIG
 from adalink_jax.errors import UserError
 
@@ -23,7 +24,7 @@ LOGITS_BOUND = 1e-4
 _SOURCE = "a base: T5X's (native, Orbax, scanned), Hugging Face's, or this project's; or gs://…"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Watched(StoredBase):
     """A base that reports each array as it is read."""
 
@@ -66,8 +67,10 @@ def convert(source: str, target: str, format_name: str) -> None:
             progress.stop()
             _check(base.where, folder, combined_fingerprint(digests.values()), console)
 
-        watched = _Watched(base.config, base.where, base.arrays, watch)
+        watched = _Watched(base.config, base.where, base.arrays, beside=base.beside, watch=watch)
         save_base(target, watched, format_name, check)
+    if format_name == "huggingface":
+        console.print(describe_tokenizer(target), soft_wrap=True)
     console.print(
         f"wrote {target}, fingerprint {combined_fingerprint(digests.values())}", soft_wrap=True
     )

@@ -13,7 +13,7 @@ from flax import traverse_util
 from adalink_jax import cli
 from adalink_jax.adapters import export, load
 from adalink_jax.adapters.probe import fixed_inputs
-from adalink_jax.checkpoints import load_base
+from adalink_jax.checkpoints import load_base, open_base, save_base
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -121,13 +121,19 @@ def test_a_folded_t5x_checkpoint_is_a_base(run, base, write_adapter, name, metho
     assert said == pytest.approx(moved, rel=0.05) and said > 1e-3
 
 
-def test_a_full_fine_tuning_is_written_as_it_is(run, base, write_adapter):
+def test_a_full_fine_tuning_is_written_as_it_is(run, base, write_adapter, tmp_path):
     folder = write_adapter(METHODS["full"](), base("t5_1_0"))
     code, target, out, _ = run(folder, base("t5_1_0"), "t5x")
     assert code == 0 and "off by at most 0 " in out
     found = traverse_util.flatten_dict(load_base(target)[1], sep="/")
     for name, array in traverse_util.flatten_dict(load_base(folder)[1], sep="/").items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
+    # From a Hugging Face base, the tokenizer comes along.
+    save_base(tmp_path / "hf", open_base(base("t5_1_0")), "huggingface")
+    (tmp_path / "hf" / "spiece.model").write_bytes(b"pieces")
+    code, target, out, _ = run(folder, tmp_path / "hf", "huggingface", to="copy")
+    assert code == 0 and "its tokenizer is the source's: spiece.model" in out
+    assert (target / "spiece.model").read_bytes() == b"pieces"
 
 
 def test_lora_is_written_for_peft(run, base, write_adapter):

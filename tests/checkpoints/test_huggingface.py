@@ -10,7 +10,7 @@ import safetensors.numpy
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.checkpoints import StoredBase, load_base, open_base, save_base
 from adalink_jax.checkpoints.architecture import expected_shapes
-from adalink_jax.checkpoints.formats import huggingface
+from adalink_jax.checkpoints.formats import companions, huggingface
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import Transformer
 
@@ -191,6 +191,40 @@ def test_files_are_safetensors_and_shards_hold_each_tensor_once(tmp_path, base):
         assert held.keys() == {n for n, f in index["weight_map"].items() if f == file}
         assert sum(t.nbytes for t in held.values()) <= 2000 or len(held) == 1
     same(open_base(parts), base)
+
+
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
+def test_a_copy_keeps_what_lies_beside_the_weights(folder, base, tmp_path):
+    configure(folder, dropout_rate=0.05, task_specific_params={"a": 1}, _name_or_path="x")
+    files = {name: f"{name} ä".encode() for name in companions.TOKENIZER}
+    files["generation_config.json"] = b'{"eos_token_id": [1, 7], "max_new_tokens": 5}'
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    assert "no tokenizer" not in companions.describe_tokenizer(str(folder))
+    copy = tmp_path / "copy"
+    save_base(copy, open_base(folder), "huggingface")
+    assert {name: (copy / name).read_bytes() for name in files} == files
+    settings = json.loads((copy / "config.json").read_text())
+    assert (settings["dropout_rate"], settings["task_specific_params"]) == (0.05, {"a": 1})
+    assert "_name_or_path" not in settings
+    # Of another format's base there is nothing to keep.
+    save_base(tmp_path / "other", base, "huggingface")
+    assert "no tokenizer was written" in companions.describe_tokenizer(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("base", ["1.1"], indirect=True)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_special_ids_of_other_models_are_refused(folder, name):
+    path = folder / name
+    good = json.loads(path.read_text())
+    for ids in ({"eos_token_id": None}, {"eos_token_id": [1, 2]}, {"bos_token_id": 5}):
+        path.write_text(json.dumps({**good, **ids}))
+        open_base(folder)
+    for ids in ({"eos_token_id": 2}, {"decoder_start_token_id": 1}, {"pad_token_id": 1}):
+        path.write_text(json.dumps({**good, **ids}))
+        (field,) = ids
+        with pytest.raises(UserError, match=rf"{name}: {field} is {ids[field]}; here it is"):
+            open_base(folder)
 
 
 def test_the_config_tells_transformers_4_and_5_whether_to_scale(folder, base):

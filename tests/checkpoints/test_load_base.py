@@ -262,6 +262,10 @@ def test_what_is_no_checkpoint_is_said(tmp_path, write_t5x, arrays):
     folder = write_t5x(tmp_path / "checkpoint_5", arrays)
     refused(folder / "checkpoint", "is a file", folder)
     refused("s3://bucket/checkpoint", "s3://bucket/checkpoint", "gs://BUCKET/PATH")
+    (tmp_path / "small").mkdir()
+    for name in ("checkpoint", "model.ckpt-100.index", "model.ckpt-100.data-00000-of-00002"):
+        (tmp_path / "small" / name).write_text("")
+    refused(tmp_path / "small", "Mesh TensorFlow", "model.ckpt-100", "t5x/")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "weights.pt").write_text("")
     refused(tmp_path / "other", "checkpoint_N", "adapter.safetensors", "weights.pt")

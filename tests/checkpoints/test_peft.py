@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 from adalink_jax import cli
 from adalink_jax.adapters import load
@@ -143,9 +144,33 @@ def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
                 "dropout_rate": 0.25,
             },
         ),
+        (
+            {"target_modules": r"(encoder\.block\.2|decoder\.block\.[01]).*\.(q|wo)$"},
+            {
+                "stacks": ("encoder", "decoder"),
+                "layers": None,
+                "linears": (
+                    *("attention/query", "encoder_decoder_attention/query", "mlp/wo"),
+                    "self_attention/query",
+                ),
+            },
+        ),
+        (
+            {
+                "target_modules": r"encoder.*\.(q|v)$",
+                "bias": "all",
+                "rank_pattern": {"q": 3, "encoder.block.1.layer.0.SelfAttention.v": 6},
+                "alpha_pattern": {"block.0.layer.0.SelfAttention.q": 20},
+                "use_rslora": True,
+            },
+            {"rank": 6, "stacks": ("encoder",), "layers": None},
+        ),
     ],
-    ids=["suffixes", "pattern and rslora", "one layer"],
-)
+    ids=[
+        "suffixes", "pattern and rslora", "one layer", "layers differ by stack",
+        "ranks, alphas and biases",
+    ],
+)  # fmt: skip
 def test_we_read_pefts_lora(based, torch_t5, peft, tmp_path, settings, expected):
     import torch
 
@@ -231,11 +256,13 @@ def edit(folder, **changes):
     ("changes", "words"),
     [
         ({"use_dora": True}, "use_dora = True, which has no equal here"),
-        ({"bias": "lora_only"}, "bias = 'lora_only', which has no equal"),
+        ({"bias": "some"}, "bias is 'some'"),
         ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head']"),
-        ({"rank_pattern": {"q": 4}}, "rank_pattern"),
-        ({"alpha_pattern": {"q": 4}}, "alpha_pattern"),
+        ({"rank_pattern": {"q": 4}}, "expected [12, 4], found [12, 2]"),
+        ({"rank_pattern": {"(q|v)": 4}}, "rank_pattern is {'(q|v)': 4}; only names"),
+        ({"alpha_pattern": {"q": None}}, "lora_alpha is None"),
+        ({"alpha_pattern": ["q"]}, "alpha_pattern is ['q']"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"some_new_option": 1}, "some_new_option = 1"),
@@ -257,15 +284,17 @@ def test_what_has_no_equal_here_is_refused_by_name(saved, changes, words):
 
 
 def test_other_tensors_or_layers_are_refused(saved):
-    from safetensors.numpy import load_file, save_file
-
     config, folder = saved
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     name = "base_model.model.encoder.block.{}.layer.0.SelfAttention.q.lora_A.weight"
 
-    def refused(words, config=config, **changes):
+    def save(changes):
         save_file({n: a for n, a in {**tensors, **changes}.items() if a is not None}, path)
+        return folder
+
+    def refused(words, config=config, **changes):
+        save(changes)
         with pytest.raises(UserError, match=words):
             load_peft(folder, config)
 
@@ -282,7 +311,9 @@ def test_other_tensors_or_layers_are_refused(saved):
             (12, 2), np.float32
         ),
     }
-    refused("encoder/layers_1/mlp/wo is not adapted", **wo)
+    assert load_peft(save(wo), config)[0].linears == ("attention/query", "mlp/wo")
+    bias = {"base_model.model.encoder.block.0.layer.0.SelfAttention.q.bias": np.zeros(8, "f4")}
+    refused("q.bias' is no LoRA of a linear layer", **bias)
     wide = dataclasses.replace(config, emb_dim=10)
     refused(r"expected \[10, 2\], found \[12, 2\]", config=wide)
     path.write_bytes(path.read_bytes()[:-5])
@@ -305,13 +336,21 @@ def test_the_command_takes_one_over_as_an_adapter_of_its_base(write_base, tmp_pa
     config = CONFIGS["t5_1_1"]
     folder = write_base(config)
     _, base = load_base(folder)
-    method = LoRA(rank=2, linears=("attention/query",))
+    method = LoRA(rank=2, linears=("attention/query", "attention/value"))
     save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
     to = tmp_path / "to"
     command = ["adapter", "import", str(tmp_path / "peft"), f"--base={folder}", f"--to={to}"]
     assert cli.main(command) == 0
+    assert "zeros" not in capsys.readouterr().out
     found = load_adapter(tmp_path / "to")
     assert found.method == method
     assert cli.main(["adapter", "verify", str(to), str(folder)]) == 0
     assert cli.main(command) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
+    # Without a layer it is filled up, which is said.
+    path = tmp_path / "peft" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    kept = {name: a for name, a in tensors.items() if ".1.layer.0.SelfAttention.q." not in name}
+    save_file(kept, path)
+    assert cli.main([*command[:-1], f"--to={tmp_path / 'part'}"]) == 0
+    assert "2 of its 12 arrays, 160 bytes, are zeros" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import pickle
 
 import pytest
@@ -10,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 import tasks
+from tasks.vocabulary import say_added_tokens
 
 SENTENCE = "translate English to German: That is good."
 IDS = [13959, 1566, 12, 2968, 10, 466, 19, 207, 5]
@@ -55,6 +57,32 @@ def test_same_as_seqio(t5_file):
 def test_identity_is_the_file_hash(t5_file):
     digest = hashlib.sha256(t5_file.read_bytes()).hexdigest()
     assert tasks.UserVocabulary().identity == digest
+
+
+def test_tokens_added_beside_the_model_are_said(tmp_path, caplog):
+    model = _train(tmp_path / "spiece.model", ["apple", "pear"])  # 5 pieces, then the sentinels.
+    known = [{"id": 0, "content": "<pad>"}, {"id": 6, "content": "<extra_id_0>"}]
+    tokenizer = sentencepiece.SentencePieceProcessor()
+    tokenizer.LoadFromSerializedProto(
+        seqio.SentencePieceVocabulary(str(model), extra_ids=2).sp_model
+    )
+
+    def said(name, content):
+        (tmp_path / name).write_text(content)
+        caplog.clear()
+        say_added_tokens(str(model), tokenizer)
+        (tmp_path / name).unlink()
+        return caplog.messages
+
+    assert not said("tokenizer.json", json.dumps({"added_tokens": known}))
+    sep = {"id": 7, "content": "<sep>"}
+    (line,) = said("tokenizer.json", json.dumps({"added_tokens": [*known, sep]}))
+    assert "1 added tokens that are not known here, such as '<sep>' (id 7)" in line
+    assert "<sep>" in said("added_tokens.json", json.dumps({"<sep>": 7}))[0]
+    other = {"added_tokens_decoder": {"3": {"content": "plum"}}}
+    assert "'plum' (id 3)" in said("tokenizer_config.json", json.dumps(other))[0]
+    for damaged in ("{", "[]", '{"added_tokens": [{"id": "x"}]}'):
+        assert "cannot be read" in said("tokenizer.json", damaged)[0]
 
 
 def test_pickles_and_copies_before_and_after_use(t5_file):

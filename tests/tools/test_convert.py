@@ -84,6 +84,15 @@ def test_transformers_is_asked_where_a_side_is_its_folder(mini_base, tmp_path, a
     assert not any(framework == "transformers" for _, framework in answers)
 
 
+def test_a_copy_says_whether_it_has_a_tokenizer(mini_base, tmp_path, answers, capsys):
+    convert(str(mini_base), str(tmp_path / "hf"), "huggingface")
+    assert "no tokenizer was written" in capsys.readouterr().err
+    (tmp_path / "hf" / "spiece.model").write_bytes(b"pieces")
+    convert(str(tmp_path / "hf"), str(tmp_path / "copy"), "huggingface")
+    assert "its tokenizer is the source's: spiece.model" in capsys.readouterr().err
+    assert (tmp_path / "copy" / "spiece.model").read_bytes() == b"pieces"
+
+
 @pytest.mark.parametrize("change", [2e-4, np.nan])
 @pytest.mark.parametrize("liar", ["adalink_jax", "transformers"])
 def test_other_logits_leave_nothing(mini_base, tmp_path, answers, monkeypatch, change, liar):

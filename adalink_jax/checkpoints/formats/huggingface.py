@@ -9,6 +9,7 @@ configurations of transformers before version 5; later versions set that to true
 Source of the format: transformers 5.23, models/t5 and models/mt5.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -19,6 +20,13 @@ from typing import Any
 import numpy as np
 
 from adalink_jax.checkpoints.architecture import expected_shapes
+from adalink_jax.checkpoints.formats.companions import (
+    GENERATION,
+    IDS,
+    check_ids,
+    keep,
+    read_settings,
+)
 from adalink_jax.checkpoints.formats.safetensors_files import Tensor, open_tensors, write_tensors
 from adalink_jax.checkpoints.lazy import Array, StoredBase, Transposed, open_arrays
 from adalink_jax.checkpoints.storage import Folder
@@ -146,10 +154,11 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
       configured: the expected architecture, or None.
 
     Raises:
-      UserError: a file is damaged; tensors are missing, unexpected or of another shape; or the
-        tensors, ``config.json`` and the configured architecture disagree.
+      UserError: a file is damaged; tensors are missing, unexpected or of another shape; the
+        tensors, ``config.json`` and the configured architecture disagree; or its special ids are
+        not T5's.
     """
-    settings = _read_json(folder, CONFIG)
+    settings = read_settings(folder, CONFIG)
     kind = settings.get("model_type")
     if kind == "umt5":
         raise UserError(
@@ -158,6 +167,9 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         )
     if kind not in ("t5", "mt5"):
         raise UserError(f"{folder / CONFIG}: model_type {kind!r}; expected 't5' or 'mt5'")
+    check_ids(settings, str(folder / CONFIG))
+    if folder.holds_file(GENERATION):
+        check_ids(read_settings(folder, GENERATION), str(folder / GENERATION))
     tensors = _open_tensors(folder)
     tensors.pop(_IGNORED, None)
     activations = _activations(settings, folder)
@@ -166,23 +178,13 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     arrays |= _renamed(tensors, len(activations), folder)
     base = open_arrays(arrays, str(folder), configured, activations)
     _check_settings(settings, base.config, folder)
-    return base
-
-
-def _read_json(folder: Folder, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(folder.read(name))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder / name}: no JSON; truncated or damaged") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{folder / name}: not one JSON object")
-    return content
+    return dataclasses.replace(base, beside=folder)
 
 
 def _open_tensors(folder: Folder) -> dict[str, Tensor]:
     if folder.holds_file(WEIGHTS):
         return open_tensors(folder, WEIGHTS)
-    places = _read_json(folder, SHARD_INDEX).get("weight_map")
+    places = read_settings(folder, SHARD_INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(f, str) and f.isprintable() and "/" not in f for f in places.values()
     ):
@@ -327,8 +329,9 @@ def write(
 ) -> None:
     """Writes a base as transformers' T5 in float32, one array at a time.
 
-    The folder loads in transformers 5 without changes. If the encoder has its own table, it is
-    written as ``encoder.embed_tokens.weight``; transformers 4 ties that to ``shared.weight``.
+    The folder loads in transformers 5 without changes. If the source is such a folder too, its
+    tokenizer's files are copied. If the encoder has its own table, it is written as
+    ``encoder.embed_tokens.weight``; transformers 4 ties that to ``shared.weight``.
 
     Args:
       folder: an empty folder.
@@ -341,6 +344,8 @@ def write(
       OSError: the folder cannot be written.
     """
     settings = _settings(base)
+    if base.beside is not None:
+        settings |= keep(base.beside, read_settings(base.beside, CONFIG), folder)
     names = {theirs: (ours, turned) for ours, (theirs, turned) in tensor_names(base.config).items()}
     shapes = {
         theirs: base.shapes[ours][::-1] if turned else base.shapes[ours]
@@ -361,8 +366,8 @@ def write(
         places = {name: file for file, held in files.items() for name in held}
         _write_json(folder / SHARD_INDEX, {"metadata": {"total_size": size}, "weight_map": places})
     _write_json(folder / CONFIG, settings)
-    tokens = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
-    _write_json(folder / "generation_config.json", {name: settings[name] for name in tokens})
+    if not (folder / GENERATION).exists():
+        _write_json(folder / GENERATION, IDS)
 
 
 def _shards(shapes: Mapping[str, tuple[int, ...]], most: int) -> dict[str, list[str]]:
@@ -415,9 +420,7 @@ def _settings(base: StoredBase) -> dict[str, Any]:
         "initializer_factor": 1.0,
         "torch_dtype": "float32",
         "use_cache": True,
-        "decoder_start_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
+        **IDS,
     }
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from adalink_jax.checkpoints.fingerprint import as_float32
 from adalink_jax.checkpoints.formats.huggingface import tensor_names
 from adalink_jax.errors import UserError
 from adalink_jax.files import new_folder
-from adalink_jax.methods.base import LINEAR_SITES, Method, Params
+from adalink_jax.methods.base import Method, Params
 from adalink_jax.methods.lora import LoRA
 from adalink_jax.methods.prompt_tuning import PromptTuning
 from adalink_jax.models.t5 import T5Config
@@ -46,9 +46,10 @@ _HARMLESS = {
 }
 _READ = {
     "LORA": {
-        *("ensure_weight_tying", "eva_config", "exclude_modules", "init_lora_weights"),
-        *("layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout"),
-        *("megatron_core", "qalora_group_size", "r", "target_modules", "use_rslora"),
+        *("alpha_pattern", "bias", "ensure_weight_tying", "eva_config", "exclude_modules"),
+        *("init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha"),
+        *("lora_dropout", "megatron_core", "qalora_group_size", "r", "rank_pattern"),
+        *("target_modules", "use_rslora"),
     },
     "PROMPT_TUNING": {
         *("num_attention_heads", "num_layers", "num_transformer_submodules"),
@@ -113,7 +114,9 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
       config: the base's architecture.
 
     Returns:
-      The method with its settings, and its tree: float32, one route.
+      The method with its settings, and its tree: float32, one route. A LoRA whose modules are not
+      the same in all layers and stacks, or of several ranks, is filled with zeros where LoRA here
+      needs arrays; it computes the same.
 
     Raises:
       UserError: files are missing or damaged, or the adapter uses something that this project's
@@ -235,11 +238,11 @@ def _lora_from_peft(
             f"{where}: init_lora_weights = {start!r} moves the base's own weights, so that the "
             "adapter fits no base; save it with PEFT's path_initial_model_for_weight_conversion"
         )
-    rank = _number(settings, "r", int, where)
-    alpha = _number(settings, "lora_alpha", float, where)
-    if settings.get("use_rslora"):
-        alpha *= math.sqrt(rank)  # Scaled by alpha/√r instead of alpha/r.
+    # T5's linear layers have no bias, so "all" trains none; a tensor of one would be refused below.
+    if (bias := settings.get("bias") or "none") not in ("none", "all", "lora_only"):
+        raise UserError(f"{where}: bias is {bias!r}")
     layers = {module: layer for layer, module in _modules(config).items()}
+    sizes: dict[str, tuple[int, float]] = {}
     flat = {}
     for name, array in tensors.items():
         match = _LORA_NAME.fullmatch(name)
@@ -247,47 +250,93 @@ def _lora_from_peft(
             raise UserError(
                 f"{where}: tensor {name!r} is no LoRA of a linear layer in this T5's blocks"
             )
-        flat[f"{layers[match[1]]}/{LoRA.scope}/{_PARTS[match[2]]}"] = array.T
-    adapted = sorted({name.split(f"/{LoRA.scope}/")[0] for name in flat})
+        layer = layers[match[1]]
+        sizes[layer] = _rank_and_alpha(settings, match[1], where)
+        flat[f"{layer}/{LoRA.scope}/{_PARTS[match[2]]}"] = array.T
+    chosen, meant = _chosen(sizes, config, where)
     kernels = expected_shapes(config)
     expected = {}
-    for layer in adapted:
+    for layer, (rank, _) in sizes.items():
         width, features = kernels[f"{layer}/kernel"]
         expected[f"{layer}/{LoRA.scope}/down"] = (width, rank)
         expected[f"{layer}/{LoRA.scope}/up"] = (rank, features)
     check_shapes(expected, {name: array.shape for name, array in flat.items()}, where)
+    rank, alpha = max(sizes.values())
+    if len(set(sizes.values())) > 1:  # LoRA here has one scale, so theirs go into the arrays.
+        alpha = float(rank)
+        for layer, (own_rank, own_alpha) in sizes.items():
+            up = f"{layer}/{LoRA.scope}/up"
+            flat[up] = flat[up] * np.float32(own_alpha / own_rank)
     dropout = _number({"lora_dropout": 0.0, **settings}, "lora_dropout", float, where)
-    chosen = _chosen(adapted, config, where)
-    return LoRA(rank=rank, alpha=alpha, dropout_rate=dropout, **chosen), flat
+    method = LoRA(rank=rank, alpha=alpha, dropout_rate=dropout, **chosen)
+    return method, _filled(flat, meant, rank, kernels)
 
 
-def _chosen(adapted: list[str], config: T5Config, where: str) -> dict[str, Any]:
-    """Returns LoRA's `linears`, `stacks` and `layers` that select exactly these linear layers."""
-    adapted_sites = set()
-    for layer in adapted:
-        stack, number, linear = layer.split("/", 2)
-        adapted_sites.add((stack, int(number.removeprefix("layers_")), linear))
-    if not adapted_sites:
+def _rank_and_alpha(settings: Mapping[str, Any], module: str, where: str) -> tuple[int, float]:
+    """Returns a module's rank and alpha, by the first pattern that fits its name."""
+    own = dict(settings)
+    for field, name in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+        values = settings.get(field) or {}
+        # PEFT takes any pattern; a foreign file's could take for ever to match.
+        if not isinstance(values, dict) or not all(re.fullmatch(r"[\w.]+", key) for key in values):
+            raise UserError(f"{where}: {field} is {values!r}; only names of modules are read")
+        fitting = (value for key, value in values.items() if re.match(rf"(.*\.)?{key}$", module))
+        own[name] = next(fitting, own.get(name))
+    rank = _number(own, "r", int, where)
+    alpha = _number(own, "lora_alpha", float, where)
+    # rsLoRA scales by alpha/√r instead of alpha/r.
+    return rank, alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
+
+
+def _filled(
+    flat: Mapping[str, np.ndarray],
+    layers: Collection[str],
+    rank: int,
+    kernels: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """Fills an adapter with zeros up to one rank and to all these layers; it computes the same."""
+    filled = {}
+    for layer in sorted(layers):
+        width, features = kernels[f"{layer}/kernel"]
+        for part, shape in (("down", (width, rank)), ("up", (rank, features))):
+            name = f"{layer}/{LoRA.scope}/{part}"
+            filled[name] = np.zeros(shape, np.float32)
+            if (array := flat.get(name)) is not None:
+                filled[name][: array.shape[0], : array.shape[1]] = array
+    return filled
+
+
+def _chosen(
+    adapted: Collection[str], config: T5Config, where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns LoRA's `linears`, `stacks` and `layers` that select these linear layers.
+
+    LoRA here takes the same linear layers in all of its layers and stacks, so they may select more.
+    Returned is the choice that selects fewest, and the names of all that it selects.
+    """
+    if not adapted:
         raise UserError(f"{where}: no tensors of LoRA")
+    sites = [layer.split("/", 2) for layer in adapted]
     depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-    stacks = tuple(stack for stack in depths if any(stack == one for one, _, _ in adapted_sites))
-    linears = tuple(sorted({linear for _, _, linear in adapted_sites}))
-    numbers = {number for _, number, _ in adapted_sites}
-    for layers in (None, tuple(sorted(numbers))):
-        meant = {
-            (stack, number, linear)
+    stacks = tuple(stack for stack in depths if any(stack == one for one, _, _ in sites))
+    linears = tuple(sorted({linear for _, _, linear in sites}))
+    numbers = sorted({int(number.removeprefix("layers_")) for _, number, _ in sites})
+    kernels = expected_shapes(config)
+
+    def meant(layers: Iterable[int] | None) -> list[str]:
+        names = (
+            f"{stack}/layers_{number}/{linear}"
             for stack in stacks
             for number in (range(depths[stack]) if layers is None else layers)
             for linear in linears
-            if linear in LINEAR_SITES[stack]
-        }
-        if meant == adapted_sites:
-            return {"linears": linears, "stacks": stacks, "layers": layers}
-    stack, number, linear = min(meant - adapted_sites)
-    raise UserError(
-        f"{where}: {stack}/layers_{number}/{linear} is not adapted, but that linear layer or that "
-        "block is elsewhere; LoRA here takes the same linear layers in all of its layers and stacks"
-    )
+        )
+        return [name for name in names if f"{name}/kernel" in kernels]
+
+    choices = [None, tuple(numbers)]
+    if numbers[-1] >= min(depths[stack] for stack in stacks):
+        choices = [None]  # A stack has no layer of that number.
+    layers = min(choices, key=lambda choice: len(meant(choice)))
+    return {"linears": linears, "stacks": stacks, "layers": layers}, meant(layers)
 
 
 def _prompt_from_peft(

@@ -29,6 +29,8 @@ from adalink_jax.models.t5 import T5Config
 INDEX = "checkpoint"
 
 _VERSION = 3
+# Such as model.ckpt-1000000.data-00000-of-00002.
+_TENSORFLOW = re.compile(r".*ckpt.*\.(data-\d+-of-\d+|index|meta)")
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 
 
@@ -57,8 +59,14 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
       The folder that holds the index file, or None if `folder` is not a native T5X checkpoint.
 
     Raises:
-      UserError: the latest ``checkpoint_N`` is empty or unfinished.
+      UserError: the latest ``checkpoint_N`` is empty or unfinished; or it is TensorFlow's, in
+        which T5 was first published, and which has a file of the same name as T5X's index.
     """
+    if parts := [name for name in children if _TENSORFLOW.fullmatch(name)]:
+        raise UserError(
+            f"{folder}: a checkpoint of Mesh TensorFlow ({parts[0]}), which is not read; T5X's "
+            "versions of the published ones are in gs://t5-data/pretrained_models/t5x/"
+        )
     if folder.holds_file(INDEX):
         return folder
     latest = latest_step(folder, children)
