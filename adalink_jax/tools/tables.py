@@ -34,6 +34,47 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def csv_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table as CSV, whose cells are the ones that are given."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def latex(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    text_columns: int = 1,
+    notes: Sequence[str] = (),
+) -> str:
+    """Returns a table as LaTeX, with the rules of booktabs.
+
+    Args:
+      header: the column names.
+      rows: the cells of each row.
+      text_columns: number of leading columns with text; the others are aligned right.
+      notes: lines to write below the table.
+    """
+    columns = "l" * text_columns + "r" * (len(header) - text_columns)
+    header, *lines = (" & ".join(map(_latex, row)) + r" \\" for row in (header, *rows))
+    table = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *lines]
+    below = [rf"\par\footnotesize {_latex(note)}" for note in notes]
+    return "\n".join([*table, r"\bottomrule", r"\end{tabular}", *below]) + "\n"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "±": r"$\pm$", "×": r"$\times$", "−": "--", "…": r"\dots{}",
+    **{mark: f"$^{{{letter}}}$" for mark, letter in zip("ᵃᵇᶜᵈᵉᶠᵍʰ", "abcdefgh", strict=True)},
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
 def in_bytes(count: float) -> str:
     """Formats a number of bytes in the largest binary unit that is at most that: 15.75 GiB."""
     if abs(count) < 1024:

@@ -1,14 +1,14 @@
 """Makes a report of finished runs: tables, plots, CSV, and a page that opens offline.
 
 adalink report runs/glue runs/ranks --to report
+adalink report runs/glue --to report --compare "adalink, rank 4" "lora, rank 4"
 """
 
 import argparse
-import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -16,12 +16,14 @@ from rich.table import Table
 from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.tools import tables
-from adalink_jax.tools.report import page, plots, sections
-from adalink_jax.tools.report.runs import FROZEN, Run, read
+from adalink_jax.tools.report import evidence, page, plots, sections, web
+from adalink_jax.tools.report.groups import Group, groups_of
+from adalink_jax.tools.report.runs import Run, read
+from adalink_jax.tools.report.scores import measures
 
 _COLUMNS = (
     "base", "method", "mixture", "sharing", "task", "seed", "steps", "stored", "step_flops",
-    "score", "path", "command",
+    "score", "examples", "truncated", "path", "command",
 )  # fmt: skip
 
 
@@ -29,29 +31,47 @@ _TITLE = "Methods side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the runs and the folder to write."""
+    """Adds the runs, the folder to write and the methods to compare."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or folders above them")
     parser.add_argument("--to", required=True, help="the folder to write")
     parser.add_argument("--title", default=_TITLE, help="the report's title")
+    parser.add_argument(
+        "--compare", nargs=2, action="append", default=[], metavar=("A", "B"),
+        help="test the difference of two methods, named as in the report's tables, or by a part of"
+        " the name that only one has; may be given several times",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the report; see `report`."""
-    report(arguments.runs, arguments.to, arguments.title)
+    report(arguments.runs, arguments.to, arguments.title, arguments.compare)
 
 
-def report(runs: Sequence[str], to: str, title: str = _TITLE) -> None:
+def report(
+    runs: Sequence[str], to: str, title: str = _TITLE, compare: Sequence[Sequence[str]] = ()
+) -> None:
     """Reads the runs in or below some folders, writes their report and prints its main tables.
 
+    Args:
+      runs: the folders.
+      to: the folder to write; files of the report's names in it are replaced.
+      title: the report's title.
+      compare: pairs of methods' labels, or of parts of them.
+
     Raises:
-      UserError: there is no finished run, or a run is damaged.
+      UserError: there is no finished run, a run is damaged, or a label is not one method's.
       OSError: the report cannot be written.
     """
     loaded = [run for path in runs for run in find(pathlib.Path(path))]
-    loaded.sort(key=lambda r: (r.base, r.method_name, r.size or 0, r.label, r.mixture, r.seed))
-    write(loaded, pathlib.Path(to), title)
-    _print_tables(loaded)
-    print(f"{len(loaded)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv")
+    groups, notes = groups_of(loaded)
+    compared = evidence.compared(groups, compare)
+    write(loaded, groups, notes, compared, pathlib.Path(to), title)
+    _print_tables(groups, compared)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(
+        f"{sum(len(g.runs) for g in groups)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv"
+    )
 
 
 def find(path: pathlib.Path) -> list[Run]:
@@ -73,66 +93,82 @@ def find(path: pathlib.Path) -> list[Run]:
     return [run for run in loaded.values() if run is not None]
 
 
-def write(runs: Sequence[Run], folder: pathlib.Path, title: str) -> None:
-    """Writes report.md, report.html, runs.csv and the plots.
+def write(
+    runs: Sequence[Run], groups: Sequence[Group], notes: Sequence[str],
+    compared: Sequence[page.Block], folder: pathlib.Path, title: str,
+) -> None:  # fmt: skip
+    """Writes report.md, report.html, runs.csv, the plots, and each table as CSV and LaTeX.
 
     Args:
       runs: at least one.
+      groups: their groups.
+      notes: what to say about runs that were left out.
+      compared: the section of comparisons.
       folder: created if it does not exist; files of these names in it are replaced.
       title: the report's title.
     """
-
-    def drawing(plot: Callable) -> Callable[[dict, str], str]:
-        def draw(values: dict, file: str) -> str:
-            with files.replaced_file(folder / file) as image:
-                plot(values, image)
-            return file
-
-        return draw
-
     parts = (
         sections.single_task,
         sections.multi_task,
-        functools.partial(sections.ranks, draw=drawing(plots.ranks)),
+        evidence.intervals,
+        lambda _: compared,
+        sections.by_examples,
+        sections.by_size,
         sections.equal_parameters,
-        functools.partial(sections.cost_and_score, draw=drawing(plots.cost)),
-        functools.partial(sections.interference, draw=drawing(plots.interference)),
-        functools.partial(sections.learning, draw=drawing(plots.learning)),
-        sections.commands,
+        sections.cost_and_score,
+        sections.interference,
+        sections.learning,
+        sections.settings,
+        evidence.predictions,
+        functools.partial(sections.runs, runs, notes=notes),
     )
-    trained = [run for run in runs if run.method_name != FROZEN]
-    blocks = [page.Heading(title, 1)]
-    for part in parts:
-        named = getattr(part, "func", part)
-        with_bases = named in (sections.single_task, sections.cost_and_score, sections.commands)
-        blocks += part(runs if with_bases else trained)
+    blocks = [page.Heading(title, 1), *(block for part in parts for block in part(groups))]
+    for block in blocks:
+        if isinstance(block, page.Figure):
+            with files.replaced_file(folder / block.file) as image:
+                plots.png(block.panels, image)
+        if isinstance(block, page.Table):
+            path, content = folder / "tables" / block.name, (block.header, block.texts)
+            files.write_text(path.with_name(f"{block.name}.csv"), tables.csv_lines(*content))
+            latex = tables.latex(*content, block.text_columns, block.notes)
+            files.write_text(path.with_name(f"{block.name}.tex"), latex)
     files.write_text(folder / "report.md", page.markdown(blocks))
-    files.write_text(folder / "report.html", page.html_page(blocks, folder))
-    files.write_text(folder / "runs.csv", _csv(runs))
+    files.write_text(folder / "report.html", web.page(blocks))
+    files.write_text(folder / "runs.csv", _csv(groups))
 
 
-def _csv(runs: Sequence[Run]) -> str:
+def _csv(groups: Sequence[Group]) -> str:
     """Returns one CSV line per run and task; metrics that a task does not have are empty."""
-    metrics = sorted({name for run in runs for values in run.metrics.values() for name in values})
+    runs = [(group, run) for group in groups for run in group.runs]
+    metrics = sorted(
+        {n for _, run in runs for result in run.results.values() for n in result.metrics}
+    )
     rows = []
-    for run in runs:
-        record = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-        record |= {"method": run.label, "sharing": run.sharing}
-        for task, values in run.metrics.items():
-            score = run.scores.get(task, "")
-            rows.append(record | {"task": task, "score": score} | dict(values))
+    for group, run in runs:
+        record = {name: getattr(run, name, "") for name in _COLUMNS}
+        record |= {"base": group.base, "method": group.label, "command": page.quoted(run.command)}
+        for task, result in run.results.items():
+            counts = {
+                "examples": sum(result.examples.values()),
+                "truncated": sum(result.truncated.values()),
+                "score": "" if result.score is None else result.score,
+            }
+            rows.append(record | {"task": task} | counts | dict(result.metrics))
     return tables.csv_text([*_COLUMNS, *metrics], rows)
 
 
-def _print_tables(runs: Sequence[Run]) -> None:
+def _print_tables(groups: Sequence[Group], compared: Sequence[page.Block]) -> None:
     """Prints the tables of single tasks and mixtures; for only one task, its table of costs."""
     console = Console(width=None if sys.stdout.isatty() else 200)
-    tables = [*sections.single_task(runs), *sections.multi_task(runs)]
-    if len({run.mixture for run in runs}) == 1:
-        tables = [sections.cost_table(runs)]
-    for block in tables:
+    found = [*sections.single_task(groups), *sections.multi_task(groups)]
+    measured = measures(groups)
+    if len(measured) == 1:
+        found = [sections.cost_table(groups, measured[0])]
+    for block in [*found, *compared]:
         if isinstance(block, page.Table):
             table = Table(*block.header)
-            for row in block.rows:
+            for row in block.texts:
                 table.add_row(*row)
             console.print(table)
+            for note in block.notes:
+                console.print(note)

@@ -1,22 +1,12 @@
-"""A document with headings, paragraphs, tables and images, as Markdown or as one HTML file."""
+"""A document with headings, paragraphs, tables, figures and examples, as Markdown."""
 
-import base64
 import dataclasses
-import html
-import pathlib
+import re
+import shlex
 from collections.abc import Sequence
 
 from adalink_jax.tools import tables
-
-_STYLE = """\
-body { font-family: sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }
-td, th { border-bottom: 1px solid #ccc; padding: 0.25em 0.7em; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-td.text, th.text { text-align: left; }
-img { max-width: 100%; }
-code { font-size: 0.85em; white-space: pre-wrap; word-break: break-all; }
-"""
+from adalink_jax.tools.report.plots import Heat, Panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,70 +25,95 @@ class Paragraph:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """A table; the first `text_columns` columns hold text, the others numbers."""
+class Command:
+    """A command line in a table's cell."""
 
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: int = 1
+    text: str
+
+
+Cell = str | Command
 
 
 @dataclasses.dataclass(frozen=True)
-class Image:
-    """A PNG file next to the document."""
+class Table:
+    """A table.
+
+    Attributes:
+      header: the columns' names.
+      rows: cells by row.
+      text_columns: the first columns, which hold text; the others hold numbers.
+      name: the name of the table's own files, without a suffix.
+      notes: what stands below it.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    text_columns: int
+    name: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The rows as plain text."""
+        return [[c.text if isinstance(c, Command) else c for c in row] for row in self.rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Panels, which a PNG next to the document shows together."""
 
     file: str
     caption: str
+    panels: tuple[Panel | Heat, ...]
 
 
-Block = Heading | Paragraph | Table | Image
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Predictions of several methods for the same inputs, which only a web page shows.
+
+    Attributes:
+      title: the task, and the base.
+      methods: the methods' labels.
+      rows: (input, target, each method's prediction).
+      note: which examples these are.
+    """
+
+    title: str
+    methods: Sequence[str]
+    rows: Sequence[tuple[str, str, Sequence[str]]]
+    note: str
+
+
+Block = Heading | Paragraph | Table | Figure | Examples
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """Returns the document as Markdown, with links to its images."""
+    """Returns the document as Markdown, with links to its images and without examples."""
     parts = []
     for block in blocks:
         if isinstance(block, Heading):
             parts.append(f"{'#' * block.level} {block.text}")
         elif isinstance(block, Paragraph):
             parts.append(block.text)
-        elif isinstance(block, Image):
+        elif isinstance(block, Figure):
             parts.append(f"![{block.caption}]({block.file})")
-        else:
-            parts.append(tables.markdown(block.header, block.rows, block.text_columns))
+        elif isinstance(block, Table):
+            rows = [[f"`{c.text}`" if isinstance(c, Command) else c for c in r] for r in block.rows]
+            parts.append(tables.markdown(block.header, rows, block.text_columns))
+            parts += block.notes
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(blocks: Sequence[Block], folder: pathlib.Path) -> str:
-    """Returns the document as one HTML file with the images embedded.
+def quoted(command: str) -> str:
+    """Returns a recorded command line as a shell takes it.
 
-    Args:
-      blocks: the document.
-      folder: the folder with its images.
+    Records of before hold its words joined with spaces, so that a word with a space or a quote must
+    be found again: words begin with ``--``, but for the command's own name.
     """
-    title = next((b.text for b in blocks if isinstance(b, Heading)), "Report")
-    body = "\n".join(_html(block, folder) for block in blocks)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _html(block: Block, folder: pathlib.Path) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-    if isinstance(block, Paragraph):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Image):
-        data = base64.b64encode((folder / block.file).read_bytes()).decode()
-        caption = html.escape(block.caption)
-        return f'<p><img alt="{caption}" src="data:image/png;base64,{data}"><br>{caption}</p>'
-    rows = []
-    for tag, line in (("th", block.header), *(("td", row) for row in block.rows)):
-        cells = (
-            f"<{tag}{' class=text' if i < block.text_columns else ''}>{html.escape(cell)}</{tag}>"
-            for i, cell in enumerate(line)
-        )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table>\n{chr(10).join(rows)}\n</table>"
+    try:
+        if shlex.join(shlex.split(command)) == command:
+            return command
+    except ValueError:
+        pass  # An open quote.
+    name, *flags = re.split(r" (?=--)", command)
+    return shlex.join([*name.split(), *flags])

@@ -1,137 +1,279 @@
-"""The plots of a report, as PNG."""
+"""Draws the panels of a report: together as PNG, or each as SVG that follows a page's colors."""
 
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+import dataclasses
+import io
+import itertools
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
-# Twenty distinct colors, the dark ones first.
-_COLORS = [f"C{i}" for i in range(10)] + [
-    "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94", "#f7b6d2", "#c7c7c7",
-    "#dbdb8d", "#9edae5",
-]  # fmt: skip
+from adalink_jax.methods import METHODS
+from adalink_jax.tools import tables
+from adalink_jax.tools.report.runs import FROZEN
+
+# Colors that can be told apart with any eyes, on white and on black; a method has the same one in
+# every plot. What trains the base is drawn in the text's color, which an SVG takes from its page.
+_COLORS = ("#0077bb", "#e07000", "#009e73", "#cc4499", "#7755cc", "#998800", "#33aacc")
+TEXT = "#010203"
+_PALE = "#888888"
+# The variants of a method: a line and a marker, each as matplotlib's and as text.
+_VARIANTS = (
+    ("-", "o", "─●─"), ("--", "s", "╌■╌"), (":", "^", "┈▲┈"), ("-.", "D", "┄◆┄"),
+    ((0, (6, 2)), "v", "─▼─"), ((0, (1, 3)), "P", "·✚·"),
+)  # fmt: skip
+_FROZEN_LINES = (("--", "╌╌╌"), ("-.", "┄·┄"), ((0, (6, 2, 1, 2, 1, 2)), "─··"))
+# An axis shows at least so many points, so that one point is never a gulf.
+_LEAST_SPAN = 10.0
+_SIZE = (4.4, 3.2)
+_COLUMNS = 3
 
 
-def _figure(columns: int, rows: int = 1, height: float = 3.6):
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A mean score at x, its interval if there is one, and the scores of the seeds."""
+
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+    dots: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """The points of one label, joined by a line if there are several."""
+
+    label: str
+    method: str
+    points: tuple[Point, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A horizontal line, e.g. the frozen base's score; `method` is "" for chance."""
+
+    label: str
+    method: str
+    y: float
+    interval: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One pair of axes: scores in percent, over x.
+
+    Attributes:
+      title: what the scores are of.
+      xlabel: what x is.
+      series, levels: what is drawn.
+      scale: "linear"; "log", with round ticks; or "steps of two", with a tick for each x.
+    """
+
+    title: str
+    xlabel: str
+    series: tuple[Series, ...]
+    levels: tuple[Level, ...] = ()
+    scale: str = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Heat:
+    """A map of gains in points: rows × columns, where some cells may be missing."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: Mapping[tuple[str, str], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How a label is drawn: matplotlib's color, line and marker, and the same as text."""
+
+    color: str
+    line: Any
+    marker: str
+    text: str
+
+
+def looks(panels: Sequence[Panel | Heat]) -> dict[str, Look]:
+    """Returns how each label of some panels is drawn, in the legend's order."""
+    found, variants = {}, {}
+    curves = [panel for panel in panels if isinstance(panel, Panel)]
+    for one in [series for panel in curves for series in panel.series]:
+        if one.label not in found:
+            number = variants[one.method] = variants.get(one.method, -1) + 1
+            found[one.label] = Look(_color(one.method), *_VARIANTS[number % len(_VARIANTS)])
+    frozen = itertools.cycle(_FROZEN_LINES)
+    for one in [level for panel in curves for level in panel.levels]:
+        if one.label not in found:
+            line, shown = (":", "┈┈┈") if not one.method else ("-", "───")
+            line, shown = next(frozen) if one.method == FROZEN else (line, shown)
+            found[one.label] = Look(_color(one.method), line, "", shown)
+    return found
+
+
+def _color(method: str) -> str:
+    if method in ("", FROZEN):
+        return _PALE
+    if method in METHODS and METHODS[method].trains_base:
+        return TEXT
+    adapters = [name for name, cls in METHODS.items() if not cls.trains_base]
+    return _COLORS[adapters.index(method) % len(_COLORS)] if method in adapters else _PALE
+
+
+def png(panels: Sequence[Panel | Heat], file: BinaryIO) -> None:
+    """Draws panels side by side on white, with one legend below."""
+    columns = 1 if isinstance(panels[0], Heat) else min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    width = 9.0 if isinstance(panels[0], Heat) else max(6.0, _SIZE[0] * columns)
+    canvas, axes = _figure(width, sum(_height(panel) for panel in panels[::columns]), rows, columns)
+    styles = looks(panels)
+    for one, panel in zip(axes.flat, panels, strict=False):
+        _draw(one, panel, styles)
+    for one in list(axes.flat)[len(panels) :]:
+        one.set_axis_off()
+    if styles:
+        from matplotlib.lines import Line2D
+
+        lines = [Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker or None)
+                 for s in styles.values()]  # fmt: skip
+        canvas.legend(
+            lines, list(styles), loc="outside lower center", fontsize=8, ncols=min(columns, 3)
+        )
+    canvas.savefig(file, dpi=130, facecolor="white")
+
+
+def svg(panel: Panel | Heat, styles: Mapping[str, Look], name: str) -> str:
+    """Draws one panel as an SVG element whose text and axes have the color of the text around it.
+
+    Args:
+      panel: the panel.
+      styles: how labels are drawn.
+      name: tells its ids from those of the page's other SVGs.
+    """
+    import matplotlib
+
+    width = 7.0 if isinstance(panel, Heat) else _SIZE[0]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        canvas, axes = _figure(width, _height(panel), 1, 1)
+        _draw(axes[0][0], panel, styles)
+        text = io.StringIO()
+        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawn = text.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(TEXT, "currentColor")
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL).strip()
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', drawn))
+    # Names of groups would stand several times in one page.
+    return re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", drawn)
+
+
+def _height(panel: Panel | Heat) -> float:
+    return 1.4 + 0.32 * len(panel.rows) if isinstance(panel, Heat) else _SIZE[1]
+
+
+def _figure(width: float, height: float, rows: int, columns: int):
     from matplotlib import figure
 
-    canvas = figure.Figure(figsize=(max(6, 5 * columns), height * rows), layout="constrained")
+    canvas = figure.Figure(figsize=(width, height), layout="constrained")
     return canvas, canvas.subplots(rows, columns, squeeze=False)
 
 
-def _styles(keys: Iterable[tuple]) -> dict[tuple, dict[str, str]]:
-    """Returns label and color of each (base, mixture, method, modules); names a base if several."""
-    keys = list(keys)
-    several = len({key[0] for key in keys}) > 1
-    names = {
-        key: ", ".join(filter(None, (key[0] if several else "", key[2], key[3]))) for key in keys
-    }
-    order = list(dict.fromkeys(names.values()))
-    return {
-        key: {"label": name, "color": _COLORS[order.index(name) % len(_COLORS)]}
-        for key, name in names.items()
-    }
+def _draw(axes: Any, panel: Panel | Heat, styles: Mapping[str, Look]) -> None:
+    if isinstance(panel, Heat):
+        _heat(axes, panel)
+    else:
+        _curves(axes, panel, styles)
+    axes.set_title(panel.title, fontsize=9, color=TEXT)
+    axes.tick_params(colors=TEXT, labelsize=8)
+    for side in axes.spines.values():
+        side.set_color(TEXT)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=TEXT, fontsize=9)
 
 
-def _legend(canvas: Any, axes: Any) -> None:
-    handles, names = {}, []
-    for one in axes.flat:
-        for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
-            if name not in handles:
-                handles[name] = handle
-                names.append(name)
-    canvas.legend(
-        [handles[n] for n in names], names, loc="outside lower center", fontsize=8,
-        ncols=max(1, min(3, len(names))),
-    )  # fmt: skip
+def _curves(axes: Any, panel: Panel, styles: Mapping[str, Look]) -> None:
+    for level in panel.levels:
+        look = styles[level.label]
+        axes.axhline(level.y, color=look.color, linestyle=look.line, linewidth=1.2, zorder=1)
+        if level.interval:
+            axes.axhspan(*level.interval, color=look.color, alpha=0.12, linewidth=0, zorder=0)
+    for series in panel.series:
+        look = styles[series.label]
+        xs, ys = [p.x for p in series.points], [p.y for p in series.points]
+        axes.plot(
+            xs,
+            ys,
+            color=look.color,
+            linestyle=look.line,
+            marker=look.marker,
+            markersize=5,
+            zorder=3,
+        )
+        for point in series.points:
+            if point.interval:
+                axes.plot([point.x] * 2, point.interval, color=look.color, linewidth=1.2, zorder=2)
+            dots = [point.x] * len(point.dots)
+            axes.plot(dots, point.dots, ".", color=look.color, alpha=0.4, markersize=4, zorder=2)
+    axes.set(xlabel=panel.xlabel, ylabel="score (%)", ylim=limits(panel))
+    _x_axis(axes, panel)
+    axes.grid(alpha=0.25, color=_PALE)
 
 
-def ranks(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> None:
-    """Draws score by rank: one panel per mixture, one line per method, one dot per seed."""
-    mixtures = list(dict.fromkeys(key[1] for key in lines))
-    canvas, axes = _figure(len(mixtures))
-    styles = _styles(lines)
-    for key, points in lines.items():
-        one = axes[0][mixtures.index(key[1])]
-        sizes = list(points)
-        means = [statistics.fmean(points[size]) for size in sizes]
-        one.plot(sizes, means, marker="o", **styles[key])
-        for size in sizes:
-            dots = [size] * len(points[size])
-            one.plot(dots, points[size], ".", color=styles[key]["color"], alpha=0.5)
-    for one, mixture in zip(axes[0], mixtures, strict=True):
-        sizes = sorted({s for key, points in lines.items() if key[1] == mixture for s in points})
-        one.set_xscale("log", base=2)
-        one.set_xticks(sizes)
-        one.xaxis.set_major_formatter("{x:.0f}")
-        one.minorticks_off()
-        one.set(xlabel="rank or length", ylabel="score (%)", title=mixture)
-        one.grid(alpha=0.3)
-    _legend(canvas, axes)
-    canvas.savefig(file, dpi=150)
+def limits(panel: Panel) -> tuple[float, float]:
+    """Returns the ends of the score's axis.
+
+    It holds all scores and, as far as they do not dwarf these, the intervals.
+    """
+    points = [point for series in panel.series for point in series.points]
+    values = [v for p in points for v in (p.y, *p.dots)] + [level.y for level in panel.levels]
+    low, high = min(values), max(values)
+    short = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    low, high = low - short, high + short
+    span = high - low
+    ends = [end for one in (*points, *panel.levels) if one.interval for end in one.interval]
+    low, high = max(min([low, *ends]), low - span), min(max([high, *ends]), high + span)
+    return low - 0.05 * span, high + 0.05 * span
 
 
-def cost(points: Mapping[tuple, tuple[int, int | None, float]], file: BinaryIO) -> None:
-    """Draws score by stored parameters and by FLOPs of a step: one row per mixture."""
-    mixtures = list(dict.fromkeys(key[1] for key in points))
-    canvas, axes = _figure(2, len(mixtures))
-    styles = _styles(points)
-    for key, (stored, step, score) in points.items():
-        row = axes[mixtures.index(key[1])]
-        row[0].plot([stored], [score], "o", **styles[key])
-        if step:
-            row[1].plot([step], [score], "o", **styles[key])
-    for row, mixture in zip(axes, mixtures, strict=True):
-        row[0].set(xscale="log", xlabel="stored parameters", ylabel="score (%)", title=mixture)
-        row[1].set(xlabel="operations of a step", ylabel="score (%)", title=mixture)
-        for one in row:
-            one.grid(alpha=0.3)
-    _legend(canvas, axes)
-    canvas.savefig(file, dpi=150)
+def _x_axis(axes: Any, panel: Panel) -> None:
+    from matplotlib import ticker
+
+    xs = sorted({point.x for series in panel.series for point in series.points})
+    if panel.scale == "linear" or not xs:
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        return
+    axes.set_xscale("log", base=2 if panel.scale == "steps of two" else 10)
+    axes.set_xlim(xs[0] / 1.6, xs[-1] * 1.6)
+    axes.minorticks_off()
+    if panel.scale == "steps of two":
+        axes.set_xticks(_apart(xs))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        return
+    few = xs[-1] / xs[0] < 300
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axes.xaxis.set_major_formatter(lambda x, _: tables.in_thousands(x))
 
 
-def interference(cells: Mapping[tuple, float], file: BinaryIO) -> None:
-    """Draws the points gained by mixing: a heat map of rank × number of tasks per method."""
-    names = list(dict.fromkeys(place[0] for place in cells))
-    canvas, axes = _figure(len(names))
-    limit = max(1e-9, *(abs(gain) for gain in cells.values()))
-    for one, name in zip(axes[0], names, strict=True):
-        sizes = sorted({size for n, size, _ in cells if n == name})
-        counts = sorted({count for n, _, count in cells if n == name})
-        grid = [
-            [cells.get((name, size, count), float("nan")) for count in counts] for size in sizes
-        ]
-        shown = one.imshow(grid, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-        for (row, column), gain in ((p, grid[p[0]][p[1]]) for p in _places(grid)):
-            color = "white" if abs(gain) > limit / 2 else "black"
-            one.text(column, row, f"{gain:+.1f}", ha="center", va="center", color=color)
-        one.set_xticks(range(len(counts)), counts)
-        one.set_yticks(range(len(sizes)), sizes)
-        one.set(xlabel="tasks", ylabel="rank or length")
-        one.set_title(name, fontsize=9)
-    canvas.colorbar(shown, ax=axes, label="points")
-    canvas.savefig(file, dpi=150)
+def _apart(xs: Sequence[float]) -> list[float]:
+    """Leaves out ticks that would stand less than a seventh of the axis from the last."""
+    kept = [xs[0]]
+    least = (xs[-1] / xs[0]) ** (1 / 7)
+    for x in xs[1:]:
+        if x >= kept[-1] * least * 0.999:
+            kept.append(x)
+    return kept
 
 
-def _places(grid: list[list[float]]) -> list[tuple[int, int]]:
-    return [(i, j) for i, row in enumerate(grid) for j, value in enumerate(row) if value == value]
-
-
-def learning(lines: Mapping[tuple, Mapping[int, list[float]]], file: BinaryIO) -> None:
-    """Draws score by step: one panel per mixture, three in a row; one line per method."""
-    mixtures: dict[str, list] = defaultdict(list)
-    for key, points in lines.items():
-        mixtures[key[1]].append((key, points))
-    columns = min(3, len(mixtures))
-    canvas, axes = _figure(columns, -(-len(mixtures) // columns))
-    styles = _styles(lines)
-    for one, (mixture, members) in zip(axes.flat, mixtures.items(), strict=False):
-        for key, points in members:
-            means = [statistics.fmean(values) for values in points.values()]
-            one.plot(list(points), means, ".-", **styles[key])
-        one.set(xlabel="step", ylabel="score (%)", title=mixture)
-        one.grid(alpha=0.3)
-    for one in list(axes.flat)[len(mixtures) :]:
-        one.set_axis_off()
-    _legend(canvas, axes)
-    canvas.savefig(file, dpi=150)
+def _heat(axes: Any, panel: Heat) -> None:
+    grid = [[panel.cells.get((row, column), float("nan")) for column in panel.columns]
+            for row in panel.rows]  # fmt: skip
+    most = max(1.0, *(abs(gain) for gain in panel.cells.values()))
+    axes.imshow(grid, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    for i, row in enumerate(panel.rows):
+        for j, column in enumerate(panel.columns):
+            if (gain := panel.cells.get((row, column))) is not None:
+                color = "white" if abs(gain) > 0.6 * most else "black"
+                axes.text(j, i, f"{gain:+.1f}", ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(panel.columns)), panel.columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(panel.rows)), panel.rows)

@@ -13,8 +13,17 @@ from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.tools.report import page
 from adalink_jax.tools.report.command import find
+from adalink_jax.tools.report.groups import (
+    Group,
+    basic_label,
+    grouped,
+    groups_of,
+    shown,
+    varying,
+    word,
+)
 from adalink_jax.tools.report.runs import Run
-from adalink_jax.tools.report.sections import cell, grouped, task_scores
+from adalink_jax.tools.report.scores import cell, tasks_of
 
 _NOTE = (
     "Percent on the validation split, after the same number of steps at every rate. The chosen"
@@ -52,44 +61,62 @@ def write(folder: str, to: str) -> None:
     print(to)
 
 
-def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, dict[str, list[float]]]]:
-    """Returns each base's and method's scores: {(base, method): {rate: {task: scores}}}.
+_RATE = "learning_rate.base_learning_rate"
+
+
+def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, Group]]:
+    """Returns each base's and method's runs by rate: {(base, method): {rate: group}}, ascending.
 
     Raises:
-      UserError: a run has no constant rate or another number of steps, or a rate lacks a task that
-        another rate of the grid has, so their means cannot be compared.
+      UserError: a run has no constant rate, two differ in more than the rate, or a rate lacks a
+        task or seed that another rate of the grid has, so that their means cannot be compared.
     """
+    groups, _ = groups_of(runs)
     grids = {}
-    for kind, some in grouped(runs, lambda run: (run.base, run.label)).items():
-        if len({run.steps for run in some}) > 1 or None in {run.learning_rate for run in some}:
-            raise UserError(f"the runs of {', '.join(kind)} differ in more than their rate")
-        by_rate = grouped(some, lambda run: (run.learning_rate,))
-        grid = {rate: task_scores(by_rate[rate,]) for (rate,) in sorted(by_rate)}
-        tasks = {task for scores in grid.values() for task in scores}
-        for rate, scores in grid.items():
-            if missing := sorted(tasks - scores.keys()):
-                raise UserError(f"{', '.join(kind)}: no run of {missing[0]} at rate {rate}")
-        grids[kind] = grid
+    for kind, some in grouped(groups, lambda group: (group.base, basic_label(group.first))).items():
+        if None in {group.first.learning_rate for group in some}:
+            raise UserError(f"the runs of {', '.join(kind)} have no base learning rate")
+        other = [name for name in varying(some) if name != _RATE]
+        if other or len({(group.mixture, group.first.method) for group in some}) > 1:
+            values = {shown(group.settings.get(name)) for name in other[:1] for group in some}
+            more = f": {word(other[0])} is {' and '.join(sorted(values))}" if other else ""
+            raise UserError(f"the runs of {', '.join(kind)} differ in more than their rate{more}")
+        by_rate = {group.first.learning_rate: group for group in some}
+        grids[kind] = dict(sorted(by_rate.items()))
+        _check_complete(kind, grids[kind])
     return grids
 
 
-def best(grid: dict[float, dict[str, list[float]]]) -> float:
+def _check_complete(kind: tuple[str, str], grid: dict[float, Group]) -> None:
+    """Raises `UserError` unless all rates have the same tasks, each with the same seeds."""
+    tasks = tasks_of(grid.values())
+    seeds = sorted({seed for group in grid.values() for t in tasks for seed in group.scores(t)})
+    for rate, group in grid.items():
+        for task in tasks:
+            if not group.scores(task):
+                raise UserError(f"{', '.join(kind)}: no run of {task} at rate {rate}")
+            if missing := [seed for seed in seeds if seed not in group.scores(task)]:
+                raise UserError(f"{', '.join(kind)}: no seed {missing[0]} of {task} at rate {rate}")
+
+
+def best(grid: dict[float, Group]) -> float:
     """Returns the rate with the highest mean over tasks; if two are equal, the smaller one."""
-    return max(grid, key=lambda rate: _mean(grid[rate]))
+    return max(grid, key=lambda rate: _mean(grid, rate))
 
 
-def _mean(scores: dict[str, list[float]]) -> float:
-    return statistics.fmean(statistics.fmean(values) for values in scores.values())
+def _mean(grid: dict[float, Group], rate: float) -> float:
+    return statistics.fmean((grid[rate].means(tasks_of(grid.values())) or {}).values())
 
 
-def _document(grids: dict) -> list[page.Block]:
-    tasks = list(dict.fromkeys(t for grid in grids.values() for s in grid.values() for t in s))
+def _document(grids: dict[tuple[str, str], dict[float, Group]]) -> list[page.Block]:
+    tasks = tasks_of(group for grid in grids.values() for group in grid.values())
     rows = []
     for kind, grid in grids.items():
-        for rate, scores in grid.items():
-            cells = [cell(scores.get(task, ()), 0) for task in tasks]
+        for rate, group in grid.items():
+            cells = [cell(group.scores(task)) for task in tasks]
             chosen = "chosen" if rate == best(grid) else ""
-            rows.append([*kind, f"{rate:g}", *cells, f"{_mean(scores):.1f}", chosen])
+            # Grids of other tasks have no mean that could be compared with this one.
+            rows.append([*kind, f"{rate:g}", *cells, cell(group.means(tasks)), chosen])
     header = ["base", "method", "rate", *tasks, "mean", ""]
     title = page.Heading("Learning rates", 1)
-    return [title, page.Paragraph(_NOTE), page.Table(header, rows, 2)]
+    return [title, page.Paragraph(_NOTE), page.Table(header, rows, 2, "learning-rates")]

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adalink_jax.checkpoints.architecture import config_from
@@ -21,13 +22,46 @@ _RANDOM = "random weights"
 # Replaces the method's name if a base was scored without an adapter.
 FROZEN = "the frozen base"
 
+# Recorded settings that cannot change a result, or are a field of `Run`; so are all names that end
+# as paths do. Every other setting tells runs apart, also one that this module has never seen.
+_INCIDENTAL = frozenset(
+    {
+        "checkpoint_period", "devices", "eval_batch_size", "eval_period", "fully_sharded",
+        "keep_checkpoints", "log_period", "mixture_or_task_name", "model", "model_parallelism",
+        "remat", "scan_layers", "seed", "slices", "train_steps",
+    }
+)  # fmt: skip
+_PATHS = ("_path", "_dir", "_file")
+
 
 @dataclasses.dataclass(frozen=True)
+class Scored:
+    """What one run reached on one task.
+
+    Attributes:
+      score: in percent; None for a task without metrics.
+      metrics: {"validation/accuracy": …}.
+      examples: number of scored examples of each split.
+      truncated: number of inputs of each split that were longer than the configured length.
+      absent: evaluation splits that the task's source lacks.
+    """
+
+    score: float | None
+    metrics: Mapping[str, float | None]
+    examples: Mapping[str, int]
+    truncated: Mapping[str, int]
+    absent: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """Settings and results of one run; scoring a base is a run with no steps.
 
     Attributes:
       path: its folder, as given.
+      digest: a hash of its record and results, which a copy of the folder shares.
+      started: when it was first started, as ISO 8601; "" if the record does not say.
+      code: the revision and the versions that its last start ran.
       base: name of the base's folder, with the first digits of its fingerprint.
       method_name: a name in ``METHODS``; `FROZEN` for a base without an adapter.
       method: the method with its settings, as stored (without what only training needs).
@@ -43,13 +77,18 @@ class Run:
       seconds: wall-clock time of training with compilation and evaluations; None if a start of
         the run was cut off before it recorded its time.
       step_flops: FLOPs of a training step at the full lengths; None without training.
-      scores: each evaluated task's score, in percent; tasks without one are left out.
-      metrics: each evaluated task's metrics, {"validation/accuracy": …}.
+      results: what it reached on each task.
+      settings: what else is recorded and may change a result, as JSON by dotted name: neither
+        seed, nor task, nor paths.
+      data: a digest of each task's data, as far as it does not depend on the seed.
       curve: (step, {task: score}) of each evaluation.
       command: the command that started it.
     """
 
     path: str
+    digest: str
+    started: str
+    code: str
     base: str
     method_name: str
     method: Method
@@ -64,18 +103,17 @@ class Run:
     bytes: int
     seconds: float | None
     step_flops: int | None
-    scores: Mapping[str, float]
-    metrics: Mapping[str, Mapping[str, float]]
+    results: Mapping[str, Scored]
+    settings: Mapping[str, str]
+    data: Mapping[str, str]
     curve: tuple[tuple[int, Mapping[str, float]], ...]
     command: str
 
     @property
-    def label(self) -> str:
-        """The method, its settings and examples, e.g. "lora, rank 4, layers 0, 16 examples"."""
-        if self.method_name == FROZEN:
-            return f"{FROZEN}, {self.in_context or 'no'} examples in context"
-        few = "" if self.few_shot is None else f", {self.few_shot} examples"
-        return method_label(self.method_name, self.method) + few
+    def scores(self) -> dict[str, float]:
+        """Each task's score, in percent; tasks without one are left out."""
+        found = ((task, result.score) for task, result in self.results.items())
+        return {task: score for task, score in found if score is not None}
 
     @property
     def sharing(self) -> str:
@@ -90,20 +128,6 @@ class Run:
         return self.method.size
 
 
-def method_label(name: str, method: Method) -> str:
-    """Returns a method's name with its size and the settings that differ from the defaults."""
-    parts = [name]
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        # The label describes the stored result, not how it was trained.
-        if field.name == "routes" or field.name in method.training_only:
-            continue
-        if field.name == method.size_field or value != field.default:
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            parts.append(f"{field.name} {shown}")
-    return ", ".join(parts)
-
-
 def read(folder: pathlib.Path) -> Run | None:
     """Reads a finished run or the evaluation of a base; returns None for that of an adapter.
 
@@ -112,22 +136,17 @@ def read(folder: pathlib.Path) -> Run | None:
     """
     try:
         record, results = (_json(folder / name) for name in ("run.json", "results.json"))
-        evaluation = "adapter_path" in record.get("configuration", {})
-        adapter, metrics = None, []
-        if not evaluation:
-            adapter = _json(folder / "adapter/adapter.json")
-            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            metrics = [json.loads(line) for line in lines]
+        if "adapter_path" in record["configuration"]:
+            without_adapter = record["configuration"]["adapter_path"] is None
+            return _evaluation(folder, record, results) if without_adapter else None
+        adapter = _json(folder / "adapter/adapter.json")
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return _run(folder, record, results, adapter, [json.loads(line) for line in lines])
     except FileNotFoundError as error:
         missing = pathlib.Path(str(error.filename)).name
         raise UserError(f"{folder} holds no finished run: {missing} is missing") from error
     except ValueError as error:
         raise UserError(f"{folder}: a file of the run is no JSON; it is damaged") from error
-    try:
-        if evaluation:
-            without_adapter = record["configuration"]["adapter_path"] is None
-            return _evaluation(folder, record, results) if without_adapter else None
-        return _run(folder, record, results, adapter, metrics)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{folder}: not the record of a run ({error!r})") from error
 
@@ -136,47 +155,67 @@ def _json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _outcome(record: Any, results: Any) -> dict[str, Any]:
+def _outcome(folder: pathlib.Path, record: Any, results: Any) -> dict[str, Any]:
     """Returns the fields that a run and an evaluation have in common."""
     path = record["configuration"].get("initial_checkpoint_path")
     name = pathlib.Path(path).name if path else _RANDOM
+    last = record["starts"][-1]
     return {
+        "path": folder.as_posix(),
+        "digest": _digest([record, results]),
+        "started": record["starts"][0].get("time", ""),
+        "code": _digest([last.get(name) for name in ("git_revision", "python", "versions")]),
         "base": f"{name} ({record['base']['fingerprint'][:6]})" if path else _RANDOM,
         "mixture": record["data"]["name"],
-        "seed": record["configuration"]["seed"],
-        "scores": {
-            task: result["score"]
-            for task, result in results["tasks"].items()
-            if result["score"] is not None
-        },
-        "metrics": {
-            task: {
-                f"{split}/{name}": value
-                for split, content in result["splits"].items()
-                for name, value in content["metrics"].items()
-            }
-            for task, result in results["tasks"].items()
-        },
+        "results": {task: _scored(result) for task, result in results["tasks"].items()},
         "command": record["starts"][0]["command"],
     }
 
 
+def _scored(result: Any) -> Scored:
+    splits = result["splits"].items()
+    return Scored(
+        score=_number(result["score"]),
+        metrics={
+            f"{split}/{name}": _number(value)
+            for split, content in splits
+            for name, value in content["metrics"].items()
+        },
+        examples={split: content.get("examples", 0) for split, content in splits},
+        truncated={split: content.get("truncated_inputs", 0) for split, content in splits},
+        absent=tuple(result.get("absent_splits", ())),
+    )
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{value!r} is no score")
+    return value
+
+
 def _evaluation(folder: pathlib.Path, record: Any, results: Any) -> Run:
+    in_context = record["configuration"]["in_context"]
+    evaluated = record["data"].get("evaluated", {})
     return Run(
-        path=folder.as_posix(),
         method_name=FROZEN,
         method=Method(),
         tasks=tuple(results["tasks"]),
         few_shot=None,
-        in_context=record["configuration"]["in_context"],
+        in_context=in_context,
+        seed=record["configuration"]["seed"] if in_context else 0,  # It only chooses these.
         steps=0,
         learning_rate=None,
         stored=0,
         bytes=0,
         seconds=None,
         step_flops=None,
+        settings=_settings(record, steps=0),
+        # The seed chooses what stands in front of an input.
+        data={
+            task: _digest(_unseeded(splits, in_context > 0)) for task, splits in evaluated.items()
+        },
         curve=(),
-        **_outcome(record, results),
+        **_outcome(folder, record, results),
     )
 
 
@@ -190,7 +229,34 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
     method = METHODS[adapter["method"]](**settings)
     lengths = record["data"]["lengths"]
     shape = Shape(configured["batch_size"], lengths["inputs"], lengths["targets"])
-    curve = []
+    few_shot = configured.get("few_shot")
+    return Run(
+        method_name=adapter["method"],
+        method=method,
+        tasks=tuple(task["name"] for task in record["data"]["tasks"]),
+        few_shot=few_shot,
+        in_context=0,
+        seed=configured["seed"],
+        steps=results["step"],
+        learning_rate=_base_rate(configured["learning_rate"]),
+        stored=sum(math.prod(entry["shape"]) for entry in adapter["tensors"].values()),
+        bytes=(folder / "adapter/adapter.safetensors").stat().st_size,
+        seconds=_seconds(record["starts"]),
+        step_flops=_counted(config, method, shape).train,
+        settings={
+            **{f"method.{name}": json.dumps(value) for name, value in settings.items()},
+            **_settings(record, steps=results["step"]),
+        },
+        data={
+            task["name"]: _digest(_unseeded(task, few_shot is not None))
+            for task in record["data"]["tasks"]
+        },
+        curve=tuple(_curve(metrics)),
+        **_outcome(folder, record, results),
+    )
+
+
+def _curve(metrics: Any) -> Iterator[tuple[int, dict[str, float]]]:
     for line in metrics:
         scores = {
             key.split("/")[1]: value
@@ -198,23 +264,53 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
             if key.startswith("eval/") and key.endswith("/score")
         }
         if scores:
-            curve.append((line["step"], scores))
-    return Run(
-        path=folder.as_posix(),
-        method_name=adapter["method"],
-        method=method,
-        tasks=tuple(task["name"] for task in record["data"]["tasks"]),
-        few_shot=configured.get("few_shot"),
-        in_context=0,
-        steps=results["step"],
-        learning_rate=_base_rate(configured["learning_rate"]),
-        stored=sum(math.prod(entry["shape"]) for entry in adapter["tensors"].values()),
-        bytes=(folder / "adapter/adapter.safetensors").stat().st_size,
-        seconds=_seconds(record["starts"]),
-        step_flops=_counted(config, method, shape).train,
-        curve=tuple(curve),
-        **_outcome(record, results),
-    )
+            yield line["step"], scores
+
+
+def _settings(record: Any, steps: int) -> dict[str, str]:
+    """Returns what can change a result, as JSON by dotted name; see `Run.settings`."""
+    # The fingerprint of random weights depends on the seed.
+    base = dict(record["base"])
+    if record["configuration"].get("initial_checkpoint_path") is None:
+        base.pop("fingerprint")
+    else:
+        base.pop("architecture", None)  # It is the fingerprint's.
+    parts = {
+        **{
+            part: record[part] for part in record if part not in ("configuration", "data", "starts")
+        },
+        "": record["configuration"],
+        "base": base,
+        "data": {"vocabulary": record["data"].get("vocabulary")},
+        "steps": steps,
+    }
+    flat = dict(_flattened(parts, ()))
+    return {name: value for name, value in flat.items() if value != "null"}
+
+
+def _flattened(value: Any, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            if not (name.endswith(_PATHS) or not names and name in _INCIDENTAL):
+                yield from _flattened(item, (*names, name) if name else names)
+    else:
+        yield ".".join(names), json.dumps(value, sort_keys=True)
+
+
+def _unseeded(data: Any, chosen_by_seed: bool) -> Any:
+    """Returns a record of data without what truncation or, where it chose them, a seed changes."""
+    if not isinstance(data, Mapping):
+        return data
+    left_out = {"truncated", *(("sha256", "seed") if chosen_by_seed else ())}
+    return {
+        name: value if name == "source" else _unseeded(value, chosen_by_seed)
+        for name, value in data.items()
+        if name not in left_out
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _base_rate(schedule: Any) -> float | None:

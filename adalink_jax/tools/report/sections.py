@@ -1,266 +1,338 @@
-"""The sections of a report. Each is made from the runs it needs, and empty without them."""
+"""The sections of a report. Each is made from the groups it needs, and empty without them."""
 
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from adalink_jax.tools.cost.budget import TOLERANCE
-from adalink_jax.tools.report.page import Block, Heading, Image, Paragraph, Table
+from adalink_jax.tools.report import figures
+from adalink_jax.tools.report.groups import Group, grouped, shown, varying, word
+from adalink_jax.tools.report.page import (
+    Block,
+    Command,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    quoted,
+)
 from adalink_jax.tools.report.runs import FROZEN, Run
-
-_SPREAD = (
-    "Scores are percent on the validation split, mean ± standard deviation over seeds; (n) seeds"
-    " where there are fewer than elsewhere in the table. A mean over tasks stands only where every"
-    " task was run. Stored: parameters in the adapter."
+from adalink_jax.tools.report.scores import (
+    Footnotes,
+    Measure,
+    cell,
+    measures,
+    seeds_of,
+    tasks_of,
 )
 
-
-def cell(values: Sequence[float], most: int) -> str:
-    """Formats a score's mean and spread over seeds, with their number if it is below `most`."""
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    few = f" ({len(values)})" if len(values) < most else ""
-    return f"{statistics.fmean(values):.1f}{spread}{few}"
+_ALONE = "each task alone"
 
 
-def grouped(runs: Iterable[Run], key: Callable[[Run], tuple]) -> dict[tuple, list[Run]]:
-    """Groups runs by a key, in the order of its first appearance."""
-    groups: dict[tuple, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[key(run)].append(run)
-    return dict(groups)
+def _spread(groups: Sequence[Group]) -> str:
+    splits = {s for g in groups for t in g.by_task for r in g.results(t) for s in r.examples}
+    return (
+        f"Scores are percent on {', '.join(sorted(splits)) or 'no split'}, mean ± standard"
+        " deviation over seeds; (n) seeds where a task has fewer than its line. A mean over tasks"
+        " stands only where every task was run with the same seeds. Stored: parameters in the"
+        " adapter."
+    )
 
 
-def task_scores(runs: Iterable[Run]) -> dict[str, list[float]]:
-    """Returns each task's scores, one for each run that has the task."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        for task, score in run.scores.items():
-            scores[task].append(score)
-    return dict(scores)
+def _score_table(groups: Sequence[Group], name: str, mixed: bool) -> Table:
+    """Returns a table with one line per group and one column per task."""
+    tasks = tasks_of(groups)
+    notes, rows, gaps = Footnotes(groups, tasks), [], []
+    for group in groups:
+        seeds = seeds_of(group, tasks)
+        cells = [
+            cell(group.scores(task), seeds)
+            + notes.marks(group, [task] if group.scores(task) else ())
+            for task in tasks
+        ]
+        means = group.means(tasks)
+        if len(tasks) > 1:
+            cells.append(cell(means) + notes.marks(group, tasks if means else ()))
+        if means is None and tasks:
+            gaps.append(f"{group.base}, {group.line}: {group.lacks(tasks)}")
+        place = [group.mixture, group.label, group.sharing] if mixed else [group.label]
+        rows.append([group.base, *place, f"{group.first.stored:,}", str(seeds), *cells])
+    names = ["base", *(["mixture", "method", "modules"] if mixed else ["method"])]
+    header = [*names, "stored", "seeds", *tasks, *(["mean"] if len(tasks) > 1 else [])]
+    below = list(notes.texts())
+    if gaps and len(tasks) > 1:
+        below.append(f"No mean over all {len(tasks)} tasks: {' | '.join(gaps)}.")
+    return Table(header, rows, len(names), name, tuple(below))
 
 
-def mean_over(scores: dict[str, list[float]], tasks: Sequence[str]) -> float | None:
-    """Returns the mean over tasks of their means over seeds; None if a task is missing."""
-    if not tasks or any(task not in scores for task in tasks):
-        return None
-    return statistics.fmean(statistics.fmean(scores[task]) for task in tasks)
-
-
-def score_table(
-    runs: Sequence[Run], names: Sequence[str], key: Callable[[Run], tuple[str, ...]]
-) -> Table:
-    """Returns a table with one line per key and one column per task.
-
-    Args:
-      runs: the runs.
-      names: the headers of the key's columns.
-      key: returns a run's key, as strings.
-    """
-    tasks = list(dict.fromkeys(task for run in runs for task in run.scores))
-    groups = grouped(runs, lambda run: (*key(run), f"{run.stored:,}"))
-    lines = {line: task_scores(group) for line, group in groups.items()}
-    most = max(len(values) for scores in lines.values() for values in scores.values())
-    rows = []
-    for line, scores in lines.items():
-        mean = mean_over(scores, tasks)
-        cells = [cell(scores.get(task, ()), most) for task in tasks]
-        rows.append([*line, *cells, "" if mean is None else f"{mean:.1f}"])
-    return Table([*names, "stored", *tasks, "mean"], rows, len(names))
-
-
-def single_task(runs: Sequence[Run]) -> list[Block]:
+def single_task(groups: Sequence[Group]) -> list[Block]:
     """Single tasks: one line per base and method, and one per frozen base."""
-    chosen = [run for run in runs if len(run.tasks) == 1 or run.method_name == FROZEN]
+    chosen = [group for group in groups if not group.mixture]
     if not chosen:
         return []
-    table = score_table(chosen, ("base", "method"), lambda run: (run.base, run.label))
-    return [Heading("One task at a time"), Paragraph(_SPREAD), table]
+    table = _score_table(chosen, "single", mixed=False)
+    return [Heading("One task at a time"), Paragraph(_spread(chosen)), table]
 
 
-def multi_task(runs: Sequence[Run]) -> list[Block]:
-    """Mixtures, with modules shared by all tasks or one module per task."""
-    chosen = [run for run in runs if len(run.tasks) > 1 and run.method_name != FROZEN]
-    if not chosen:
+def multi_task(groups: Sequence[Group]) -> list[Block]:
+    """Mixtures, with modules shared by all tasks or one module per task; a table for each."""
+    mixtures = grouped((g for g in groups if g.mixture), lambda group: group.mixture)
+    if not mixtures:
         return []
-    names = ("base", "mixture", "method", "modules")
-    table = score_table(chosen, names, lambda run: (run.base, run.mixture, run.label, run.sharing))
-    return [Heading("Several tasks at once"), Paragraph(_SPREAD), table]
+    found = [group for some in mixtures.values() for group in some]
+    tables = [
+        _score_table(some, f"mixture-{mixture}", mixed=True)
+        for mixture, some in sorted(mixtures.items())
+    ]
+    return [Heading("Several tasks at once"), Paragraph(_spread(found)), *tables]
 
 
-def ranks(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
-    """Score by rank (or prompt length), for methods with runs at several ranks."""
-    key = ("base", "mixture", "method", "modules")
-
-    def kind(run: Run) -> tuple:
-        few = "" if run.few_shot is None else f", {run.few_shot} examples"
-        return run.base, run.mixture, run.method_name + few, run.sharing
-
-    lines, rows = {}, []
-    for group, members in grouped((r for r in runs if r.size is not None), kind).items():
-        by_size = grouped(members, lambda run: (run.size,))
-        if len(by_size) < 2:
-            continue
-        lines[group] = {
-            size: [statistics.fmean(run.scores.values()) for run in some if run.scores]
-            for (size,), some in sorted(by_size.items())
-        }
-        most = max(map(len, lines[group].values()))
-        for size, values in lines[group].items():
-            rows.append([*group, str(size), cell(values, most)])
+def settings(groups: Sequence[Group]) -> list[Block]:
+    """The settings in which the lines of the other tables differ."""
+    rows, header = [], []
+    for trained in (True, False):
+        some = [group for group in groups if (group.first.method_name != FROZEN) == trained]
+        names = [n for n in varying(some) if not n.startswith(("method.", "base."))]
+        header += [name for name in names if name not in header]
+        rows += some if names else []
     if not rows:
         return []
-    note = "The mean over a run's tasks, ± over seeds. A prompt's length stands as its rank."
-    image = draw(lines, "ranks.png")
-    table = Table([*key, "rank", "score"], rows, len(key))
-    return [Heading("Rank"), Paragraph(note), Image(image, "score by rank"), table]
+    lines = [
+        [*_place(group), *(shown(group.settings.get(name)) for name in header)] for group in rows
+    ]
+    note = "Beside seed, task and method, the lines of this report differ in:"
+    columns = ["base", "mixture", "method", "modules", *map(word, header)]
+    return [Heading("Settings"), Paragraph(note), Table(columns, lines, 4, "settings")]
 
 
-def equal_parameters(runs: Sequence[Run]) -> list[Block]:
+def _place(group: Group) -> list[str]:
+    return [group.base, group.mixture or _ALONE, group.label, group.sharing]
+
+
+def _score(means: dict[int, float] | None, notes: Footnotes, group: Group, measure: Measure) -> str:
+    return cell(means) + notes.marks(group, measure.tasks) if means else ""
+
+
+def _below(notes: Footnotes, lines: Sequence[Sequence[Group]] = ()) -> tuple[str, ...]:
+    """Returns footnotes, and the settings that also differ along some lines."""
+    also = sorted({word(n) for line in lines for n in varying(line) if not n.startswith("method.")})
+    return (*notes.texts(), *([f"Along a line also differ: {', '.join(also)}."] if also else []))
+
+
+def by_size(groups: Sequence[Group]) -> list[Block]:
+    """Score by rank (or prompt length), for methods with runs at several ranks."""
+    note = "Mean over tasks, ± over seeds. A prompt's length stands as its rank."
+    return _by(groups, "size", ("Rank", "rank", "ranks.png"), note)
+
+
+def by_examples(groups: Sequence[Group]) -> list[Block]:
+    """Score by number of training examples, for methods trained on several numbers of them."""
+    note = "Mean over tasks, ± over seeds. The examples of each task are chosen by the seed."
+    return _by(groups, "few_shot", ("Few examples", "examples", "examples.png"), note)
+
+
+def _by(groups: Sequence[Group], field: str, names: tuple[str, str, str], note: str) -> list[Block]:
+    title, column, file = names
+    panels, rows, joined = [], [], []
+    notes = Footnotes(groups, tasks_of(groups))
+    bases = len({group.base for group in groups})
+    for measure in measures(groups):
+        for base, some in grouped(measure.groups, lambda group: group.base).items():
+            lines = figures.lines_by(some, field, measure)
+            lines = {name: line for name, line in lines.items() if len(line) > 1}
+            if not lines:
+                continue
+            head = figures.titled(measure, base, bases)
+            panels.append(figures.by_number(head, column, lines, measure, some))
+            for name, line in lines.items():
+                joined.append([group for _, group in line])
+                for number, group in line:
+                    score = _score(group.means(measure.tasks), notes, group, measure)
+                    rows.append([base, measure.name, name, str(number), score])
+    if not rows:
+        return []
+    table = Table(["base", "mixture", "method", column, "score"], rows, 3, column,
+                  _below(notes, joined))  # fmt: skip
+    return [
+        Heading(title),
+        Paragraph(note),
+        Figure(file, f"score by {column}", tuple(panels)),
+        table,
+    ]
+
+
+def equal_parameters(groups: Sequence[Group]) -> list[Block]:
     """Methods that store the same number of parameters, within the budget's tolerance."""
-    groups = grouped(runs, lambda run: (run.base, run.mixture, run.label, run.sharing))
-    sized = sorted(
-        ((key[0], key[1], some[0].stored, key, some) for key, some in groups.items()),
-        key=lambda one: one[:3],
-    )
-    rows, used = [], set()
-    for base, mixture, stored, key, _ in sized:
-        peers = [
-            (other_key, others)
-            for b, m, other, other_key, others in sized
-            if (b, m) == (base, mixture) and stored <= other <= stored * (1 + 2 * TOLERANCE)
-        ]
-        methods = {others[0].method_name for _, others in peers}
-        if len(methods) < 2 or key in used:
-            continue
-        for other_key, others in peers:
-            used.add(other_key)
-            scores = [statistics.fmean(run.scores.values()) for run in others if run.scores]
-            rows.append([*other_key, f"{others[0].stored:,}", cell(scores, len(others))])
+    rows, notes = [], Footnotes(groups, tasks_of(groups))
+    for measure in _summaries(groups):
+        trained = [group for group in measure.groups if group.first.method_name != FROZEN]
+        for base, some in grouped(trained, lambda group: group.base).items():
+            some, used = sorted(some, key=lambda group: group.first.stored), set()
+            for group in some:
+                stored = group.first.stored
+                peers = [p for p in some if 0 <= p.first.stored - stored <= 2 * TOLERANCE * stored]
+                if len({peer.first.method_name for peer in peers}) < 2 or group in used:
+                    continue
+                used.update(peers)
+                for peer in peers:
+                    score = _score(peer.means(measure.tasks), notes, peer, measure)
+                    place = [base, measure.name, peer.label, peer.sharing]
+                    rows.append([*place, f"{peer.first.stored:,}", score])
     if not rows:
         return []
     header = ("base", "mixture", "method", "modules", "stored", "score")
     note = f"Methods whose adapters are of one size within {2 * TOLERANCE:.0%}."
-    return [Heading("Equal parameters"), Paragraph(note), Table(header, rows, 4)]
+    table = Table(header, rows, 4, "equal", notes.texts())
+    return [Heading("Equal parameters"), Paragraph(note), table]
 
 
-def _cost_groups(runs: Sequence[Run]) -> dict[tuple, list[Run]]:
-    """Groups runs by base, mixture, method and sharing; several single tasks form one mixture."""
-    several = len({run.mixture for run in runs if len(run.tasks) == 1}) > 1
-
-    def key(run: Run) -> tuple:
-        mixture = "each task alone" if several and len(run.tasks) == 1 else run.mixture
-        return run.base, mixture, run.label, run.sharing
-
-    return grouped(runs, key)
+def _summaries(groups: Sequence[Group]) -> list[Measure]:
+    """Returns what says most: the mean over the tasks alone, and each mixture's."""
+    found = measures(groups)
+    alone = [measure for measure in found if len(measure.tasks) == 1 and not _is_mixture(measure)]
+    return found[len(alone) :] if len(alone) > 1 else found
 
 
-def _seed_means(runs: Sequence[Run]) -> list[float]:
-    """Returns the mean score over all tasks for each seed."""
-    seeds = grouped((run for run in runs if run.scores), lambda run: (run.seed,))
-    return [
-        statistics.fmean(score for run in some for score in run.scores.values())
-        for some in seeds.values()
-    ]
+def _is_mixture(measure: Measure) -> bool:
+    return any(group.mixture == measure.name for group in measure.groups)
 
 
-def cost_table(runs: Sequence[Run]) -> Table:
-    """Returns the costs and mean score of each base, mixture, method and sharing."""
-    groups = _cost_groups(runs)
-    means = {key: _seed_means(some) for key, some in groups.items()}
-    most = max(map(len, means.values()))
-    rows = []
-    for key, some in groups.items():
-        first = some[0]
-        seconds = [run.seconds for run in some if run.seconds is not None]
+def cost_table(groups: Sequence[Group], measure: Measure) -> Table:
+    """Returns the costs of some groups beside their mean score over the same tasks."""
+    rows, notes = [], Footnotes(measure.groups, measure.tasks)
+    for group in measure.groups:
+        first = group.first
+        seconds = [run.seconds for run in group.runs if run.seconds is not None]
         rows.append(
             [
-                *key,
+                *_place(group),
                 f"{first.stored:,}",
                 f"{first.bytes:,}",
                 f"{first.step_flops:.3g}" if first.step_flops else "",
                 f"{statistics.fmean(seconds):.0f}" if seconds else "",
-                cell(means[key], most if first.steps else 1),
+                str(seeds_of(group, measure.tasks)),
+                _score(group.means(measure.tasks), notes, group, measure),
             ]
         )
-    columns = ("parameters", "bytes", "operations a step", "seconds", "score")
-    return Table(["base", "mixture", "method", "modules", *columns], rows, 4)
+    columns = ("parameters", "bytes", "operations a step", "seconds", "seeds", measure.name)
+    header = ["base", "mixture", "method", "modules", *columns]
+    return Table(header, rows, 4, f"cost-{measure.name.replace(' ', '-')}", notes.texts())
 
 
-def cost_and_score(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
+def cost_and_score(groups: Sequence[Group]) -> list[Block]:
     """Stored parameters and the cost of a step, against the score."""
-    points = {}
-    for key, some in _cost_groups(runs).items():
-        scores = _seed_means(some)
-        if scores and some[0].stored:
-            points[key] = (some[0].stored, some[0].step_flops, statistics.fmean(scores))
-    if len(points) < 2:
-        return []
+    summaries, bases = _summaries(groups), len({group.base for group in groups})
+    figures_, blocks = [], []
+    for file, xlabel, cost in (
+        ("cost.png", "stored parameters", figures.stored),
+        ("operations.png", "operations of a step", figures.operations),
+    ):
+        panels = [
+            figures.by_cost(figures.titled(measure, base, bases), xlabel, measure, some, cost)
+            for measure in summaries
+            for base, some in grouped(measure.groups, lambda group: group.base).items()
+        ]
+        if found := tuple(panel for panel in panels if panel):
+            figures_.append(Figure(file, f"score by {xlabel}", found))
+    if len(groups) > 1:
+        blocks += [cost_table(groups, measure) for measure in summaries]
     note = (
         "Parameters and bytes of one adapter. Operations are those of a training step's matrix"
         " products at the full lengths (two to a multiply-add); seconds are"
         " those of one training with its compiling and evaluations, on the machine that it ran on"
-        " and beside whatever else ran there."
+        " and beside whatever else ran there. Bars and bands are 95 % intervals."
     )
-    image = Image(draw(points, "cost.png"), "score by cost")
-    return [Heading("Cost and score"), Paragraph(note), image, cost_table(runs)]
+    return [Heading("Cost and score"), Paragraph(note), *figures_, *blocks] if blocks else []
 
 
-def interference(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
+def interference(groups: Sequence[Group]) -> list[Block]:
     """What each task gains or loses in a mixture, compared with the method on only that task."""
-    alone = grouped(
-        (r for r in runs if len(r.tasks) == 1), lambda run: (run.base, run.label, run.mixture)
-    )
-    mixed = grouped(
-        (r for r in runs if len(r.tasks) > 1),
-        lambda run: (run.base, run.label, run.sharing, str(len(run.tasks))),
-    )
-    rows, cells = [], {}
-    tasks = list(dict.fromkeys(t for some in mixed.values() for run in some for t in run.tasks))
-    for (base, label, sharing, count), some in mixed.items():
-        scores = task_scores(some)
-        gains = {}
-        for task, values in scores.items():
-            single = task_scores(alone.get((base, label, task), ())).get(task)
-            if single:
-                gains[task] = statistics.fmean(values) - statistics.fmean(single)
-        if gains:
-            line = [f"{gains[task]:+.1f}" if task in gains else "" for task in tasks]
-            mean = f"{statistics.fmean(gains.values()):+.1f}"
-            rows.append([base, label, sharing, count, *line, mean])
-            if some[0].size is not None:
-                place = (f"{base}, {some[0].method_name}, {sharing}", some[0].size, int(count))
-                cells[place] = statistics.fmean(gains.values())
-    if not rows:
+    heats, found, bases = [], [], len({group.base for group in groups})
+    mixtures = grouped((g for g in groups if g.mixture), lambda group: group.mixture)
+    for mixture, mixed in sorted(mixtures.items()):
+        tasks, rows = tasks_of(mixed), []
+        for base, some in grouped(mixed, lambda group: group.base).items():
+            lines = {}
+            for group, alone in ((g, a) for g in some for a in _alone(g, groups)):
+                gains = _gains(group, alone, tasks)
+                if not gains:
+                    continue
+                lines[", ".join(filter(None, (alone.label, group.sharing)))] = gains
+                steps = dict.fromkeys((group.first.steps, alone.first.steps))
+                place = [base, mixture, alone.label, group.sharing]
+                cells = [f"{gains[t]:+.1f}" if t in gains else "" for t in (*tasks, _MEAN)]
+                rows.append([*place, " / ".join(f"{n:,}" for n in steps), *cells])
+            if lines:
+                title = f"{mixture}, {base}" if bases > 1 else mixture
+                heats.append(figures.heat(title, (*tasks, _MEAN), lines))
+        if rows:
+            header = ["base", "mixture", "method", "modules", "steps", *tasks, _MEAN]
+            found.append(Table(header, rows, 4, f"interference-{mixture}"))
+    if not found:
         return []
-    header = ["base", "method", "modules", "tasks", *tasks, "mean"]
-    note = "Score in the mixture minus score alone, points; the same base, method and size."
-    blocks: list[Block] = [Heading("Rank × number of tasks: interference"), Paragraph(note)]
-    if len({place[1:] for place in cells}) > 1:
-        blocks.append(Image(draw(cells, "interference.png"), "points gained by mixing"))
-    return [*blocks, Table(header, rows, 3)]
+    note = (
+        "Score in the mixture minus score alone, points, over the seeds that both have; all"
+        " settings are the same but the steps, those in the mixture first."
+    )
+    image = Figure("interference.png", "points gained by mixing", tuple(heats))
+    return [Heading("Interference"), Paragraph(note), image, *found]
 
 
-def learning(runs: Sequence[Run], draw: Callable[[dict, str], str]) -> list[Block]:
-    """The mean score over a run's tasks at each evaluation, averaged over seeds."""
-    lines: dict[tuple, dict[int, list[float]]] = {}
-    for run in runs:
-        key = (run.base, run.mixture, run.label, run.sharing)
-        points = lines.setdefault(key, defaultdict(list))
-        for step, scores in run.curve:
-            points[step].append(statistics.fmean(scores.values()))
-    lines = {key: points for key, points in lines.items() if len(points) > 1}
-    if not lines:
+def _gains(mixed: Group, alone: Group, tasks: Sequence[str]) -> dict[str, float]:
+    """Returns {task: points gained}, and their mean where all tasks have the same seeds."""
+    gains, seeds = {}, set()
+    for task in tasks:
+        before, after = alone.scores(task), mixed.scores(task)
+        common = tuple(seed for seed in after if seed in before)
+        seeds.add(common)
+        if common:
+            gains[task] = statistics.fmean(after[seed] - before[seed] for seed in common)
+    if len(gains) == len(tasks) and len(seeds) == 1:
+        gains[_MEAN] = statistics.fmean(gains[task] for task in tasks)
+    return gains
+
+
+_MEAN = "mean"
+# What a mixture's runs may have otherwise than those of its tasks alone.
+_OF_MIXTURES = ("data", "method.routes", "steps")
+
+
+def _alone(mixed: Group, groups: Sequence[Group]) -> list[Group]:
+    """Returns the groups on single tasks with the same settings; of equal steps, if any are."""
+
+    def rest(group: Group) -> dict[str, str]:
+        return {n: v for n, v in group.settings.items() if n not in _OF_MIXTURES}
+
+    found = [g for g in groups if not g.mixture and rest(g) == rest(mixed)
+             and g.first.method_name == mixed.first.method_name]  # fmt: skip
+    return [g for g in found if g.first.steps == mixed.first.steps] or found
+
+
+def learning(groups: Sequence[Group]) -> list[Block]:
+    """The score at each evaluation: each task's, and the mean over a mixture's tasks."""
+    panels, bases = [], len({group.base for group in groups})
+    for measure in measures(groups):
+        if len(measure.tasks) > 1 and not _is_mixture(measure):
+            continue
+        for base, some in grouped(measure.groups, lambda group: group.base).items():
+            panels.append(figures.learning(figures.titled(measure, base, bases), measure, some))
+    found = tuple(panel for panel in panels if panel)
+    if not found:
         return []
-    return [Heading("Learning curves"), Image(draw(lines, "learning.png"), "score by step")]
-
-
-def commands(runs: Sequence[Run]) -> list[Block]:
-    """The command behind each number."""
-    rows = [
-        [run.path, run.base, run.label, run.mixture, run.command, str(run.seed), str(run.steps)]
-        for run in runs
+    note = "Mean over seeds, at the steps that all seeds have; dots are seeds."
+    return [
+        Heading("Learning curves"),
+        Paragraph(note),
+        Figure("learning.png", "score by step", found),
     ]
+
+
+def runs(found: Sequence[Run], groups: Sequence[Group], notes: Sequence[str]) -> list[Block]:
+    """The command behind each number, and what was left out."""
+    names = {id(run): group for group in groups for run in group.runs}
+    rows = [
+        [run.path, names[id(run)].base, names[id(run)].line, run.mixture,
+         Command(quoted(run.command)), str(run.seed), str(run.steps)]
+        for run in found if id(run) in names
+    ]  # fmt: skip
     header = ["run", "base", "method", "mixture", "command", "seed", "steps"]
-    return [Heading("Runs"), Table(header, rows, 5)]
+    return [Heading("Runs"), Table(header, rows, 5, "commands", tuple(notes))]

@@ -1,0 +1,186 @@
+"""The sections that say what scores rest on: intervals, comparisons, predictions."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.tools.report.groups import Group, grouped
+from adalink_jax.tools.report.intervals import Difference, difference, estimate, holm
+from adalink_jax.tools.report.page import Block, Examples, Heading, Paragraph, Table
+from adalink_jax.tools.report.predictions import NoDraws, aligned, lines
+from adalink_jax.tools.report.runs import FROZEN
+from adalink_jax.tools.report.scores import Measure, measures
+
+# The page shows so many examples of each split.
+_SHOWN = 100
+
+
+def intervals(groups: Sequence[Group]) -> list[Block]:
+    """Each line's scores with their number of seeds, spread and 95 % interval."""
+    rows, reasons = [], []
+    for measure in measures(groups):
+        for group in measure.groups:
+            if (found := estimate(group, measure.tasks)) is None:
+                continue
+            reasons += [found.why] if found.why and found.why not in reasons else []
+            rows.append(
+                [
+                    group.base,
+                    measure.name,
+                    group.label,
+                    group.sharing,
+                    str(found.seeds),
+                    f"{found.mean:.1f}",
+                    "" if found.deviation is None else f"{found.deviation:.1f}",
+                    _interval(found.interval),
+                    found.over,
+                ]
+            )
+    if not rows:
+        return []
+    header = ["base", "score of", "method", "modules", "seeds", "mean", "deviation",
+              "95 % interval", "covers"]  # fmt: skip
+    note = (
+        "The interval covers what other examples of the same kind would give (bootstrap), and, with"
+        " more than one seed, what other seeds would (Student's distribution of their mean)."
+    )
+    notes = tuple(f"Examples were not drawn again: {reason}." for reason in reasons[:5])
+    return [Heading("Intervals"), Paragraph(note), Table(header, rows, 4, "intervals", notes)]
+
+
+def _interval(ends: tuple[float, float] | None, sign: str = "") -> str:
+    return "" if ends is None else f"{ends[0]:{sign}.1f} to {ends[1]:{sign}.1f}"
+
+
+def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Block]:
+    """Tests of the difference between pairs of methods, on the same seeds and examples.
+
+    Args:
+      groups: the report's groups.
+      pairs: labels, or parts of labels that only one method's label has.
+
+    Raises:
+      UserError: a text stands in no label, or in several, or two were never run on the same seeds.
+    """
+    named = [tuple(_label(groups, text) for text in pair) for pair in pairs]
+    found = [
+        (first, second, measure, diff)
+        for one, other in named
+        for first, second, measure, diff in _differences(groups, one, other)
+    ]
+    if not found:
+        return []
+    ps = [diff.p for *_, diff in found if diff.p is not None]
+    corrected = iter(holm(ps))
+    rows, reasons = [], []
+    for first, second, measure, diff in found:
+        p = None if diff.p is None else next(corrected)
+        counts = "" if diff.won is None else f"{diff.won:,} : {diff.lost:,}"
+        why = diff.estimate.why
+        reasons += [why] if why and why not in reasons else []
+        rows.append(
+            [
+                first.base,
+                measure.name,
+                first.line,
+                second.line,
+                str(diff.estimate.seeds),
+                f"{diff.estimate.mean:+.1f}",
+                _interval(diff.estimate.interval, "+"),
+                counts,
+                "" if diff.g is None else f"{diff.g:+.2f}",
+                diff.test,
+                _p(diff.p),
+                _p(p),
+            ]
+        )
+    header = ["base", "score of", "A", "B", "seeds", "A - B", "95 % interval", "only A : B right",
+              "Cohen's g", "test", "p", "p (Holm)"]  # fmt: skip
+    note = (
+        "Differences in points, on the seeds that both have and on the same examples. With one seed"
+        " the test is of two trained models: McNemar's exact one where the score is a share of"
+        " right answers, else a paired bootstrap over examples. With several seeds it is of two"
+        " methods: a paired bootstrap over examples, with Student's distribution of the seeds'"
+        " mean. The last column is corrected for all tests of this table by Holm's method. Cohen's"
+        " g is the share of A among the answers that only one has right, minus a half."
+    )
+    notes = tuple(f"Examples were not drawn again: {reason}." for reason in reasons[:5])
+    table = Table(header, rows, 4, "comparisons", notes)
+    return [Heading("Comparisons"), Paragraph(note), table]
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _label(groups: Sequence[Group], text: str) -> str:
+    labels = list(dict.fromkeys(group.line for group in groups))
+    if text in labels:
+        return text
+    found = [label for label in labels if text in label]
+    if len(found) == 1:
+        return found[0]
+    said = f"is in {len(found)} labels: {'; '.join(found)}" if found else "is in no label"
+    known = "" if found else nearest(text, labels) or f"; there are {'; '.join(labels)}"
+    raise UserError(f"--compare: '{text}' {said}{known}")
+
+
+def _differences(
+    groups: Sequence[Group], one: str, other: str
+) -> Iterator[tuple[Group, Group, Measure, Difference]]:
+    count = 0
+    for measure in measures(groups):
+        for some in grouped(measure.groups, lambda group: group.base).values():
+            first, second = ([g for g in some if g.line == label] for label in (one, other))
+            for a, b in itertools.product(first, second):
+                if diff := difference(a, b, measure.tasks):
+                    count += 1
+                    yield a, b, measure, diff
+    if not count:
+        raise UserError(f"--compare: {one} and {other} were not run on a common task and seed")
+
+
+def predictions(groups: Sequence[Group]) -> list[Block]:
+    """What each method predicts for the same examples, at the first seed that it has."""
+    found = []
+    for measure in measures(groups):
+        if len(measure.tasks) > 1 and not any(g.mixture == measure.name for g in measure.groups):
+            continue
+        for base, some in grouped(measure.groups, lambda group: group.base).items():
+            if all(group.first.method_name == FROZEN for group in some) and measure.groups != some:
+                continue
+            for task in measure.tasks:
+                name = task if task == measure.name else f"{task} in {measure.name}"
+                found += _examples(f"{name}, {base}", [g for g in some if g.scores(task)], task)
+    if not found:
+        return []
+    note = (
+        "One training of each method, the smallest seed; examples that few methods have right come"
+        " first. They stand in report.html only."
+    )
+    return [Heading("Predictions"), Paragraph(note), *found]
+
+
+def _examples(title: str, groups: Sequence[Group], task: str) -> Iterator[Examples]:
+    chosen = [next(iter(group.by_task[task].values())) for group in groups]
+    for split in chosen[0].results[task].examples if chosen else ():
+        kept = []
+        for group, run in zip(groups, chosen, strict=True):
+            try:
+                aligned([chosen[0] if not kept else kept[0][1], run], task, split)
+            except NoDraws:
+                continue
+            kept.append((group, run))
+        if not kept:
+            continue
+        # Examples in context stand before the input that all have.
+        kept.sort(key=lambda one: one[1].in_context)
+        columns = [list(lines(run, task, split)) for _, run in kept]
+        rows = [
+            (line[0]["inputs"], line[0]["target"], tuple(one["prediction"] for one in line))
+            for line in zip(*columns, strict=True)
+        ]
+        rows.sort(key=lambda row: sum(answer == row[1] for answer in row[2]))
+        few = rows[:_SHOWN]
+        note = f"{len(few)} of {len(rows):,} examples of {split}"
+        yield Examples(title, [group.line for group, _ in kept], few, note)

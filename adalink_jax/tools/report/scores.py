@@ -1,0 +1,127 @@
+"""Scores as tables show them: over which tasks and seeds, and on which examples."""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from adalink_jax.tools.report.groups import Group
+from adalink_jax.tools.report.runs import FROZEN
+
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰ"
+
+
+class Measure(NamedTuple):
+    """A score that groups are compared by: one task's, or the mean over several.
+
+    Attributes:
+      name: the task, the mixture, or "mean of 8 tasks".
+      tasks: all of them count, each with the same weight.
+      groups: those that were trained on these tasks in this way, and the frozen bases.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+
+def tasks_of(groups: Iterable[Group]) -> tuple[str, ...]:
+    """Returns the tasks with scores, sorted: of trained groups, if any are trained.
+
+    A frozen base is often scored on more tasks than are trained. They are not columns that every
+    trained group would lack.
+    """
+    tasks: dict[bool, set[str]] = defaultdict(set)
+    for group in groups:
+        tasks[group.first.method_name != FROZEN] |= group.by_task.keys()
+    return tuple(sorted(tasks[True] or tasks[False]))
+
+
+def measures(groups: Sequence[Group]) -> list[Measure]:
+    """Returns what the groups can be compared by: tasks alone, their mean, and each mixture."""
+    alone = tuple(group for group in groups if not group.mixture)
+    tasks = tasks_of(alone)
+    found = [Measure(task, (task,), alone) for task in tasks]
+    if len(tasks) > 1:
+        found.append(Measure(f"mean of {len(tasks)} tasks", tasks, alone))
+    for mixture in sorted({group.mixture for group in groups} - {""}):
+        mixed = tuple(
+            group
+            for group in groups
+            if group.mixture == mixture or group.first.method_name == FROZEN
+        )
+        found.append(Measure(mixture, tasks_of(mixed), mixed))
+    return found
+
+
+def cell(scores: Mapping[int, float] | None, of: int = 0) -> str:
+    """Formats {seed: score} as mean ± standard deviation; "(n)" if there are fewer than `of`."""
+    if not scores:
+        return ""
+    values = list(scores.values())
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    few = f" ({len(values)})" if len(values) < of else ""
+    return f"{statistics.fmean(values):.1f}{spread}{few}"
+
+
+def seeds_of(group: Group, tasks: Sequence[str]) -> int:
+    """Returns the largest number of seeds of a task."""
+    return max((len(group.scores(task)) for task in tasks), default=0)
+
+
+class Footnotes:
+    """Says below a table what a score does not cover: a limit, cut inputs, absent splits.
+
+    Args:
+      groups: the lines of the table.
+      tasks: its tasks.
+    """
+
+    def __init__(self, groups: Sequence[Group], tasks: Sequence[str]):
+        self._usual = {}
+        for task in tasks:
+            counts = Counter(_examples(group, task) for group in groups if group.scores(task))
+            self._usual[task] = counts.most_common(1)[0][0] if counts else ()
+        self._details: dict[str, dict[str, None]] = {}
+
+    def marks(self, group: Group, tasks: Iterable[str]) -> str:
+        """Returns the letters of the notes on a score, and keeps the notes."""
+        kinds = {}
+        for task in tasks:
+            for kind, detail in self._notes(group, task):
+                self._details.setdefault(kind, {})[detail] = None
+                kinds[kind] = None
+        return "".join(_MARKS[list(self._details).index(kind)] for kind in kinds)
+
+    def texts(self) -> tuple[str, ...]:
+        """Returns the notes, each with its letter."""
+        return tuple(
+            f"{mark} {kind}: {', '.join(details)}."
+            for mark, (kind, details) in zip(_MARKS, self._details.items(), strict=False)
+        )
+
+    def _notes(self, group: Group, task: str) -> Iterable[tuple[str, str]]:
+        results = group.results(task)
+        if not results:
+            return
+        if limit := group.settings.get("eval_limit"):
+            yield "Only the first examples of each split are scored", f"{task} {int(limit):,}"
+        if _examples(group, task) != self._usual[task]:
+            counts = [
+                " + ".join(f"{count:,}" for _, count in examples) or "none"
+                for examples in (_examples(group, task), self._usual[task])
+            ]
+            yield (
+                "Scored on other examples than most lines",
+                f"{task} {counts[0]} rather than {counts[1]}",
+            )
+        cut = max(sum(result.truncated.values()) for result in results)
+        if cut:
+            of = sum(results[0].examples.values())
+            yield "Inputs longer than the configured length are cut", f"{task} {cut:,} of {of:,}"
+        for split in sorted({split for result in results for split in result.absent}):
+            yield "Splits that were not there", f"{task} {split}"
+
+
+def _examples(group: Group, task: str) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(group.results(task)[0].examples.items()))
