@@ -6,6 +6,7 @@ of the chosen command is imported.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -15,7 +16,9 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TextIO
 
+from adalink_jax import signals
 from adalink_jax.errors import UserError, nearest
 
 # With these, libtpu compiles without looking for a TPU, and in several processes at once.
@@ -163,37 +166,65 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the command and its arguments; those of the process by default.
 
     Returns:
-      The exit code: 0, 2 after a user's mistake (one line on the standard error), or what the
-      command returns.
+      The exit code: 0, 2 after a user's mistake (one line on the standard error), 128 + number
+      after a signal, or what the command returns.
     """
     if argv is None:
         sys.argv[0] = "adalink"  # A run records this as its command.
         argv = sys.argv[1:]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
+    with signals.listening():
+        code, line = _called(argv)
+    if refusal := _refusal(sys.stdout):
+        code, line = code or 2, f"error: the output cannot be written: {refusal}"
+    if line:
+        with contextlib.suppress(OSError):  # It may go to the same full disk.
+            print(line, file=sys.stderr)
+    _refusal(sys.stderr)
+    return code
+
+
+def _called(argv: Sequence[str]) -> tuple[int, str]:
+    """Calls a command; returns its exit code, and a line for the standard error."""
     name, *rest = argv or ["no command"]
     try:
         if not argv or name in ("-h", "--help"):
             print(help_text(), flush=True)
-            return 0 if argv else 2
+            return (0 if argv else 2), ""
         if name not in COMMANDS:
             guess = nearest(name, COMMANDS)
             raise UserError(f"no command '{name}'{guess} adalink --help lists them")
         _order_path()
-        return _run(name, COMMANDS[name], rest)
+        return _run(name, COMMANDS[name], rest), ""
     except BrokenPipeError:  # The reader of the output has closed it, as head does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2, ""
+    except KeyboardInterrupt as stopped:
+        return getattr(stopped, "code", 130), str(stopped) or "stopped by SIGINT"
     except (UserError, OSError, *_data_errors()) as error:
-        print(f"error: {error}", file=sys.stderr)
+        return 2, f"error: {error}"
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "adalink_jax", "tasks"):
             raise
-        print(
+        return 2, (
             f"error: {package}, which adalink {name} needs, is not installed; adalink doctor says "
-            "what to install",
-            file=sys.stderr,
+            "what to install"
         )
-    return 2
+
+
+def _refusal(stream: TextIO) -> str:
+    """Flushes an output; returns why it cannot be written, as on a full disk, or "".
+
+    Python would try again at the exit, and end with a traceback and code 120.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            return error.strerror
+    return ""
 
 
 def help_text() -> str:

@@ -21,7 +21,7 @@ ALL = [
 ]
 
 # Everything may import itself and these.
-BASIS = ("adalink_jax.errors", "adalink_jax.files")
+BASIS = tuple(f"adalink_jax.{part}" for part in ("errors", "files", "locks", "signals"))
 
 
 def _arrows() -> dict[str, tuple[str, ...]]:
