@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import pathlib
 
+from adalink_jax import files
 from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost import budget, card
@@ -50,7 +51,9 @@ def run(flags: argparse.Namespace) -> None:
             candidates.append(card.Candidate(model, architecture, label, method))
     shape = card.Shape(flags.batch, flags.inputs, flags.targets)
     rows = card.rows(candidates, shape, flags.compile, flags.measure)
-    print(card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to)))
+    with files.held(flags.to, "the card"):
+        text = card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to))
+    print(text)
 
 
 def matched(model: str, label: str, parameters: int) -> budget.Match:

@@ -5,13 +5,15 @@ adalink plan --model t5_1_1_xl --topology v5e:2x2 --topology v6e:1x1 --to plans/
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from adalink_jax import files
 from adalink_jax.config import gin_files
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError, nearest
@@ -46,8 +48,14 @@ def run(flags: argparse.Namespace) -> None:
     """Prints and writes a plan, whether or not the step fits."""
     _check(flags)
     cases = list(_cases(flags))
-    level = flags.optimization_level
     folder = pathlib.Path(flags.to) if flags.to else None
+    with files.held(folder, "the plan") if folder else contextlib.nullcontext():
+        _plan(cases, flags, folder)
+
+
+def _plan(cases: Sequence[Case], flags: argparse.Namespace, folder: pathlib.Path | None) -> None:
+    """Answers the cases one by one, and writes the plan after each."""
+    level = flags.optimization_level
     stored = tables.stored(folder) if folder else []
     questions = [rows.question(case, level) for case in cases]
     answers = [tables.answered(question, stored) for question in questions]

@@ -65,7 +65,8 @@ def report(
     loaded = [run for path in runs for run in find(pathlib.Path(path))]
     groups, notes = groups_of(loaded)
     compared = evidence.compared(groups, compare)
-    write(loaded, groups, notes, compared, pathlib.Path(to), title)
+    with files.held(to, "the report"):
+        write(loaded, groups, notes, compared, pathlib.Path(to), title)
     _print_tables(groups, compared)
     for note in notes:
         print(note, file=sys.stderr)
