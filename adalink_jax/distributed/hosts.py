@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 import adalink_jax
+from adalink_jax import signals
 from adalink_jax.distributed import watcher
 from adalink_jax.errors import UserError
 
@@ -70,6 +71,9 @@ def joined() -> Iterator[None]:
         hosts.begin()
         yield
         hosts.finish()
+    except signals.Stopped:  # All hosts have agreed on it.
+        hosts.finish()
+        raise
     except BaseException as error:
         hosts.fail(error)
         raise
@@ -215,6 +219,7 @@ class _Hosts:
             host, port = self._settings["address"].rpartition(":")[0], here["here"]["port"]
             interface = here["here"]["interface"]
             interface = f"[{interface}]" if ":" in interface else interface
+            handler = signal.getsignal(signal.SIGTERM)
             jax.distributed.initialize(
                 f"{host}:{port}",
                 self._settings["count"],
@@ -224,7 +229,7 @@ class _Hosts:
             )
             # JAX catches SIGTERM without ending the process. Then only SIGKILL would end a host.
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
     def reached(self, point: str) -> None:
         """Tells the watcher."""

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from adalink_jax import signals
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.errors import UserError, check_counts
 from adalink_jax.training.state import TrainState
@@ -68,12 +69,14 @@ def train_loop(
     log: Log,
     store: Store,
     evaluate: Callable[[TrainState], Mapping[str, float]],
+    agree: Callable[[int], int] | None = None,
 ) -> TrainState:
     """Trains from the state's step to `train_steps`.
 
     After step n (counted from 1) the loop writes a line of metrics, then evaluates, then saves a
     checkpoint. So when a checkpoint exists, all lines before it do too. A resumed run cuts the
-    lines after its checkpoint, and ends with the same bytes as a run that was never stopped.
+    lines after its checkpoint, and ends with the same bytes as a run that was never stopped. A
+    signal stops it after a step that it saves.
 
     Args:
       state: where training starts.
@@ -84,14 +87,17 @@ def train_loop(
       log: receives the metrics.
       store: receives the checkpoints.
       evaluate: state -> scores by name.
+      agree: the signal to stop, 0 for none, of this host -> that of any host. With several hosts,
+        all call it after the same steps: where they evaluate, save or log.
 
     Raises:
-      UserError: a loss is not finite; nothing from that step is saved.
+      UserError: a loss, or what was trained, is not finite; nothing from that step is saved.
+      Stopped: a signal stopped it.
     """
     first_step = logged = int(state.step)
     clock, waited = time.perf_counter(), 0.0
     batches = iter(batches)
-    with _progress() as progress:
+    with _progress() as progress, signals.waiting() as wish:
         bar = progress.add_task("training", total=train_steps, completed=first_step, loss=math.nan)
         pending: tuple[int, Metrics] | None = None
         for step in range(first_step + 1, train_steps + 1):
@@ -99,17 +105,24 @@ def train_loop(
             batch = next(batches)
             waited += time.perf_counter() - before
             state, metrics = train_step(state, batch)
+            wish.take()  # Now there is a step to save, and what took long is compiled.
             # Check the previous step's loss while the device works on this step.
             if pending:
-                progress.update(bar, completed=step - 1, loss=_finite_loss(*pending))
+                progress.update(bar, completed=step - 1, loss=_finite_loss(*pending, store))
             pending = (step, metrics)
             last = step == train_steps
             evaluates = last or step % periods.eval_period == 0
             saves = last or step % periods.checkpoint_period == 0
             logs = last or step % periods.log_period == 0
+            stop = 0 if last else wish.number
+            if agree and not last:
+                stop = agree(stop) if logs or evaluates or saves else 0
+            saves = saves or stop > 0
             if logs or evaluates or saves:
-                progress.update(bar, completed=step, loss=_finite_loss(*pending))
+                progress.update(bar, completed=step, loss=_finite_loss(*pending, store))
                 pending = None
+            if (evaluates or saves) and not state.finite():
+                raise _diverged(f"what step {step} has trained overflows", store)
             if logs:
                 elapsed = max(time.perf_counter() - clock, 1e-9)
                 rate = (step - logged) / elapsed
@@ -122,19 +135,26 @@ def train_loop(
             if saves:
                 log.sync()
                 store.save(step, state.saved())
+            if stop:
+                raise signals.Stopped(stop, f"stopped at step {step:,}; the same command goes on")
             clock += time.perf_counter() - before  # Not counted in steps per second.
     return state
 
 
-def _finite_loss(step: int, metrics: Metrics) -> float:
-    loss = float(metrics["loss"])
-    if not math.isfinite(loss) or not math.isfinite(float(metrics["gradient_norm"])):
-        raise UserError(
-            f"the loss of step {step} is {loss} with gradient norm "
-            f"{float(metrics['gradient_norm'])}: not finite, so training stops before anything "
-            "of it is saved; try a lower learning rate, or float32 activations"
-        )
+def _finite_loss(step: int, metrics: Metrics, store: Store) -> float:
+    loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise _diverged(f"the loss of step {step} is {loss} with gradient norm {norm}", store)
     return loss
+
+
+def _diverged(what: str, store: Store) -> UserError:
+    step = store.latest_step()
+    kept = f"; TRAIN_STEPS={step} ends the run at its last checkpoint" if step else ""
+    return UserError(
+        f"{what}: not finite, so training stops before anything of it is saved{kept}; try a lower "
+        "learning rate, or float32 activations"
+    )
 
 
 def _as_floats(metrics: Metrics) -> dict[str, float]:

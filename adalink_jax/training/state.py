@@ -58,6 +58,10 @@ class TrainState:
     opt_state: Any
     frozen: Any
 
+    def finite(self) -> bool:
+        """Returns whether what trains can go on: its numbers are finite, their squares add up."""
+        return bool(_finite(self.trainable, self.opt_state))
+
     def _training(self) -> dict[str, Any]:
         return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
 
@@ -83,6 +87,15 @@ class TrainState:
             stack = jax.jit(lambda saved: map_params(stack_layers, saved), out_shardings=places)
             saved = stack(saved)
         return dataclasses.replace(self, **saved)
+
+
+@jax.jit
+def _finite(trainable: Params, opt_state: Any) -> jax.Array:
+    # A parameter of 1e30 is finite, but the network's norms take squares.
+    norms = [optax.tree.norm(trainable)]
+    return jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((norms, opt_state))])
+    )
 
 
 def _unstacked(tree: Any, layer_of: Callable[[Any, int], Any] = operator.getitem) -> Any:

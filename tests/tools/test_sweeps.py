@@ -4,8 +4,10 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -84,6 +86,36 @@ def test_side_by_side_each_is_trained_as_alone(pytestconfig, tmp_path):
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(arrays[name], array, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_sweep_whose_trainings_are_saved(pytestconfig, tmp_path):
+    flags = {
+        "MODEL_DIR": tmp_path / "run", "INITIAL_CHECKPOINT_PATH": "adalink_jax/bases/mini",
+        "TRAIN_STEPS": 10**6, "CHECKPOINT_PERIOD": 10**6, "EVAL_PERIOD": 10**6,
+        "MIXTURE_OR_TASK_NAME": "mini_cola", "Periods.log_period": 1,
+    }  # fmt: skip
+    line = [
+        "--gin_file=experiments/mini_adalink.gin",
+        *(f"--gin.{n}={v}" for n, v in flags.items()),
+    ]
+    started = subprocess.Popen(
+        [sys.executable, "scripts/sweep.py"], cwd=pytestconfig.rootpath, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    started.stdin.write(shlex.join(["--gin_file=experiments/mini_adalink.gin", *line]))
+    started.stdin.close()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until = time.monotonic() + 600
+    while not metrics.exists() or not metrics.read_text().count("\n") > 1:
+        assert started.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGINT)
+    errors = started.stderr.read()
+    assert started.wait(timeout=300) == 130
+    assert errors.splitlines()[-1] == "stopped; the same command goes on"
+    assert "Traceback" not in errors and "leaked" not in errors
+    assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
 @pytest.mark.parametrize("jobs", ["0", "1000"])

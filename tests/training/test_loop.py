@@ -1,10 +1,17 @@
-"""The training loop's times, on a clock that only training, evaluating and saving move."""
+"""The training loop: its times, on a clock that only work moves, and how it is stopped."""
 
 import dataclasses
+import os
+import signal
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from adalink_jax import signals
+from adalink_jax.errors import UserError
 from adalink_jax.training import loop
+from adalink_jax.training.state import TrainState
 
 
 class Clock:
@@ -29,6 +36,9 @@ class State:
 
     def saved(self) -> None:
         return None
+
+    def finite(self) -> bool:
+        return True
 
 
 class Log:
@@ -73,3 +83,81 @@ def test_steps_per_second_counts_steps_and_their_time_only(monkeypatch, first_st
     for times in log.times.values():
         assert times["steps_per_second"] == pytest.approx(20)
         assert times["data_wait"] == pytest.approx(0.2)
+
+
+def train(state, works, saved, **changes):
+    """Trains to step 9 with fakes; a checkpoint every 4 steps."""
+
+    def step(state, batch):
+        state = dataclasses.replace(state, step=state.step + 1)
+        works(state.step)
+        return state, {"loss": 1.0, "gradient_norm": 1.0}
+
+    store = Store(lambda number, tree: saved.append(number))
+    return loop.train_loop(
+        state,
+        step,
+        iter(range(99)),
+        train_steps=9,
+        periods=loop.Periods(eval_period=9, checkpoint_period=4, log_period=3),
+        log=Log(),
+        store=store,
+        evaluate=lambda state: {},
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(("step", "expected"), [(3, [3]), (4, [4]), (5, [4, 5])])
+def test_a_signal_stops_after_the_step_which_is_saved_once(step, expected, capfd):
+    def works(number):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    saved = []
+    with pytest.raises(signals.Stopped, match=f"^stopped at step {step}; the same") as stopped:
+        train(State(), works, saved)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert saved == expected
+
+
+def test_hosts_stop_where_all_ask(capfd):
+    """Another host's signal comes at step 2; the next step that logs, saves or evaluates is 3."""
+    asked, saved = [], []
+
+    def agree(number):
+        asked.append(number)
+        return signal.SIGHUP
+
+    with pytest.raises(signals.Stopped, match="stopped at step 3") as stopped:
+        train(State(), lambda number: None, saved, agree=agree)
+    assert (stopped.value.code, asked, saved) == (129, [0], [3])
+
+
+def test_after_the_last_step_a_signal_changes_nothing(capfd):
+    saved = []
+    train(
+        State(),
+        lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 9 else None,
+        saved,
+    )
+    assert saved == [4, 8, 9]
+
+
+def test_what_overflows_is_neither_evaluated_nor_saved(monkeypatch):
+    monkeypatch.setattr(State, "finite", lambda state: state.step < 8)
+    monkeypatch.setattr(Store, "latest_step", lambda store: 4, raising=False)
+    saved = []
+    with pytest.raises(UserError, match="what step 8 has trained overflows.*TRAIN_STEPS=4 ends"):
+        train(State(), lambda number: None, saved)
+    assert saved == [4]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
+def test_a_state_knows_whether_it_is_finite(value):
+    def state(weight=1.0, moment=1.0):
+        trainable, moments = ({"a": jnp.array([0.5, x], jnp.float32)} for x in (weight, moment))
+        return TrainState(jnp.int32(3), trainable, (jnp.int32(3), moments), {})
+
+    assert state().finite() and state(weight=1e18, moment=1e38).finite()
+    assert not state(weight=value).finite()
+    assert state(moment=value).finite() == np.isfinite(value)

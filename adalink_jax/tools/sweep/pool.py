@@ -11,16 +11,18 @@ import io
 import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 
+from adalink_jax import signals
 from adalink_jax.config import gin_files
 from adalink_jax.errors import UserError
 
@@ -81,7 +83,7 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
         )
         try:
             futures = [pool.submit(_train, command) for command in commands]
-            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            for done, future in enumerate(_ended(futures), 1):
                 code, seconds, line, output = future.result()
                 left = (time.monotonic() - started) / done * (len(commands) - done)
                 where = f"[{done}/{len(commands)}] {seconds:.0f} s, {left / 60:.0f} min left"
@@ -103,11 +105,26 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
     return failed
 
 
+def _ended(futures: Iterable[concurrent.futures.Future]) -> Iterator[concurrent.futures.Future]:
+    """Yields what has ended, until all have or a signal comes; then trainings save and end too."""
+    left = set(futures)
+    with signals.waiting() as wish:
+        wish.take()
+        while left:
+            ended, left = concurrent.futures.wait(left, 0.5, concurrent.futures.FIRST_COMPLETED)
+            if wish.number:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise signals.Stopped(wish.number, "stopped; the same command goes on")
+            yield from ended
+
+
 def _settle(free: "multiprocessing.SimpleQueue", compiled: str) -> None:
     """Sets a new process's cores and the shared compilation cache.
 
     The process ends when the sweep does, however that ends; otherwise it would run unnoticed.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the sweep too, which ends all.
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if share := free.get():
@@ -128,6 +145,8 @@ def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             code = gin_files.main("adalink_jax.runs.train", command)
+        except signals.Stopped as stopped:
+            code = stopped.code
         except Exception:  # A bug in one training must not stop the others; the traceback is shown.
             traceback.print_exc()
             code = 1
