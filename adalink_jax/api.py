@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adalink_jax import runs
+from adalink_jax import files, runs
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
 from adalink_jax.checkpoints.bases import is_embedded
@@ -24,6 +24,7 @@ from adalink_jax.evaluation import Evaluator, Prediction
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.runs import metrics
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
 
@@ -158,14 +159,13 @@ def load_result(model_dir: str | pathlib.Path) -> Result:
     """
     folder = pathlib.Path(model_dir)
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        history = [json.loads(line) for line in lines]
+        results = files.read_json(folder / "results.json")
+        history = metrics.read(folder / "metrics.jsonl")
+        scores = {name: task["score"] for name, task in results["tasks"].items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no finished run") from error
-    except ValueError as error:
-        raise UserError(f"{folder}: results.json or metrics.jsonl is damaged") from error
-    scores = {name: task["score"] for name, task in results["tasks"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: results.json is damaged") from error
     return Result(folder, load_adapter(folder / "adapter"), scores, history)
 
 

@@ -180,11 +180,32 @@ def test_runs_of_another_configuration_and_adapters_of_another_base(command, tmp
     assert "leave INITIAL_CHECKPOINT_PATH out" in refused(command(eval_file, "evaluate", **whole))
 
 
-def test_a_loss_that_is_not_finite_stops_before_saving(command, tmp_path):
-    message = refused(command(LEARNING_RATE=1e38, TRAIN_STEPS=5))
-    assert "not finite" in message and "step" in message
+@pytest.mark.parametrize(
+    ("rate", "steps", "expected"),
+    [
+        (1e38, 5, "loss of step 2 is nan"),
+        # Finite, but the network's norms cannot take its square; nothing comes after to find it.
+        (1e30, 1, "what step 1 has trained overflows"),
+        pytest.param(3e38, 1, "what step 1 has trained overflows", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_not_finite_is_not_saved(command, tmp_path, rate, steps, expected):
+    message = refused(command(LEARNING_RATE=rate, TRAIN_STEPS=steps))
+    assert expected in message and "not finite" in message
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+@pytest.mark.slow
+def test_the_last_good_checkpoint_stays_and_ends_the_run_if_asked(command, tmp_path):
+    """The rate is 0 in the first step and overflows in the second."""
+    changes = {"LEARNING_RATE": 1e38, "optimizers__factors__factors": "'constant*linear_warmup'"}
+    for _ in range(2):
+        message = refused(command(TRAIN_STEPS=9, CHECKPOINT_PERIOD=1, **changes))
+        assert "what step 2 has trained overflows" in message
+        assert "TRAIN_STEPS=1 ends the run at its last checkpoint" in message
+    assert command(TRAIN_STEPS=1, CHECKPOINT_PERIOD=1, **changes) == (0, [])
+    assert (tmp_path / "run" / "adapter" / "adapter.json").exists()
 
 
 def test_truncation_is_counted_and_said(command, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A run's folder: its record, its metrics, and the check that a run may resume in it."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -9,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -17,7 +18,10 @@ import jax
 
 import adalink_jax
 from adalink_jax import files
+from adalink_jax.checkpoints import load_adapter
 from adalink_jax.errors import UserError
+from adalink_jax.runs.board import Board
+from adalink_jax.runs.metrics import Metrics
 
 # A run may be resumed with other values of these. They say where files are, how far to train, or
 # which program computes the same function. Contents are compared by fingerprint.
@@ -34,15 +38,16 @@ _FREE = (
     "slices",
     "devices",
 )
+_METRICS, _RESULTS, _ADAPTER = "metrics.jsonl", "results.json", "adapter/adapter.safetensors"
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 
 
 class RunFolder:
-    """The folder (MODEL_DIR) of one training run.
+    """The folder (MODEL_DIR) of one training run, held for it until `close`.
 
-    ``config.gin`` is the resolved configuration. ``run.json`` records what ran where. Lines of
-    ``metrics.jsonl`` contain no times and no paths, so that equal runs write equal bytes; times go
-    to TensorBoard. Only the first process of a multi-host run writes.
+    ``config.gin`` is the resolved configuration. ``run.json`` records what ran where, with digests
+    of the other files. Lines of ``metrics.jsonl`` contain no times and no paths, so that equal runs
+    write equal bytes; times go to TensorBoard. Only the first process of a multi-host run writes.
 
     Attributes:
       path: the folder.
@@ -50,34 +55,45 @@ class RunFolder:
       contents: the parts of the run's record that were given to `claim`.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        """Creates the folder.
+    def __init__(self, path: str | os.PathLike[str], name: str = "MODEL_DIR"):
+        """Creates the folder and holds it.
+
+        Args:
+          path: the folder.
+          name: the name of its setting, for errors.
 
         Raises:
-          UserError: it cannot be created or written, or is a URL.
+          UserError: another run holds it; it cannot be created or written, or is a URL.
         """
         self.path = files.local_path(path)
         self.writes = jax.process_index() == 0
         self.contents: dict[str, Any] = {}
-        self._metrics = None
-        self._board: Any = None
+        self._name = name
+        self._open = contextlib.ExitStack()
+        self._metrics: Metrics | None = None
+        self._board: Board | None = None
+        self._record: dict[str, Any] = {}
         self._started = time.monotonic()
-        with files.writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self.writes:
-                probe = self.path / ".writable"
-                probe.write_text("")
-                probe.unlink()
+        self._check_held: Callable[[], None] = lambda: None
+        if self.writes:
+            self._check_held = self._open.enter_context(files.held(self.path, name))
 
     def record(self) -> dict[str, Any] | None:
-        """Returns the content of ``run.json``; None in a new folder."""
+        """Returns the content of ``run.json``; None in a new folder.
+
+        Raises:
+          UserError: it cannot be read, or is not the record of a run.
+        """
         path = self.path / "run.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            record = files.read_json(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        parts = [record.get(part, {}) for part in ("configuration", "base", "data", "files")]
+        starts = record.get("starts")
+        if not (isinstance(starts, list) and all(isinstance(x, dict) for x in (*parts, *starts))):
+            raise UserError(f"{path} is damaged: not the record of a run")
+        return record
 
     def claim(self, part: str, given: Mapping[str, Any]) -> None:
         """Sets a part of the run's record, after comparing it with an earlier run in the folder.
@@ -92,11 +108,10 @@ class RunFolder:
         self.contents[part] = json.loads(json.dumps(given))
         record = self.record()
         if record is None:
-            others = [p.name for p in self.path.iterdir() if p.name in ("checkpoints", "adapter")]
-            if others:
+            if others := [name for name in ("checkpoints", "adapter") if _holds(self.path / name)]:
                 raise UserError(
-                    f"MODEL_DIR {self.path} holds {others[0]} but no run.json, so what made it is "
-                    "unknown; use another MODEL_DIR"
+                    f"{self._name} {self.path} holds {others[0]} but no run.json, so what made it "
+                    f"is unknown; use another {self._name}"
                 )
             return
         before, now = comparable(record.get(part, {})), comparable(given)
@@ -108,28 +123,45 @@ class RunFolder:
         if changed:
             more = f" (and {len(changed) - 2} more)" if len(changed) > 2 else ""
             raise UserError(
-                f"MODEL_DIR {self.path} holds a run of another {part}: {'; '.join(changed[:2])}"
-                f"{more}; set it back to go on with that run, or use another MODEL_DIR"
+                f"{self._name} {self.path} holds a run of another {part}: "
+                f"{'; '.join(changed[:2])}{more}; set it back to go on with that run, or use "
+                f"another {self._name}"
             )
 
     def is_finished(self, train_steps: int) -> bool:
         """Returns whether the folder holds this run's results after `train_steps` steps.
 
         Raises:
-          UserError: it holds the results of more steps.
+          UserError: it holds the results of more steps; or they, or what was written with them,
+            are damaged or missing.
         """
+        path, digests = self.path / _RESULTS, (self.record() or {}).get("files", {})
         try:
-            results = json.loads((self.path / "results.json").read_text(encoding="utf-8"))
+            step = files.read_json(path).get("step")
         except FileNotFoundError:
             return False
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / 'results.json'} cannot be read: {error}") from error
-        if results.get("step", 0) > train_steps:
+        self._check_outcome({name: digests[name] for name in digests if name == _RESULTS})
+        if type(step) is not int:
+            raise UserError(f"{path} is damaged: step is {step!r}")
+        if step > train_steps:
             raise UserError(
                 f"TRAIN_STEPS is {train_steps}, but MODEL_DIR {self.path} holds the results of "
-                f"{results['step']} steps"
+                f"{step} steps"
             )
-        return results.get("step") == train_steps
+        if step == train_steps:
+            self._check_outcome(digests)
+            if _ADAPTER not in digests:  # Written by an earlier version.
+                load_adapter(self.path / "adapter")
+        return step == train_steps
+
+    def _check_outcome(self, digests: Mapping[str, Any]) -> None:
+        try:
+            files.check_digests(self.path, digests)
+        except UserError as error:
+            raise UserError(
+                f"{error}; the run is finished: without its results.json, the same command goes on "
+                "from the last checkpoint and writes its outcome anew"
+            ) from error
 
     def start(self, config_text: str, step: int) -> None:
         """Writes ``config.gin`` and ``run.json``; cuts the metrics back to the restored step.
@@ -137,16 +169,21 @@ class RunFolder:
         Args:
           config_text: the resolved configuration as gin.
           step: number of steps finished before this start.
+
+        Raises:
+          UserError: the metrics up to that step are damaged.
         """
         if not self.writes:
             return
         self._started = time.monotonic()
+        digests = (self.record() or {}).get("files", {})
+        metrics = Metrics(self.path / _METRICS, digests.get(_METRICS), step)
+        self._metrics = self._open.enter_context(contextlib.closing(metrics))
+        # The record is first, so that it never speaks of more lines than there are.
         self.write_record(config_text, step)
-        self._cut_metrics(step)
-        # Imported here because only a run needs it.
-        from tensorboardX import SummaryWriter
-
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._metrics.open()
+        board = Board(self.path / "tensorboard", step + 1)
+        self._board = self._open.enter_context(contextlib.closing(board))
 
     def write_record(self, config_text: str, step: int) -> None:
         """Writes ``config.gin`` and ``run.json``: the claimed parts, and all starts of the run."""
@@ -159,27 +196,29 @@ class RunFolder:
             "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
         }
-        run = {**self.contents, "starts": [*before.get("starts", []), start]}
+        self._record = {**self.contents, "starts": [*before.get("starts", []), start]}
         files.write_text(self.path / "config.gin", config_text)
-        self.write_json("run.json", run)
+        self._write_run()
+
+    def _write_run(self, *outcome: pathlib.Path) -> None:
+        """Writes ``run.json``, with digests of the metrics so far and of other files."""
+        self._check_held()
+        digests = {p.relative_to(self.path).as_posix(): files.digest(p) for p in outcome}
+        if self._metrics is not None:
+            digests[_METRICS] = self._metrics.digest()
+        files.write_sealed(self.path / "run.json", {**self._record, "files": digests})
 
     def record_seconds(self) -> None:
         """Writes the seconds since this start into ``run.json``."""
-        record = self.record()
-        if self.writes and record:
-            record["starts"][-1]["seconds"] = round(time.monotonic() - self._started, 1)
-            self.write_json("run.json", record)
+        if self.writes:
+            self._record["starts"][-1]["seconds"] = round(time.monotonic() - self._started, 1)
+            self._write_run()
 
-    def _cut_metrics(self, step: int) -> None:
-        """Removes lines of later steps, and a last line that is incomplete after a kill."""
-        path = self.path / "metrics.jsonl"
-        lines = []
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break
-            lines.append(line)
-        files.write_text(path, b"".join(lines).decode())
-        self._metrics = path.open("a", encoding="utf-8")
+    def record_outcome(self) -> None:
+        """Writes digests of results, predictions and adapter into ``run.json``."""
+        if self.writes:
+            below = (*self.path.glob("predictions/*.jsonl"), *self.path.glob("adapter/*"))
+            self._write_run(self.path / _RESULTS, *below)
 
     def log(
         self, step: int, values: Mapping[str, float], times: Mapping[str, float] | None = None
@@ -193,30 +232,24 @@ class RunFolder:
         """
         if self._metrics is None or self._board is None:
             return
-        with files.writing(self.path / "metrics.jsonl"):
-            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-            self._metrics.flush()
-        for name, value in {**values, **(times or {})}.items():
-            self._board.add_scalar(name, value, step)
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file atomically."""
-        text = json.dumps(content, indent=1, sort_keys=True)
-        files.write_text(self.path / name, text + "\n")
+        self._check_held()
+        self._metrics.write({"step": step, **values})
+        self._board.add(step, {**values, **(times or {})})
 
     def sync(self) -> None:
-        """Flushes the metrics to disk, so that they are there before the next checkpoint is."""
+        """Flushes the metrics to disk with their digest, before the next checkpoint is there."""
         if self._metrics is not None:
-            with files.writing(self.path / "metrics.jsonl"):
-                self._metrics.flush()
-                os.fsync(self._metrics.fileno())
+            self._metrics.sync()
+            self._write_run()
 
     def close(self) -> None:
-        """Closes the metrics and the TensorBoard file."""
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        """Closes the metrics and the TensorBoard file, and lets go of the folder."""
+        self._open.close()
+
+
+def _holds(folder: pathlib.Path) -> bool:
+    """Returns whether there is anything in a folder. A kill can leave an empty one."""
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores an adapter, or a base without one."""
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from adalink_jax.adapters.load import adapter_folder, check_adapter
@@ -65,48 +66,49 @@ def evaluate(
     agree_on_code(configuration)
     check_frozen_dtype(precision.frozen_dtype, Method())
     mesh = checked_mesh(layout, evaluation.batch_size, 1, evaluation.batch_size)
-    folder = RunFolder(output_dir)
-    if (folder.path / "results.json").exists():
-        raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
-    base_path, method, adapter = initial_checkpoint_path, Method(), None
-    if adapter_path is not None:
-        method = read_record(adapter_folder(adapter_path)).method
-        if method.trains_base:
-            if base_path is not None:
-                raise UserError(
-                    f"{adapter_path} is a whole model (full fine-tuning), which needs no base; "
-                    "leave INITIAL_CHECKPOINT_PATH out"
-                )
-            base_path, method, adapter_path = adapter_path, Method(), None
-    run_settings = {
-        "dtype": precision.dtype,
-        "dropout_rate": 0.0,
-        "scan_layers": layers.scan_layers,
-    }
-    base = prepared_base(base_path, None, Method(), 0, run_settings)
-    params = base.params
-    if adapter_path is not None:
-        adapter = load_adapter(
-            adapter_folder(adapter_path),
-            architecture=base.config,
-            base_fingerprint=base.fingerprint,
-        )
-        check_adapter(base.config, method, adapter.tree, adapter_path)
-        params = merge(params, adapter.tree)
-    tasks = mixture(data.mixture_or_task_name).tasks
-    with sharding.on_mesh(mesh):
-        names = adapter.route_names if adapter else ()
-        scored = evaluator(
-            base.config, method, tasks, data, evaluation, mesh, names, in_context, seed
-        )
-        placed = states.place_params(
-            base.config, method, params, mesh, layout, precision.frozen_dtype
-        )
-        results = scored(placed)
-    folder.claim("configuration", recorded(configuration.values) if configuration else {})
-    folder.claim("base", base.identity)
-    folder.claim("data", {"name": data.mixture_or_task_name, "evaluated": scored.identity})
-    if folder.writes:
-        folder.write_record(configuration.text if configuration else "", 0)
-        write(results, folder.path)
-        print_table(results)
+    with contextlib.closing(RunFolder(output_dir, "EVAL_OUTPUT_DIR")) as folder:
+        if (folder.path / "results.json").exists():
+            raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
+        base_path, method, adapter = initial_checkpoint_path, Method(), None
+        if adapter_path is not None:
+            method = read_record(adapter_folder(adapter_path)).method
+            if method.trains_base:
+                if base_path is not None:
+                    raise UserError(
+                        f"{adapter_path} is a whole model (full fine-tuning), which needs no base; "
+                        "leave INITIAL_CHECKPOINT_PATH out"
+                    )
+                base_path, method, adapter_path = adapter_path, Method(), None
+        run_settings = {
+            "dtype": precision.dtype,
+            "dropout_rate": 0.0,
+            "scan_layers": layers.scan_layers,
+        }
+        base = prepared_base(base_path, None, Method(), 0, run_settings)
+        params = base.params
+        if adapter_path is not None:
+            adapter = load_adapter(
+                adapter_folder(adapter_path),
+                architecture=base.config,
+                base_fingerprint=base.fingerprint,
+            )
+            check_adapter(base.config, method, adapter.tree, adapter_path)
+            params = merge(params, adapter.tree)
+        tasks = mixture(data.mixture_or_task_name).tasks
+        with sharding.on_mesh(mesh):
+            names = adapter.route_names if adapter else ()
+            scored = evaluator(
+                base.config, method, tasks, data, evaluation, mesh, names, in_context, seed
+            )
+            placed = states.place_params(
+                base.config, method, params, mesh, layout, precision.frozen_dtype
+            )
+            results = scored(placed)
+        folder.claim("configuration", recorded(configuration.values) if configuration else {})
+        folder.claim("base", base.identity)
+        folder.claim("data", {"name": data.mixture_or_task_name, "evaluated": scored.identity})
+        if folder.writes:
+            folder.write_record(configuration.text if configuration else "", 0)
+            write(results, folder.path)
+            folder.record_outcome()
+            print_table(results)

@@ -105,55 +105,59 @@ def train(
     check_frozen_dtype(precision.frozen_dtype, method)
     parts = batches.gradient_accumulation_steps
     mesh = checked_mesh(layout, batches.batch_size, parts, evaluation.batch_size)
-    folder = RunFolder(model_dir)
-    folder.claim("configuration", recorded(configuration.values) if configuration else {})
-    if folder.is_finished(train_steps):
-        return say(f"{model_dir} holds this run, finished; nothing to do")
-    run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
-    base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings)
-    folder.claim("base", base.identity)
-    source = TrainBatches(
-        data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
-        batches.packing, data.cache_dir, batches.few_shot,
-    )  # fmt: skip
-    folder.claim("data", source.identity)
-    hosts.agree(data=source.identity)
-    check_fit(method, base.config, source)
-    say(source.summary)
+    with contextlib.closing(RunFolder(model_dir)) as folder:
+        folder.claim("configuration", recorded(configuration.values) if configuration else {})
+        if folder.is_finished(train_steps):
+            return say(f"{model_dir} holds this run, finished; nothing to do")
+        run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
+        base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings)
+        folder.claim("base", base.identity)
+        source = TrainBatches(
+            data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
+            batches.packing, data.cache_dir, batches.few_shot,
+        )  # fmt: skip
+        folder.claim("data", source.identity)
+        hosts.agree(data=source.identity)
+        check_fit(method, base.config, source)
+        say(source.summary)
 
-    transformation = per_module(optimizer(learning_rate), method)
-    train_step = make_train_step(
-        Transformer(base.config, method, source.max_routes_per_row),
-        transformation,
-        learning_rate,
-        **vars(loss),
-        accumulation_steps=parts,
-    )
-    with sharding.on_mesh(mesh):
-        scorer = _Scorer(evaluator(base.config, method, source.tasks, data, evaluation, mesh))
-        state = initial_state(
-            base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
+        transformation = per_module(optimizer(learning_rate), method)
+        train_step = make_train_step(
+            Transformer(base.config, method, source.max_routes_per_row),
+            transformation,
+            learning_rate,
+            **vars(loss),
+            accumulation_steps=parts,
         )
-        base = dataclasses.replace(base, params=None)  # The state has its own copies.
-        store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
-        state = _restored(state, store, train_steps)
-        folder.start(configuration.text if configuration else "", int(state.step))
-        placed = placed_batches(source, mesh, int(state.step), train_steps)
-        with contextlib.closing(folder), contextlib.closing(placed):
-            state = train_loop(
-                state,
-                compiled(train_step, state, seed),
-                placed,
-                train_steps=train_steps,
-                periods=periods,
-                log=folder,
-                store=store,
-                evaluate=scorer,
+        with sharding.on_mesh(mesh):
+            scorer = _Scorer(evaluator(base.config, method, source.tasks, data, evaluation, mesh))
+            state = initial_state(
+                base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )
-        results = scorer.latest or scorer.of(state)
-    folder.record_seconds()
-    _write_outcome(folder, state, base, method, source.tasks, results)
-    store.close()
+            base = dataclasses.replace(base, params=None)  # The state has its own copies.
+            store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
+            state = _restored(state, store, train_steps)
+            folder.start(configuration.text if configuration else "", int(state.step))
+            placed = placed_batches(source, mesh, int(state.step), train_steps)
+            with contextlib.closing(placed):
+                state = train_loop(
+                    state,
+                    compiled(train_step, state, seed),
+                    placed,
+                    train_steps=train_steps,
+                    periods=periods,
+                    log=folder,
+                    store=store,
+                    evaluate=scorer,
+                    agree=_agreed if jax.process_count() > 1 else None,
+                )
+            results = scorer.latest or scorer.of(state)
+        _write_outcome(folder, state, base, method, source.tasks, results)
+        store.close()
+
+
+def _agreed(number: int) -> int:
+    return max(hosts.gather(number))
 
 
 class _Scorer:
@@ -178,6 +182,11 @@ def _restored(state: states.TrainState, store: Store, train_steps: int) -> state
         raise UserError(f"TRAIN_STEPS is {train_steps}, but MODEL_DIR holds a run of {step} steps")
     if step:
         state = state.restored(store.restore(step, state.saved_like()))
+        if not state.finite():  # An earlier version could save this.
+            raise UserError(
+                f"the training checkpoint of step {step} holds numbers that are not finite; use "
+                "another MODEL_DIR, with a lower learning rate or float32 activations"
+            )
         say(f"going on from step {step:,}")
     return state
 
@@ -191,6 +200,7 @@ def _write_outcome(
     results: Results,
 ) -> None:
     """Writes the adapter, then the results. A run with results is finished."""
+    folder.record_seconds()
     # All hosts must call `whole`, since each holds parts of a sharded model.
     params = jax.tree.map(lambda leaf: sharding.whole(leaf, folder.writes), state.trainable)
     if folder.writes:
@@ -211,4 +221,5 @@ def _write_outcome(
             },
         )
         write(results, folder.path, step=int(state.step))
+        folder.record_outcome()
         print_table(results)

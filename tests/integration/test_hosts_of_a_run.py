@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from adalink_jax import cli
+from adalink_jax import cli, files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "scripts" / "launch" / "local.sh"
@@ -108,6 +108,45 @@ def test_where_a_host_is_killed_the_others_end_and_one_host_goes_on(
     assert cli.main(["train", *arguments("straight", 4)]) == 0
     assert len(losses(tmp_path / "straight")) == 4
     np.testing.assert_allclose(losses(tmp_path / "moved"), losses(tmp_path / "straight"), atol=1e-5)
+
+
+ASKED = """
+import os, signal, sys, jax
+from adalink_jax import cli, files
+from adalink_jax.checkpoints.training_state import Store
+save = Store.save
+def save_and_ask(store, step, tree):
+    save(store, step, tree)
+    if jax.process_index() == 1 and step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+Store.save = save_and_ask
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_host_stops_all_after_the_same_step(tmp_path, train):
+    done = train("stopped", 8, hosts=2, command=("-c", ASKED))
+    for host in (0, 1):
+        assert f"[host {host}] stopped at step 3; the same command goes on\n" in done.stderr
+        assert f"[local.sh] host {host} ended with exit code 143\n" in done.stderr
+    assert "error" not in done.stderr and not (tmp_path / "stopped" / ".lock").exists()
+    assert "[host 0] going on from step 3" in succeeded(train("stopped", 8, hosts=2))
+    succeeded(train("straight", 8, hosts=2))
+    for name in ("metrics.jsonl", "results.json", "adapter/adapter.safetensors"):
+        stopped, straight = (tmp_path / run / name for run in ("stopped", "straight"))
+        assert stopped.read_bytes() == straight.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_hosts_hold_a_folder_together_and_a_second_run_is_refused(tmp_path, train):
+    with files.held(tmp_path / "run", "MODEL_DIR"):
+        done = train("run", 2, hosts=2)
+    assert done.returncode != 0
+    assert re.search(
+        rf"^\[host 0\] error: MODEL_DIR .* by process {os.getpid()} on", done.stderr, re.M
+    )
+    assert "[host 1] error: host 0" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -9,8 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from adalink_jax import cli
+from adalink_jax.runs.board import Board
+from adalink_jax.runs.folder import RunFolder
 
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
 NEVER = 10**6
@@ -73,9 +76,12 @@ def straight(tmp_path_factory, mini_base, token_cache) -> pathlib.Path:
     "events",
     [
         # After metrics that are younger than the checkpoint; between the last one and the results.
-        (12, 21),
-        # After the metrics of step 2, before the first save, and after the last metrics too.
-        pytest.param((6, 8, 9, 12, 17), marks=pytest.mark.slow),
+        (12, 23),
+        # Before the record; before the metrics are cut; after the metrics of step 2; around the
+        # digest that goes before the first save; after the last metrics, and the last save.
+        pytest.param((1, 4, 6, 8, 9, 12, 18, 12), marks=pytest.mark.slow),
+        # Between the results and their digests.
+        pytest.param((35,), marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_events_and_started_again(tmp_path, straight, mini_base, token_cache, events):
@@ -85,9 +91,30 @@ def test_killed_at_events_and_started_again(tmp_path, straight, mini_base, token
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     finished = run(NEVER, killed, mini_base, token_cache)
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert "going on from step" in finished.stdout
+    assert re.search("going on from step|nothing to do", finished.stdout)
     for name in FILES:
         assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_stopped_by_a_signal_and_started_again(tmp_path, straight, here, monkeypatch):
+    """At a step without a checkpoint of its own, which is then saved."""
+    folder, log = tmp_path / "stopped", RunFolder.log
+
+    def log_and_ask(run, step, *values):
+        log(run, step, *values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "log", log_and_ask)
+        code, _, errors = here(folder)
+    assert code == 128 + signal.SIGTERM
+    assert errors.splitlines()[-1] == "stopped at step 5; the same command goes on"
+    assert not (folder / ".lock").exists()
+    code, output, _ = here(folder)
+    assert code == 0 and "going on from step 5" in output
+    for name in FILES:
+        assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, straight, here):
@@ -105,3 +132,20 @@ def test_a_finished_run_is_not_run_again(tmp_path, straight, here):
         folder, "--gin.TRAIN_STEPS=8", "--gin.Layers.scan_layers=True", "--gin.Layers.remat='full'"
     )
     assert code == 0 and "going on from step 7" in output
+
+
+def test_tensorflow_reads_the_events_of_all_starts(tmp_path):
+    for first, value in ((1, 1.5), (2, 0.25)):
+        board = Board(tmp_path, first)
+        board.add(first, {"loss": value, "steps_per_second": 3.0})
+        board.close()
+    found = []
+    for path in sorted(tmp_path.glob("events*")):
+        for record in tf.data.TFRecordDataset(str(path)):  # Checks both checksums.
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            found += [(event.step, "start")] if event.session_log.status else []
+    assert found == [
+        (1, "start"), (1, "loss", 1.5), (1, "steps_per_second", 3.0),
+        (2, "start"), (2, "loss", 0.25), (2, "steps_per_second", 3.0),
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from adalink_jax.checkpoints.architecture import config_from
 from adalink_jax.errors import UserError
+from adalink_jax.files import check_digests, read_json
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
 from adalink_jax.tools.cost.counts import Shape, traced_flops
@@ -18,6 +19,7 @@ from adalink_jax.tools.cost.counts import Shape, traced_flops
 # Runs with equal settings are traced once.
 _counted = functools.cache(traced_flops)
 
+_READ = ("results.json", "metrics.jsonl", "adapter/adapter.json")
 _RANDOM = "random weights"
 # Replaces the method's name if a base was scored without an adapter.
 FROZEN = "the frozen base"
@@ -135,11 +137,13 @@ def read(folder: pathlib.Path) -> Run | None:
       UserError: the folder holds neither, or its files are damaged.
     """
     try:
-        record, results = (_json(folder / name) for name in ("run.json", "results.json"))
+        record, results = (read_json(folder / name) for name in ("run.json", "results.json"))
+        digests = record.get("files", {})
+        check_digests(folder, {name: digests[name] for name in _READ if name in digests})
         if "adapter_path" in record["configuration"]:
             without_adapter = record["configuration"]["adapter_path"] is None
             return _evaluation(folder, record, results) if without_adapter else None
-        adapter = _json(folder / "adapter/adapter.json")
+        adapter = read_json(folder / "adapter/adapter.json")
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return _run(folder, record, results, adapter, [json.loads(line) for line in lines])
     except FileNotFoundError as error:
@@ -149,10 +153,6 @@ def read(folder: pathlib.Path) -> Run | None:
         raise UserError(f"{folder}: a file of the run is no JSON; it is damaged") from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{folder}: not the record of a run ({error!r})") from error
-
-
-def _json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _outcome(folder: pathlib.Path, record: Any, results: Any) -> dict[str, Any]:
