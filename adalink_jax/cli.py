@@ -223,7 +223,7 @@ def _refusal(stream: TextIO) -> str:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if not isinstance(error, BrokenPipeError):
-            return error.strerror
+            return error.strerror or str(error)
     return ""
 
 

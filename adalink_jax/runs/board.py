@@ -31,7 +31,8 @@ class Board:
         from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2
 
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        protos: Any = event_pb2  # Its classes are made when it is imported.
+        self._event, self._scalar = protos.Event, summary.scalar
         self._checksum = record_writer.masked_crc32c
         self._folder, self._file = folder, None
         try:
@@ -40,7 +41,7 @@ class Board:
             self._file = open(folder / name, "xb", buffering=0)
         except OSError as error:
             self._end(error)
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        start = protos.SessionLog(status=protos.SessionLog.START)
         self._write({"file_version": "brain.Event:2"}, {"step": first_step, "session_log": start})
 
     def add(self, step: int, values: Mapping[str, float]) -> None:

@@ -77,9 +77,11 @@ def straight(tmp_path_factory, mini_base, token_cache) -> pathlib.Path:
     [
         # After metrics that are younger than the checkpoint; between the last one and the results.
         (12, 23),
-        # Before the record; before the metrics are cut; after the metrics of step 2; around the
-        # digest that goes before the first save; after the last metrics, and the last save.
-        pytest.param((1, 4, 6, 8, 9, 12, 18, 12), marks=pytest.mark.slow),
+        # Before the record; before the metrics are cut; after the metrics of step 2; after their
+        # digest, which goes before the first save.
+        pytest.param((1, 4, 6, 8), marks=pytest.mark.slow),
+        # Before the first save; after the metrics of step 4, the last metrics, and the last save.
+        pytest.param((9, 12, 18, 12), marks=pytest.mark.slow),
         # Between the results and their digests.
         pytest.param((35,), marks=pytest.mark.slow),
     ],
