@@ -18,7 +18,7 @@ _DTYPES = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 
 
 class Damaged(Exception):
-    """A cache file is truncated, was changed, or is not a cache file."""
+    """A cache file is missing, truncated, changed or unreadable, or is not a cache file."""
 
 
 def folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
@@ -65,14 +65,15 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
       The arrays, read-only, and the facts stored with them.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      Damaged: the file is incomplete or was changed.
+      Damaged: the file is missing, incomplete or was changed.
     """
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # An empty file.
-            raise Damaged("empty") from error
+    except OSError as error:
+        raise Damaged(error.strerror or str(error)) from error
+    except ValueError as error:
+        raise Damaged("empty") from error
     try:
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])

@@ -331,12 +331,11 @@ def _steps(preprocessors) -> list | None:
 
 
 def _cached(path: pathlib.Path, task, split: str, source: dict) -> Tokens:
-    try:
-        return _as_tokens(*cache.read(path))
-    except FileNotFoundError:
-        pass
-    except (cache.Damaged, OSError) as error:
-        logger.warning("token cache %s is damaged (%s): building it anew", path, error)
+    if path.exists():
+        try:
+            return _as_tokens(*cache.read(path))
+        except cache.Damaged as error:
+            logger.warning("token cache %s is damaged (%s): building it anew", path, error)
     arrays, identity = _tokenize(task, split, source)
     try:
         cache.write(path, arrays, identity)
@@ -345,7 +344,9 @@ def _cached(path: pathlib.Path, task, split: str, source: dict) -> Tokens:
             f"token cache {error}; set ADALINK_CACHE_DIR to a folder that can be written"
         ) from error
     # Read again, because memory-mapped pages can be shared and dropped; the arrays cannot.
-    return _as_tokens(*cache.read(path))
+    with contextlib.suppress(cache.Damaged):  # Another process may have removed it.
+        return _as_tokens(*cache.read(path))
+    return _as_tokens(arrays, identity)
 
 
 def _as_tokens(arrays: dict[str, np.ndarray], identity: dict) -> Tokens:

@@ -86,6 +86,12 @@ def test_a_truncated_file_is_noticed(tmp_path, kept):
         cache.read(path)
 
 
+def test_a_file_that_is_gone_or_none_is_damage_too(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(cache.Damaged):
+            cache.read(path)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     cache.write(path, ARRAYS, {"version": "old"})

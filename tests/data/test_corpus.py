@@ -141,13 +141,17 @@ def test_the_cache_folder_is_the_environment_s_or_the_home_s(tmp_path, monkeypat
     assert len(os.listdir(tmp_path / "chosen")) == 1
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "unreadable"])
 def test_a_damaged_cache_is_built_anew_with_a_warning(tmp_path, damage, caplog):
     first = content(tokens("mini_cola", "validation", tmp_path))
     (path,) = tmp_path.iterdir()
     stored = bytearray(path.read_bytes())
     stored[len(stored) // 2] ^= 1
-    path.write_bytes(stored[:-100] if damage == "cut" else stored)
+    kept = {"cut": -100, "empty": 0}.get(damage, len(stored))
+    path.write_bytes(stored[:kept])
+    if damage == "unreadable":
+        path.unlink()
+        path.symlink_to("/proc/self/mem")  # Can be opened; any reading of it fails.
     with caplog.at_level(logging.WARNING):
         again = tokens("mini_cola", "validation", tmp_path)
     assert "is damaged" in caplog.text and content(again) == first
