@@ -124,6 +124,34 @@ def test_other_packages_stay_where_they_belong(package):
     assert not wrong, f"{package} must not be imported by {', '.join(wrong)}"
 
 
+# What turns data into code. gin's parser imports what a file names, so it gets the user's alone.
+EXECUTING = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml")
+CALLS = ("eval", "exec", "__import__", "run_path", "run_module", "import_module", "parse_config")
+CALLERS = {
+    # The name is one of ours, or stands in a gin file of the user's.
+    "adalink_jax": ("import_module",),
+    "adalink_jax.cli": ("import_module",),
+    "adalink_jax.tools.completion": ("import_module",),
+    "adalink_jax.config.gin_files": ("import_module", "parse_config"),
+    "adalink_jax.adapters.probe": ("eval",),  # PyTorch's: a model's mode.
+}
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_nothing_executes_or_unpickles_data(path):
+    """Bases, adapters, records and requests may come from anybody."""
+    assert not {name for name in imports(path) if within(name, EXECUTING)}
+    called = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            called |= {name} & {*CALLS}
+            assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}, node.lineno
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            assert (owner, name) not in {("torch", "load"), ("os", "system")}, node.lineno
+    assert called <= {*CALLERS.get(name_of(path), ())}, f"{name_of(path)} calls {called}"
+
+
 def test_the_package_itself_loads_nothing():
     code = "import sys, adalink_jax; print([n for n in sys.modules if n[:12] == 'adalink_jax.'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
