@@ -36,6 +36,7 @@ _FLAGS = ("logits_via_embedding", "separate_encoder_embedding", "relpos_bias_per
 RELATIVE_POSITION_BUCKETS = 32
 
 _LISTED = 3
+_LARGEST = 2**31  # Of a size or a count in a record.
 
 
 def describe_architecture(config: T5Config) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _valid_field(name: str, value: Any) -> bool:
         return strings and len(value) > 0
     if name in _FLAGS:
         return isinstance(value, bool)
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST
 
 
 def shapes_of(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -160,7 +161,7 @@ def _shape(shapes: Shapes, name: str, rank: int, where: str) -> tuple[int, ...]:
 
 
 def _count_layers(shapes: Shapes, stack: str, where: str) -> int:
-    pattern = re.compile(rf"{stack}/layers_(\d+)/")
+    pattern = re.compile(rf"{stack}/layers_(\d{{1,9}})/")
     numbers = {int(match[1]) for match in map(pattern.match, shapes) if match}
     if not numbers:
         raise UserError(f"{where}: no array {stack}/layers_0/…, which every T5 has")

@@ -89,6 +89,15 @@ class Folder:
                 raise UserError(f"{self.path}/{place} cannot be read: {error}") from error
         return frozenset(paths)
 
+    def size(self) -> int | None:
+        """Returns the bytes of all files in it and below; None in the cloud, which is not asked."""
+        if not self.local:
+            return None
+        try:
+            return sum(os.stat(f"{self.path}/{name}").st_size for name in self.files())
+        except OSError as error:
+            raise UserError(f"{self} cannot be read: {error}") from error
+
     def holds_file(self, name: str) -> bool:
         """Returns whether it directly contains a file `name`."""
         if self.local:

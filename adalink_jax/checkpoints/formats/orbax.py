@@ -15,7 +15,7 @@ from typing import Any
 
 from adalink_jax.checkpoints.formats.scalable_t5 import as_minimal
 from adalink_jax.checkpoints.formats.t5x import latest_step
-from adalink_jax.checkpoints.formats.zarr import LAYOUTS, ZarrArray, describe_zarr
+from adalink_jax.checkpoints.formats.zarr import LAYOUTS, ZarrArray, check_sizes, describe_zarr
 from adalink_jax.checkpoints.lazy import StoredBase, open_arrays
 from adalink_jax.checkpoints.storage import Folder, reason
 from adalink_jax.errors import UserError
@@ -108,6 +108,8 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         raise UserError(
             f"{folder}: an Orbax checkpoint without parameters under 'target', where T5X has them"
         )
+    check_sizes({name: array.shape for name, array in arrays.items()}, folder)
+    check_sizes({name: array.chunks for name, array in arrays.items()}, folder)
     return open_arrays(as_minimal(arrays, str(folder)), str(folder), configured)
 
 

@@ -18,6 +18,7 @@ from adalink_jax.errors import UserError
 _ATTENTION_KERNEL = re.compile(r"attention/(query|key|value|out)/kernel$")
 # T5X's default comes first. If both axes match, every width equals the number of layers.
 _AXES = (1, 0)
+_MOST_LAYERS = 10_000  # More is no T5, and would be as many objects.
 
 
 def as_minimal(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
@@ -37,6 +38,8 @@ def as_minimal(arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
         if not stacked:
             continue
         axis, count = _layer_axis(stacked, stack, where)
+        if count > _MOST_LAYERS:
+            raise UserError(f"{where}: damaged: {count} layers in the {stack}")
         for name, array in stacked.items():
             for i in range(count):
                 result[f"{stack}/layers_{i}/{name.removeprefix(prefix)}"] = Layer(array, axis, i)

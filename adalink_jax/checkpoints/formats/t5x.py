@@ -20,7 +20,7 @@ import numpy as np
 from flax import serialization
 
 from adalink_jax.checkpoints.formats.scalable_t5 import as_minimal
-from adalink_jax.checkpoints.formats.zarr import describe_zarr
+from adalink_jax.checkpoints.formats.zarr import ZarrArray, check_sizes, describe_zarr
 from adalink_jax.checkpoints.lazy import Array, StoredBase, open_arrays
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError
@@ -93,6 +93,7 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         one.
     """
     leaves = _read_index(folder)
+    check_sizes({name: leaf.shape for name, leaf in leaves.items()}, folder)
     # Checks the architecture before the arrays, so that one error lists everything missing.
     open_arrays(as_minimal(leaves, str(folder)), str(folder), configured)
     files = folder.files()
@@ -101,6 +102,8 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         name: _open_array(leaf, folder, files) if isinstance(leaf, _Referred) else leaf
         for name, leaf in leaves.items()
     }
+    chunks = {name: a.chunks for name, a in arrays.items() if isinstance(a, ZarrArray)}
+    check_sizes(chunks, folder)
     return open_arrays(as_minimal(arrays, str(folder)), str(folder), configured)
 
 
@@ -157,7 +160,7 @@ def _referred(spec: Mapping, where: str) -> _Referred:
         path = store.get("path") or spec["path"]
         shape = tuple(int(size) for size in spec["metadata"]["shape"])
         base_name = pathlib.PurePosixPath(path).name
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{where} has no path and shape in its TensorStore spec") from error
     if base_name in ("", ".."):
         raise UserError(f"{where} points to {path!r}, which names no array")

@@ -2,18 +2,24 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from adalink_jax.checkpoints.lazy import Index
-from adalink_jax.checkpoints.storage import reason
+from adalink_jax.checkpoints.storage import Folder, reason
 from adalink_jax.errors import UserError
 
 LAYOUTS = {".zarray": "zarr", "zarr.json": "zarr3"}
 
 _DTYPES = ("<f4", "float32", "bfloat16")
+
+# Compression makes arrays at most this many times smaller; for weights it is less than 3.
+_SHRINKS = 100
+# Small bases may be all zeros.
+_FREE_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,7 @@ class ZarrArray:
       driver: TensorStore's driver, "zarr" or "zarr3".
       kvstore: TensorStore's spec of the store that holds its files.
       shape: the array's shape.
+      chunks: the shape of the parts that are stored.
       sparse: whether an absent chunk means zeros rather than lost data.
     """
 
@@ -32,6 +39,7 @@ class ZarrArray:
     driver: str
     kvstore: Mapping[str, Any]
     shape: tuple[int, ...]
+    chunks: tuple[int, ...]
     sparse: bool
 
     def __getitem__(self, index: Index) -> np.ndarray:
@@ -71,11 +79,32 @@ def describe_zarr(
         described = json.loads(layout)
         shape = tuple(described["shape"])
         dtype = described["dtype" if driver == "zarr" else "data_type"]
-        if not all(type(size) is int and size > 0 for size in shape):
+        grid = described if driver == "zarr" else described["chunk_grid"]["configuration"]
+        chunks = tuple(grid["chunks" if driver == "zarr" else "chunk_shape"])
+        if not all(type(size) is int and size > 0 for size in shape + chunks):
             raise ValueError("sizes")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         name = next(name for name, known in LAYOUTS.items() if known == driver)
         raise UserError(f"{where}/{name}: not the layout of a zarr array") from error
     if dtype not in _DTYPES:
         raise UserError(f"{where}: dtype {dtype!r}; expected float32 ('<f4') or bfloat16")
-    return ZarrArray(where, driver, kvstore, shape, sparse)
+    return ZarrArray(where, driver, kvstore, shape, chunks, sparse)
+
+
+def check_sizes(shapes: Mapping[str, tuple[int, ...]], folder: Folder) -> None:
+    """Raises `UserError` if arrays are said to be far larger than the folder's files.
+
+    TensorStore would allocate them, and end the process where it cannot. Not checked in the cloud.
+
+    Args:
+      shapes: name → shape of each array, or of its chunks.
+      folder: the folder that holds all of them.
+    """
+    stored = folder.size()
+    sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+    if stored is not None and sum(sizes.values()) > _SHRINKS * stored + _FREE_BYTES:
+        name = max(sizes, key=sizes.__getitem__)
+        raise UserError(
+            f"{folder}: damaged: {name} is said to have parts of shape {list(shapes[name])}, but"
+            f" all files have {stored:,} bytes"
+        )
