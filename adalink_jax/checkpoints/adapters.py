@@ -3,15 +3,16 @@
 ``adapter.safetensors`` holds the trained arrays as float32, under their ``"/"``-joined names.
 ``adapter.json`` holds everything else: method and settings, the base's architecture and
 fingerprint, route names, metadata (resolved configuration, data identity, metrics), shape and
-dtype of every array, and the SHA-256 of the safetensors file. Neither file contains a time or a
-path, so equal runs write equal bytes.
+dtype of every array, the SHA-256 of the safetensors file, and the SHA-256 of all these fields
+(`record_digest`). Neither file contains a time or a path, so equal runs write equal bytes.
 """
 
 import dataclasses
+import hashlib
 import json
-import math
 import os
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from adalink_jax.checkpoints.architecture import (
     describe_architecture,
     differing_fields,
 )
-from adalink_jax.checkpoints.fingerprint import as_float32, file_sha256
+from adalink_jax.checkpoints.fingerprint import as_float32, check_finite, file_sha256
 from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
@@ -203,8 +204,7 @@ def save_adapter(
     shapes = {name: array.shape for name, array in arrays.items()}
     with files.replaced_folder(folder) as partial:
         record["sha256"] = write_tensors(partial / TENSORS, shapes, arrays.__getitem__)
-        text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        write_record(partial, record)
 
 
 def _as_stored(name: str, leaf: Any) -> np.ndarray:
@@ -214,6 +214,38 @@ def _as_stored(name: str, leaf: Any) -> np.ndarray:
             f"{name} is {array.dtype}; adapters hold floating-point arrays up to 32 bit"
         )
     return array
+
+
+def write_record(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Writes ``adapter.json``: the record with its digest.
+
+    Args:
+      folder: the folder with the tensors' file.
+      record: every field but the digest.
+
+    Raises:
+      TypeError, ValueError: the record holds other values than those of JSON.
+    """
+    # Tuples, and names that are no strings, become what is read again.
+    fields = json.loads(json.dumps(record, allow_nan=False))
+    fields["record_sha256"] = record_digest(fields)
+    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+
+
+def record_digest(record: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a record's fields but ``record_sha256``, as sorted JSON in ASCII."""
+    fields = {name: value for name, value in record.items() if name != "record_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def check_digest(record: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
+    """Raises `UserError` if the fields of the record at `where` do not have its digest.
+
+    Earlier versions wrote none.
+    """
+    if "record_sha256" in record and record["record_sha256"] != record_digest(record):
+        raise UserError(f"{where}: altered: its fields do not have the SHA-256 that it records")
 
 
 def load_adapter(
@@ -237,8 +269,9 @@ def load_adapter(
 
     Raises:
       UserError: a file is missing, truncated or altered; the format version is unknown; the
-        arrays are not those in the JSON's list, or not float32; the method is unknown, is not
-        `method_name` or has no such settings; or the adapter belongs to another base.
+        arrays are not those in the JSON's list, not float32, or hold NaN or infinity; the method
+        is unknown, is not `method_name` or has no such settings; or the adapter belongs to another
+        base.
 
     Examples:
       >>> al.load_adapter(folder / "mine", base_fingerprint=al.fingerprint(base)).method.rank
@@ -257,6 +290,7 @@ def load_adapter(
         tree = _read_tensors(where / TENSORS, raw)
     except OSError as error:
         raise UserError(f"adapter {folder} cannot be read: {error}") from error
+    check_digest(raw, where / RECORD)  # Last, because the others say more.
     return Adapter(**vars(record), tree=tree)
 
 
@@ -269,7 +303,9 @@ def read_record(folder: str | os.PathLike[str]) -> AdapterRecord:
     Raises:
       UserError: as in `load_adapter`, for what concerns the record.
     """
-    return _read_record(folder)[0]
+    record, raw = _read_record(folder)
+    check_digest(raw, files.present_folder(folder) / RECORD)
+    return record
 
 
 def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[str, Any]]:
@@ -384,7 +420,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         item = typing.get_args(kind)[0]
         return isinstance(value, tuple) and all(_is_a(one, item) for one in value)
     if kind is float and type(value) in (int, float):
-        return math.isfinite(value)
+        return abs(value) <= sys.float_info.max
     if kind is int and type(value) is int:
         return abs(value) < 2**28  # Keeps sums of sizes in the range of sizes.
     return type(value) is kind or (kind is types.NoneType and value is None)
@@ -400,6 +436,7 @@ def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, An
     for name, array in arrays.items():
         if array.dtype != np.float32:
             raise UserError(f"{path}: {name!r} is {array.dtype}; adapters hold float32")
+        check_finite(array, f"{path}: {name!r}")
     check_listed({name: _tensor_entry(array) for name, array in arrays.items()}, record, path)
     return tree
 

@@ -1,10 +1,13 @@
 """Opens, loads and writes bases in all supported formats."""
 
+import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adalink_jax.checkpoints import sums
 from adalink_jax.checkpoints.formats import huggingface, native, orbax, t5x, t5x_writer
 from adalink_jax.checkpoints.lazy import StoredBase
 from adalink_jax.checkpoints.storage import Folder
@@ -50,6 +53,8 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     Returns:
       The base: its architecture, with T5Config's defaults for dropout and dtypes, and its arrays
       by their T5X names. Every parameter has one array and every array is used. None is read yet.
+      If ``SHA256SUMS`` lies beside them on this machine, all files are checked before the first
+      array is read.
 
     Raises:
       UserError: one line: the path does not exist, is empty, truncated, damaged or still being
@@ -67,7 +72,11 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     for reader in _READERS:
         checkpoint = reader.find_checkpoint(folder, children)
         if checkpoint is not None:
-            return reader.open_base(checkpoint, configured)
+            base = reader.open_base(checkpoint, configured)
+            place = pathlib.Path(checkpoint.path)
+            if base.verify is None and checkpoint.local and sums.are_in(place):
+                base = dataclasses.replace(base, verify=functools.partial(sums.check, place))
+            return base
     shown = ", ".join(children[:5]) + (" …" if len(children) > 5 else "")
     raise UserError(
         f"base checkpoint {folder} is in no known format: looked for T5X's index file"
@@ -123,7 +132,7 @@ def save_base(
     format_name: str,
     check: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> None:
-    """Writes a base into a new folder atomically, one array at a time.
+    """Writes a base into a new folder atomically, one array at a time, with ``SHA256SUMS``.
 
     Args:
       path: a local path that must not exist.
@@ -143,4 +152,5 @@ def save_base(
         )
     with new_folder(path) as folder:
         WRITERS[format_name](folder, base)
+        sums.write(folder)
         check(folder)

@@ -1,4 +1,7 @@
-"""Fingerprints of parameter trees and files: SHA-256 of the contents, independent of order."""
+"""Fingerprints of parameter trees and files: SHA-256 of the contents, independent of order.
+
+Also what must hold of any contents: that they are finite.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+
+from adalink_jax.errors import UserError
 
 _READ_BYTES = 1 << 20
 
@@ -65,6 +70,15 @@ def as_float32(array: np.ndarray) -> np.ndarray:
     if array.dtype in (jnp.bfloat16, np.float16):
         return array.astype(np.float32)
     return array
+
+
+def check_finite(array: np.ndarray, what: str) -> None:
+    """Raises `UserError` if a floating-point array holds NaN or infinity."""
+    # A sum of finite numbers can overflow, but NaN and infinity never leave a finite one.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = bool(np.isfinite(array.sum()))
+    if not finite and (count := array.size - np.count_nonzero(np.isfinite(array))):
+        raise UserError(f"{what}: {count:,} of {array.size:,} numbers are NaN or not finite")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -1,14 +1,15 @@
 """A base that is open but not yet read: its architecture, and arrays that are read on demand."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from flax import traverse_util
 
 from adalink_jax.checkpoints import architecture
-from adalink_jax.checkpoints.fingerprint import as_float32
+from adalink_jax.checkpoints.fingerprint import as_float32, check_finite
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.distributed.sharding import place
 from adalink_jax.errors import UserError
@@ -40,12 +41,15 @@ class StoredBase:
       arrays: each parameter's array in T5X's orientation, by its ``"/"``-joined T5X name.
       beside: the Hugging Face folder whose tokenizer and settings belong to it; None if there is
         none.
+      verify: compares all contents on disk with digests that were written with them; called before
+        the first array is read. None if there are no digests.
     """
 
     config: T5Config
     where: str
     arrays: Mapping[str, Array]
     beside: Folder | None = None
+    verify: Callable[[], None] | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -56,8 +60,10 @@ class StoredBase:
         """Reads one parameter, or the part selected by `index`, as float32.
 
         Raises:
-          UserError: its file is damaged, or its dtype is not float32, bfloat16 or float16.
+          UserError: its file is damaged, its dtype is not float32, bfloat16 or float16, or it holds
+            NaN or infinity.
         """
+        _ = self._verified
         stored = self.arrays[name]
         if index is not ...:
             parts = index if isinstance(index, tuple) else (index,)
@@ -65,7 +71,14 @@ class StoredBase:
         array = as_float32(np.asarray(stored[index]))
         if array.dtype != np.float32:
             raise UserError(f"{self.where}: {name} is {array.dtype}; expected float32 or bfloat16")
+        check_finite(array, f"{self.where}: {name}")
         return array
+
+    @functools.cached_property
+    def _verified(self) -> None:
+        """Calls `verify` once."""
+        if self.verify is not None:
+            self.verify()
 
     def load(self, shardings: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Reads all parameters, one by one.

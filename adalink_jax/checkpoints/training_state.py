@@ -1,23 +1,55 @@
-"""The training state on disk, one folder per step, written by Orbax."""
+"""The training state on disk, one folder per step, written by Orbax.
 
+Orbax and TensorStore see only some damage of their files. Other damage gives other numbers, or a
+wait without end. So each step has a ``SHA256SUMS``, which is checked before they read anything.
+"""
+
+import itertools
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from adalink_jax.checkpoints import sums
 from adalink_jax.checkpoints.architecture import check_shapes
 from adalink_jax.errors import UserError
 
 # TensorStore reports errors of the operating system as ValueError with this in the message.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
+_ITEM = "default"  # Orbax's folder in that of a step.
+
+
+class _Handler(ocp.StandardCheckpointHandler):
+    """Orbax's handler of trees, which also writes ``SHA256SUMS``."""
+
+    def finalize(self, directory: Any) -> None:
+        """Ends a save. All hosts have written, and the step is not visible yet."""
+        super().finalize(directory)
+        sums.write(pathlib.Path(directory))
+
+
+# Orbax finds a handler by the classes of its arguments.
+@ocp.args.register_with_handler(_Handler, for_save=True)
+class _Save(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+class _Restore(ocp.args.StandardRestore):
+    pass
+
 
 class Store:
     """Training checkpoints ``FOLDER/STEP``; only the latest `keep` are kept.
+
+    A damaged step is never restored. If an earlier one is whole, it is renamed to ``STEP.damaged``.
 
     A save is synchronous and atomic: the step is written under a temporary name and renamed when
     complete. If the process is killed, the previous step stays and no unfinished step is visible.
@@ -47,7 +79,7 @@ class Store:
         )
         try:
             self._manager = ocp.CheckpointManager(
-                self._folder, item_handlers=ocp.StandardCheckpointHandler(), options=options
+                self._folder, item_handlers=_Handler(), options=options
             )
         except Exception as error:
             self._raise_if_refused("cannot be used", error)
@@ -67,7 +99,7 @@ class Store:
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} after step {latest} in {self._folder}")
-        arguments = ocp.args.StandardSave(_named(tree))
+        arguments = _Save(_named(tree))
         try:
             saved = self._manager.save(step, args=arguments)
         except Exception as error:
@@ -79,6 +111,40 @@ class Store:
     def latest_step(self) -> int | None:
         """Returns the highest finished step, or None if there is none."""
         return self._manager.latest_step()
+
+    def restore_latest(self, like: Any, say: Callable[[str], None]) -> Any | None:
+        """Returns the state of the latest step that is whole, and renames damaged later ones.
+
+        Args:
+          like: as in `restore`.
+          say: called with one line for each damaged step, and for a step that has no sums.
+
+        Returns:
+          The state, or None if there is no step.
+
+        Raises:
+          UserError: all steps are damaged, and stay as they are; or the state is another one.
+        """
+        damaged: dict[int, sums.Damaged] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(step, like)
+            except sums.Damaged as error:
+                damaged[step] = error
+                continue
+            for later, error in damaged.items():
+                say(f"{error}; it is now called {self._put_aside(later)}, and can be deleted")
+            if damaged:
+                self._manager.reload()
+            if not sums.are_in(self._folder / str(step) / _ITEM):
+                say(f"{self._where(step)} has no {sums.NAME}: not checked for damage")
+            return state
+        if damaged:
+            raise UserError(
+                f"{damaged[max(damaged)]}; no other checkpoint is whole: put back a copy of it, or"
+                " use another MODEL_DIR"
+            )
+        return None
 
     def restore(self, step: int, like: Any) -> Any:
         """Returns the state of `step`, bit for bit.
@@ -92,19 +158,33 @@ class Store:
           A tree of jax arrays with the structure of `like`.
 
         Raises:
-          UserError: the step does not exist, is damaged, or has other names, shapes or dtypes.
+          sums.Damaged: the step is damaged.
+          UserError: the step does not exist, or has other names, shapes or dtypes.
         """
-        where = f"training checkpoint {self._folder / str(step)}"
         if step not in self._manager.all_steps():
-            raise UserError(f"{where} does not exist")
+            raise UserError(f"{self._where(step)} does not exist")
+        _on_all_hosts(lambda: self._check_sums(step))
         wanted = {name: _abstract(leaf) for name, leaf in _named(like).items()}
+        arrays = _on_all_hosts(lambda: self._read(step, wanted))
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+    def _check_sums(self, step: int) -> None:
+        folder = self._folder / str(step) / _ITEM
+        try:
+            if sums.are_in(folder):  # Earlier versions wrote none.
+                sums.check(folder)
+        except sums.Damaged as error:
+            raise sums.Damaged(f"{self._where(step)} is damaged: {error}") from error
+
+    def _read(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        where = self._where(step)
         try:
             stored = self._manager.item_metadata(step)
             stored = {
                 name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in stored.items()
             }
         except Exception as error:
-            raise UserError(f"{where} is damaged: its metadata cannot be read") from error
+            raise sums.Damaged(f"{where} is damaged: its metadata cannot be read") from error
         shapes = {name: shape for name, (shape, _) in stored.items()}
         check_shapes({name: leaf.shape for name, leaf in wanted.items()}, shapes, where)
         for name, leaf in wanted.items():
@@ -112,15 +192,32 @@ class Store:
             if stored[name][1] != leaf.dtype:
                 raise UserError(f"{where}: {name} is {stored[name][1]}, expected {leaf.dtype}")
         try:
-            arrays = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            return self._manager.restore(step, args=_Restore(wanted))
         except Exception as error:
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise UserError(f"{where} is damaged: {reason}") from error
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
+            raise sums.Damaged(f"{where} is damaged: {reason}") from error
+
+    def _put_aside(self, step: int) -> str:
+        """Renames a step's folder, so that there is no such step; returns its new name."""
+        folder = self._folder / str(step)
+        others = (f"{step}.damaged.{number}" for number in itertools.count(2))
+        names = map(folder.with_name, itertools.chain([f"{step}.damaged"], others))
+        free = next(path for path in names if not path.exists())
+        if jax.process_index() == 0:
+            try:
+                folder.rename(free)
+            except OSError as error:
+                self._raise_if_refused(f"step {step} cannot be renamed", error)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"renamed {folder}")
+        return free.name
 
     def close(self) -> None:
         """Stops Orbax's threads. The store must not be used afterwards."""
         self._manager.close()
+
+    def _where(self, step: int) -> str:
+        return f"training checkpoint {self._folder / str(step)}"
 
     def _raise_if_refused(self, what: str, error: Exception) -> None:
         """Raises UserError if the operating system refused, which the user can fix."""
@@ -132,6 +229,22 @@ class Store:
         else:
             return
         raise UserError(f"training checkpoints {self._folder}: {what}: {reason}") from error
+
+
+def _on_all_hosts(call: Callable[[], Any]) -> Any:
+    """Returns what a call returns; raises `sums.Damaged` on all hosts if it does on one."""
+    damaged, result = None, None
+    try:
+        result = call()
+    except sums.Damaged as error:
+        damaged = error
+    if jax.process_count() > 1:
+        others = multihost_utils.process_allgather(np.array(damaged is not None))
+        if damaged is None and others.any():
+            damaged = sums.Damaged(f"host {int(np.argmax(others))} found a checkpoint damaged")
+    if damaged is not None:
+        raise damaged
+    return result
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import optax
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -21,6 +22,7 @@ from adalink_jax.checkpoints import (
     open_base,
 )
 from adalink_jax.checkpoints.architecture import describe_architecture
+from adalink_jax.checkpoints.fingerprint import check_finite
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import Evaluator
@@ -78,10 +80,14 @@ def prepared_base(
     """
     if isinstance(given, tuple):
         config, params = given
+        for name, leaf in traverse_util.flatten_dict(dict(params), sep="/").items():
+            check_finite(np.asarray(leaf), f"the base's {name}")
         if model is not None:
             check_architecture(model, config, "the base")
     elif given is not None:
         stored = open_base(given, model)
+        if stored.verify is None:
+            say(f"base {stored.where}: no SHA256SUMS, so its files are not checked for damage")
         # With several hosts, the whole base may not fit on one of them.
         config = stored.config
         params = stored.load() if jax.process_count() == 1 else stored.unread()

@@ -176,18 +176,20 @@ class _Scorer:
 
 
 def _restored(state: states.TrainState, store: Store, train_steps: int) -> states.TrainState:
-    """Restores the latest checkpoint; returns the given state if there is none."""
+    """Restores the latest whole checkpoint; returns the given state if there is none."""
     step = store.latest_step() or 0
     if step > train_steps:
         raise UserError(f"TRAIN_STEPS is {train_steps}, but MODEL_DIR holds a run of {step} steps")
-    if step:
-        state = state.restored(store.restore(step, state.saved_like()))
-        if not state.finite():  # An earlier version could save this.
-            raise UserError(
-                f"the training checkpoint of step {step} holds numbers that are not finite; use "
-                "another MODEL_DIR, with a lower learning rate or float32 activations"
-            )
-        say(f"going on from step {step:,}")
+    saved = store.restore_latest(state.saved_like(), say)
+    if saved is None:
+        return state
+    state = state.restored(saved)
+    if not state.finite():  # An earlier version could save this.
+        raise UserError(
+            f"the training checkpoint of step {int(state.step)} holds numbers that are not finite; "
+            "use another MODEL_DIR, with a lower learning rate or float32 activations"
+        )
+    say(f"going on from step {int(state.step):,}")
     return state
 
 

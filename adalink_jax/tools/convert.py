@@ -54,6 +54,8 @@ def convert(source: str, target: str, format_name: str) -> None:
     """
     console = Console(stderr=True)
     base = open_base(source)
+    if base.verify is None:
+        console.print(f"{source} has no SHA256SUMS: its files are not checked for damage")
     digests: dict[str, bytes] = {}
     with Progress(console=console) as progress:
         task = progress.add_task("arrays", total=len(base.arrays))
@@ -67,7 +69,9 @@ def convert(source: str, target: str, format_name: str) -> None:
             progress.stop()
             _check(base.where, folder, combined_fingerprint(digests.values()), console)
 
-        watched = _Watched(base.config, base.where, base.arrays, beside=base.beside, watch=watch)
+        watched = _Watched(
+            base.config, base.where, base.arrays, base.beside, base.verify, watch=watch
+        )
         save_base(target, watched, format_name, check)
     if format_name == "huggingface":
         console.print(describe_tokenizer(target), soft_wrap=True)

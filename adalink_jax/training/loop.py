@@ -47,13 +47,14 @@ class Periods:
       eval_period: steps between evaluations.
       checkpoint_period: steps between checkpoints.
       log_period: steps between lines of metrics.
-      keep_checkpoints: how many of the latest checkpoints are kept.
+      keep_checkpoints: how many of the latest checkpoints are kept; a run goes on from the second
+        if the first is damaged.
     """
 
     eval_period: int = 1000
     checkpoint_period: int = 1000
     log_period: int = 10
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2
 
     def __post_init__(self):
         check_counts(**vars(self))

@@ -9,6 +9,7 @@ import pytest
 
 from adalink_jax import cli
 from adalink_jax.checkpoints import load_adapter
+from adalink_jax.checkpoints.adapters import write_record
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
 
@@ -40,10 +41,9 @@ def split(adapter, to):
 
 def name_task(folder, task):
     """Writes into an adapter's record what a run on one task writes."""
-    path = folder / "adapter.json"
-    record = json.loads(path.read_text())
+    record = json.loads((folder / "adapter.json").read_text())
     record["metadata"] = {"data": {"tasks": [{"name": task}]}}
-    path.write_text(json.dumps(record))
+    write_record(folder, record)
 
 
 @pytest.mark.parametrize("name", SINGLE)

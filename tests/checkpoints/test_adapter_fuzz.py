@@ -30,7 +30,9 @@ VALUES = st.recursive(
         st.none(),
         st.booleans(),
         st.integers(),
-        st.sampled_from([0, 1, -1, 2**28 - 1, 2**63, 10**30, 1e308, float("nan"), float("inf")]),
+        st.sampled_from(
+            [0, 1, -1, 2**28 - 1, 2**63, 10**30, 10**400, 1e308, float("nan"), float("inf")]
+        ),
         st.text(max_size=6),
         st.sampled_from(["adalink", "lora", "full", "encoder", "float32", "F16", "a\nb", "\ud800"]),
     ),

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adalink_jax.checkpoints import (
+    adapters,
     check_tensors,
     fingerprint,
     load_adapter,
@@ -217,9 +219,60 @@ def test_a_place_that_cannot_be_written_is_said(save, tmp_path):
 
 
 def edit(folder, change):
+    """Changes a record as a writer would: with the digest of what it says then."""
     record = json.loads((folder / "adapter.json").read_text())
     change(record)
+    record["record_sha256"] = adapters.record_digest(record)
     (folder / "adapter.json").write_text(json.dumps(record))
+
+
+def test_a_flipped_bit_of_a_record_never_gives_another_one(save):
+    """Every byte once, and every bit of the settings and the routes."""
+    folder = save()
+    right = vars(read_record(folder))
+    path = folder / "adapter.json"
+    original = path.read_bytes()
+    generator = random.Random(0)
+    flips = [(place, generator.randrange(8)) for place in range(len(original))]
+    for field in (b'"route_names"', b'"settings"'):
+        start = original.index(field)
+        flips += [(place, bit) for place in range(start, start + 90) for bit in range(8)]
+    loaded = 0
+    for place, bit in flips:
+        altered = bytearray(original)
+        altered[place] ^= 1 << bit
+        path.write_bytes(altered)
+        try:
+            assert vars(read_record(folder)) == right, (place, bit)
+            loaded += 1  # A space became another one, or the digest got another name.
+        except UserError as error:
+            assert str(error).isprintable()
+    assert loaded < len(flips) / 4
+
+
+def test_a_record_changed_by_hand_is_refused(save):
+    folder = save()
+    path = folder / "adapter.json"
+    path.write_text(path.read_text().replace('"rank": 2', '"rank": 3'))
+    refused(folder, "adapter.json: altered")
+    with pytest.raises(UserError, match="adapter.json: altered"):
+        read_record(folder)
+
+
+def test_records_without_a_digest_load(save):
+    """As earlier versions wrote them."""
+    folder = save()
+    right = load_adapter(folder)
+    record = json.loads((folder / "adapter.json").read_text())
+    assert record.pop("record_sha256") == adapters.record_digest(record)
+    (folder / "adapter.json").write_text(json.dumps(record, indent=2))
+    assert vars(read_record(folder)) == {k: v for k, v in vars(right).items() if k != "tree"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_not_loaded(save, tree, value):
+    tree["encoder"]["adalink"]["up"][1, 1, 3] = value
+    refused(save(), "encoder/adalink/up", "1 of 36 numbers are NaN or not finite")
 
 
 def test_a_record_is_read_without_its_arrays(save):
@@ -313,6 +366,7 @@ def test_a_hash_that_matches_a_file_that_lies_is_refused(save):
         ({"settings": {"rank": 2.0}}, ["rank is 2.0"]),
         ({"settings": {"rank": True}}, ["rank is True"]),
         ({"settings": {"rank": 2**63}}, ["rank is 9223372036854775808"]),
+        ({"method": "lora", "settings": {"rank": 2, "alpha": 10**400}}, ["alpha is 1000"]),
         ({"settings": {"rank": 0}}, ["rank is 0; it must be a whole number"]),
         ({"settings": {"rank": 2, "stacks": ["encoder", 1]}}, ["stacks is ('encoder', 1)"]),
         ({"route_names": ["a", "a"]}, ["a name twice"]),

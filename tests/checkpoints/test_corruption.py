@@ -3,16 +3,19 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
+import subprocess
+import time
 
 import numpy as np
 import orbax.checkpoint
 import pytest
-from flax import traverse_util
+from flax import serialization, traverse_util
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adalink_jax.checkpoints import StoredBase, open_base, save_base
+from adalink_jax.checkpoints import StoredBase, lazy, open_base, save_base
 from adalink_jax.checkpoints.architecture import expected_shapes
 from adalink_jax.checkpoints.formats import huggingface
 from adalink_jax.errors import UserError
@@ -41,9 +44,10 @@ def tiny_base():
     return StoredBase(TINY, "tiny", arrays)
 
 
-def write_orbax(folder, base):
+def write_orbax(folder, base, **options):
     tree = {"target": traverse_util.unflatten_dict(dict(base.arrays), sep="/")}
-    with orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler()) as checkpointer:
+    handler = orbax.checkpoint.PyTreeCheckpointHandler(**options)
+    with orbax.checkpoint.Checkpointer(handler) as checkpointer:
         checkpointer.save(pathlib.Path(folder).absolute(), tree)
 
 
@@ -186,6 +190,131 @@ def test_a_flipped_byte_of_a_native_base_is_refused(tmp_path, intact, refused):
     content[-3] ^= 1
     path.write_bytes(content)
     refused(tmp_path / "base", "SHA-256", path)
+
+
+@pytest.mark.parametrize("name", ["t5x", "huggingface", "native"])
+def test_a_written_base_is_the_one_that_is_read_or_none(tmp_path, intact, tiny_base, name):
+    """A bit of each file is flipped, and each is cut. No other number is ever read."""
+    generator = np.random.default_rng(1)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=intact / name
+    )
+    assert done.returncode == 0
+    for path in sorted(p for p in (intact / name).rglob("*") if p.is_file()):
+        original = path.read_bytes()
+        place, bit = generator.integers(len(original)), generator.integers(8)
+        for altered in (
+            original[:place] + bytes([original[place] ^ (1 << bit)]) + original[place + 1 :],
+            original[:place],
+        ):
+            path.write_bytes(altered)
+            try:
+                same(open_base(intact / name), tiny_base)
+                assert path.name == "SHA256SUMS" or name == "native", path
+            except UserError as error:
+                assert str(error).isprintable()
+            finally:
+                path.write_bytes(original)
+
+
+def test_a_base_without_sums_is_read_and_known_as_unchecked(tmp_path, intact, tiny_base):
+    shutil.copytree(intact / "huggingface", tmp_path / "hf")
+    assert open_base(tmp_path / "hf").verify is not None
+    (tmp_path / "hf" / "SHA256SUMS").unlink()
+    found = open_base(tmp_path / "hf")
+    assert found.verify is None
+    same(found, tiny_base)
+
+
+@pytest.mark.parametrize("lines", ["", "no sums", f"{'0' * 64}  ../adapter.json", "0" * 66])
+def test_sums_that_are_none_are_refused(tmp_path, intact, refused, lines):
+    shutil.copytree(intact / "t5x", tmp_path / "t5x")
+    (tmp_path / "t5x" / "SHA256SUMS").write_text(f"{lines}\n")
+    refused(tmp_path / "t5x", "t5x/SHA256SUMS is truncated or damaged")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["t5x", "huggingface", "native"])
+def test_a_base_with_numbers_that_are_not_finite_is_refused(
+    tmp_path, tiny_base, refused, name, value
+):
+    """Also a part of it; no reader and no writer passes it on."""
+    parameter = "encoder/layers_0/mlp/wo/kernel"
+    arrays = {n: np.array(a) for n, a in tiny_base.arrays.items()}
+    arrays[parameter][2, 1] = value
+    lame = StoredBase(TINY, "lame", arrays)
+    words = f"lame: {parameter}: 1 of 6 numbers are NaN or not finite"
+    with pytest.raises(UserError, match=words):
+        save_base(tmp_path / name, lame, name)
+    assert not (tmp_path / name).exists()
+    with pytest.raises(UserError, match=parameter):
+        lame.load()
+    with pytest.raises(UserError, match=parameter):
+        lame.unread()["encoder"]["layers_0"]["mlp"]["wo"]["kernel"][2:, :]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "check_finite", lambda array, what: None)
+        save_base(tmp_path / name, lame, name)
+    refused(tmp_path / name, parameter, "NaN")
+
+
+def test_large_numbers_are_finite():
+    """Their sum is not."""
+    lazy.check_finite(np.full(9, 3e38, np.float32), "all")
+    lazy.check_finite(np.zeros((0, 3), np.float32), "nothing")
+
+
+HUGE = [10**6, 10**9, 10**12, 2**63, 10**400]
+
+
+@pytest.fixture
+def absurd(refused):
+    """Returns absurd(path): it is refused in one line, at once and with no memory."""
+
+    def check(path):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.process_time()
+        message = refused(path, path)
+        assert time.process_time() - started < 1, message
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, message
+
+    return check
+
+
+@pytest.mark.parametrize("number", HUGE)
+@pytest.mark.parametrize("field", ["num_encoder_layers", "vocab_size", "emb_dim"])
+def test_records_of_absurd_sizes_are_refused_at_once(tmp_path, intact, absurd, field, number):
+    shutil.copytree(intact / "native", tmp_path / "base")
+    path = tmp_path / "base" / "adapter.json"
+    record = json.loads(path.read_text())
+    record["architecture"][field] = number
+    path.write_text(json.dumps(record))
+    absurd(tmp_path / "base")
+
+
+@pytest.mark.parametrize("number", HUGE)
+@pytest.mark.parametrize("what", ["shape", "chunks", "both"])
+@pytest.mark.parametrize("form", ["t5x", "orbax"])
+def test_arrays_of_absurd_shapes_are_refused_at_once(
+    tmp_path, intact, tiny_base, absurd, form, what, number
+):
+    """Also where T5X's index agrees. TensorStore would end the process."""
+    folder = tmp_path / form
+    if form == "orbax":
+        write_orbax(folder, tiny_base, use_ocdbt=False)
+    else:
+        shutil.copytree(intact / "t5x", folder)
+        (folder / "SHA256SUMS").unlink()
+    layout = folder / "target.token_embedder.embedding" / ".zarray"
+    described = json.loads(layout.read_text())
+    for name in ("shape", "chunks") if what == "both" else (what,):
+        described[name] = [number, 2]
+    layout.write_text(json.dumps(described))
+    if form == "t5x" and number < 2**64:
+        index = serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+        embedding = index["optimizer"]["target"]["token_embedder"]["embedding"]
+        embedding["metadata"]["shape"] = described["shape"]
+        (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(index))
+    absurd(folder)
 
 
 def test_loops_of_links_and_unreadable_places(tmp_path, intact, refused):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -143,6 +144,122 @@ def test_unfinished_steps_are_not_seen_and_are_removed(tmp_path):
     assert store.restore(9, {"x": jnp.float32(0)}) == {"x": 9}
     store.close()
     assert sorted(child.name for child in tmp_path.iterdir()) == ["9", "notes"]
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A store with the steps 1 and 2, as written; whoever alters one takes a copy."""
+    folder = tmp_path_factory.mktemp("steps") / "checkpoints"
+    store = Store(folder, keep=2)
+    for step in (1, 2):
+        store.save(step, numbers(step))
+    store.close()
+    return folder
+
+
+def numbers(step):
+    return {"a": jax.random.normal(jax.random.key(step), (40, 3)), "step": jnp.int32(step)}
+
+
+def restored(folder):
+    """The state that the store in a folder goes on from, and what it says."""
+    said = []
+    store = Store(folder, keep=2)
+    try:
+        return store.restore_latest(numbers(0), said.append), said
+    finally:
+        store.close()
+
+
+def change(path, kind, generator):
+    """Flips a bit of a file, cuts it, or removes it."""
+    content = bytearray(path.read_bytes())
+    place = generator.randrange(len(content))
+    if kind == "gone":
+        path.unlink()
+        return
+    content[place] ^= 1 << generator.randrange(8)
+    path.write_bytes(content[:place] if kind == "cut" else content)
+
+
+def damaged_and_restored(two_steps, place, count, seed):
+    """Alters one file of step 2 after the other; what comes back is step 2, or 1 with a line."""
+    generator = random.Random(seed)
+    paths = sorted(p.relative_to(two_steps) for p in (two_steps / "2").rglob("*") if p.is_file())
+    for number in range(count):
+        path, kind = paths[number % len(paths)], generator.choice(["bit", "bit", "cut", "gone"])
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(two_steps, place)
+        change(place / path, kind, generator)
+        state, said = restored(place)
+        step = int(state["step"])
+        same(state, numbers(step))
+        names = {child.name for child in place.iterdir()}
+        if step == 1:
+            assert said[0].startswith(f"training checkpoint {place}/2 is damaged"), said
+            assert len(said) == 1 and said[0].isprintable() and "2.damaged" in said[0]
+            assert names == {"1", "2.damaged"}
+        else:  # What changed holds no numbers: Orbax's times, or the sums themselves.
+            assert names == {"1", "2"} and "ocdbt" not in str(path), (path, kind)
+
+
+def test_a_damaged_file_gives_the_step_before_and_never_other_numbers(tmp_path, two_steps):
+    damaged_and_restored(two_steps, tmp_path / "copy", 56, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_thousands_of_damaged_files_give_no_other_numbers(tmp_path, two_steps, seed):
+    damaged_and_restored(two_steps, tmp_path / "copy", 700, seed)
+
+
+def test_a_step_is_named_where_no_other_is_whole(tmp_path, two_steps):
+    shutil.copytree(two_steps, tmp_path / "all")
+    for step in (1, 2):
+        (path,) = (tmp_path / "all" / str(step) / "default" / "d").iterdir()
+        change(path, "bit", random.Random(0))
+    with pytest.raises(UserError) as caught:
+        restored(tmp_path / "all")
+    message = str(caught.value)
+    assert message.startswith(f"training checkpoint {tmp_path}/all/2 is damaged: ")
+    assert path.name in message and "no other checkpoint is whole" in message
+    assert message.isprintable()
+    assert sorted(child.name for child in (tmp_path / "all").iterdir()) == ["1", "2"]
+
+
+def test_damaged_steps_are_kept_and_the_run_saves_again(tmp_path, two_steps):
+    shutil.copytree(two_steps, tmp_path / "steps")
+    for turn in (1, 2):
+        (path,) = (tmp_path / "steps" / "2" / "default" / "d").iterdir()
+        change(path, "cut", random.Random(turn))
+        store = Store(tmp_path / "steps", keep=2)
+        assert int(store.restore_latest(numbers(0), print)["step"]) == 1
+        assert store.latest_step() == 1
+        store.save(2, numbers(2))
+        store.close()
+    state, said = restored(tmp_path / "steps")
+    same(state, numbers(2))
+    assert said == []
+    names = sorted(child.name for child in (tmp_path / "steps").iterdir())
+    assert names == ["1", "2", "2.damaged", "2.damaged.2"]
+
+
+def test_steps_without_sums_are_restored_and_said_to_be_unchecked(tmp_path, two_steps):
+    """As earlier versions wrote them."""
+    shutil.copytree(two_steps, tmp_path / "old")
+    (tmp_path / "old" / "2" / "default" / "SHA256SUMS").unlink()
+    state, said = restored(tmp_path / "old")
+    same(state, numbers(2))
+    assert said == [
+        f"training checkpoint {tmp_path}/old/2 has no SHA256SUMS: not checked for damage"
+    ]
+
+
+def test_sha256sum_checks_a_step(two_steps):
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=two_steps / "2" / "default", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "manifest.ocdbt: OK" in done.stdout and "_METADATA: OK" in done.stdout
 
 
 def test_damage_is_said_in_one_line(tmp_path):

@@ -119,6 +119,25 @@ def test_stopped_by_a_signal_and_started_again(tmp_path, straight, here, monkeyp
         assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
 
 
+def test_a_damaged_checkpoint_is_left_for_the_one_before(tmp_path, straight, here):
+    """Of step 7, which was the last. The run goes on from 6 and ends with the same bytes."""
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "adapter")
+    path = max((folder / "checkpoints/7/default").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, output, errors = here(folder)
+    assert code == 0, errors
+    assert f"checkpoints/7 is damaged: {path}: truncated or altered" in output
+    assert "going on from step 6" in output
+    for name in FILES:
+        assert (folder / name).read_bytes() == (straight / name).read_bytes(), name
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"6", "7", "7.damaged"}
+
+
 def test_a_finished_run_is_not_run_again(tmp_path, straight, here):
     """More steps are the same run, in another program too, and another seed is another."""
     folder = tmp_path / "run"

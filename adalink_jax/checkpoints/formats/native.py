@@ -4,7 +4,7 @@ Full fine-tuning trains the whole model, so its adapter file is a base: ``adapte
 every parameter by its T5X name, and ``adapter.json`` the architecture.
 """
 
-import json
+import dataclasses
 import pathlib
 from collections.abc import Collection
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from adalink_jax.checkpoints import adapters, architecture
 from adalink_jax.checkpoints.fingerprint import combined_fingerprint, leaf_digest, streamed_sha256
 from adalink_jax.checkpoints.formats.safetensors_files import open_tensors, write_tensors
-from adalink_jax.checkpoints.lazy import StoredBase
+from adalink_jax.checkpoints.lazy import StoredBase, open_arrays
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
@@ -33,7 +33,7 @@ def find_checkpoint(folder: Folder, children: Collection[str]) -> Folder | None:
 
 
 def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
-    """Opens a model that full fine-tuning wrote, after checking its file's hash.
+    """Opens a model that full fine-tuning wrote; its file's hash is checked before it is read.
 
     Args:
       folder: the folder with ``adapter.safetensors`` and ``adapter.json``.
@@ -50,21 +50,27 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
             " it was trained on and give this as its adapter"
         )
     config = architecture.config_from(record["architecture"], f"{folder}/{adapters.RECORD}")
-    if configured is not None:
-        architecture.check_architecture(configured, config, str(folder))
     tensors = open_tensors(folder, adapters.TENSORS)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    architecture.check_shapes(architecture.expected_shapes(config), shapes, str(folder))
-    size = max(tensor.stop for tensor in tensors.values())
-    blocks = (
-        folder.read(adapters.TENSORS, start, min(start + _BLOCK_BYTES, size))
-        for start in range(0, size, _BLOCK_BYTES)
-    )
+    # What the record says may be absurd, so the arrays come first.
+    base = open_arrays(tensors, str(folder), configured, config.mlp_activations)
+    for name, (said, found) in architecture.differing_fields(config, base.config).items():
+        raise UserError(
+            f"{folder}: {name} is {said} in {adapters.RECORD}, and {found} by the arrays"
+        )
     where = f"{folder}/{adapters.TENSORS}"
-    adapters.check_sha256(streamed_sha256(blocks), record, where)
     entries = {name: _entry(t.dtype.name, t.shape) for name, t in tensors.items()}
     adapters.check_listed(entries, record, where)
-    return StoredBase(config, str(folder), tensors)
+    adapters.check_digest(record, f"{folder}/{adapters.RECORD}")
+    size = max(tensor.stop for tensor in tensors.values())
+
+    def verify() -> None:
+        blocks = (
+            folder.read(adapters.TENSORS, start, min(start + _BLOCK_BYTES, size))
+            for start in range(0, size, _BLOCK_BYTES)
+        )
+        adapters.check_sha256(streamed_sha256(blocks), record, where)
+
+    return dataclasses.replace(base, verify=verify)
 
 
 def write(folder: pathlib.Path, base: StoredBase) -> None:
@@ -98,8 +104,7 @@ def write(folder: pathlib.Path, base: StoredBase) -> None:
         "tensors": {name: _entry("float32", shape) for name, shape in shapes.items()},
         "sha256": sha256,
     }
-    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / adapters.RECORD).write_text(text + "\n", encoding="utf-8")
+    adapters.write_record(folder, record)
 
 
 def _entry(dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
