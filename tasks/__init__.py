@@ -8,7 +8,7 @@ comes from TFDS); TEXT_FILE, a text for pre-training. The tasks also run in T5X 
 
 from tasks.errors import DataError
 from tasks.examples import add_examples
-from tasks.glue import GLUE_TASKS
+from tasks.glue import GLUE_TASKS, glue_submission
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
 from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
 from tasks.mini_vocabulary import VOCABULARY as MINI_VOCABULARY
@@ -17,6 +17,7 @@ from tasks.pretraining import add_instructions, add_span_corruption
 from tasks.registry import (
     EVAL_SPLITS,
     LABELS,
+    UNLABELED,
     add_classification,
     available_splits,
     output_features,
@@ -32,6 +33,7 @@ __all__ = [
     "MINI_GLUE_TASKS",
     "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
+    "UNLABELED",
     "DataError",
     "UserVocabulary",
     "add_classification",
@@ -39,6 +41,7 @@ __all__ = [
     "add_instructions",
     "add_span_corruption",
     "available_splits",
+    "glue_submission",
     "output_features",
     "proportional_rate",
     "source_identity",

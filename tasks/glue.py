@@ -13,15 +13,17 @@ import seqio
 import tensorflow as tf
 
 from tasks import metrics, tsv
-from tasks.registry import add_classification
+from tasks.registry import UNLABELED, add_classification
 from tasks.sources import GlueDataSource, GlueFormat
 
 SCORES = tuple(f"{i / 5:.1f}" for i in range(26))  # STS-B's labels: "0.0", "0.2" … "5.0"
-_DEV = {"train": "train.tsv", "validation": "dev.tsv"}
+_DEV = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 _MNLI_DEV = {
     "train": "train.tsv",
     "validation_matched": "dev_matched.tsv",
     "validation_mismatched": "dev_mismatched.tsv",
+    "test_matched": "test_matched.tsv",
+    "test_mismatched": "test_mismatched.tsv",
 }
 _SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -69,12 +71,16 @@ def join_fields(example, *, prefix: str, fields: Sequence[str]) -> tf.Tensor:
 def format_classes(
     dataset: tf.data.Dataset, *, prefix: str, fields: Sequence[str], labels: Sequence[str]
 ) -> tf.data.Dataset:
-    """Turns text fields and an integer `label` into `inputs` and `targets`; keeps `idx` (int32)."""
+    """Turns text fields and an integer `label` into `inputs` and `targets`; keeps `idx` (int32).
+
+    A negative label is not known: its target is `UNLABELED`, as in T5.
+    """
 
     def convert(example):
+        place = tf.maximum(example["label"] + 1, 0)
         return {
             "inputs": join_fields(example, prefix=prefix, fields=fields),
-            "targets": tf.gather(tf.constant(labels), example["label"]),
+            "targets": tf.gather(tf.constant((UNLABELED, *labels)), place),
             "idx": example["idx"],
         }
 
@@ -90,9 +96,10 @@ def format_scores(
     """
 
     def convert(example):
+        score = tf.strings.as_string(tf.round(example["label"] * 5) / 5, precision=1)
         return {
             "inputs": join_fields(example, prefix=prefix, fields=fields),
-            "targets": tf.strings.as_string(tf.round(example["label"] * 5) / 5, precision=1),
+            "targets": tf.where(example["label"] < 0, UNLABELED, score),
             "idx": example["idx"],
         }
 
@@ -119,6 +126,7 @@ def _format(name, folder, fields, label_column, labels, train_examples) -> GlueF
         train_examples=train_examples,
         # The only files without a header line: source, label, the author's mark, sentence.
         header=("source", label_column, "mark", "sentence") if name == "cola" else None,
+        unknown=-1.0 if labels is SCORES else -1,
     )
 
 
@@ -161,8 +169,36 @@ def add_benchmark(
 
 
 for _name, _stored in FORMATS.items():
-    _splits = tuple(split for split in _stored.files if split != "train")
+    _splits = tuple(split for split in _stored.files if split.startswith("validation"))
     add_benchmark(f"glue_{_name}", _name, GlueDataSource(_stored), _splits)
+
+
+def glue_submission(
+    task_name: str, split: str, predictions: Sequence[str]
+) -> tuple[str, str] | None:
+    """Writes predictions of a test split as GLUE's server wants them.
+
+    The server takes class ids for single sentences, MRPC and QQP, names of labels for MNLI, QNLI
+    and RTE, and scores for STS-B. A generated text that is no label becomes the first label.
+
+    Args:
+      task_name: a task of `GLUE_TASKS`.
+      split: its test split.
+      predictions: texts of labels, in the order of the file's rows.
+
+    Returns:
+      The name of the file and its content; None for other tasks and splits.
+    """
+    name = task_name.removeprefix("glue_")
+    if task_name not in GLUE_TASKS or not split.startswith("test"):
+        return None
+    labels = LABELS[name]
+    chosen = [text if text in labels else labels[0] for text in predictions]
+    if name not in ("mnli", "qnli", "rte", "stsb"):
+        chosen = [str(labels.index(text)) for text in chosen]
+    file = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}.get(split)
+    lines = ["index\tprediction", *(f"{i}\t{text}" for i, text in enumerate(chosen))]
+    return f"{file or FORMATS[name].folder}.tsv", "\n".join(lines) + "\n"
 
 
 def train_examples(task: seqio.Task) -> int | None:

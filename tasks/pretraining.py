@@ -75,8 +75,11 @@ class TextFileSource(seqio.DataSource):
         if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
             raise DataError(f"{VARIABLE}={self._path()}: no such file")
         held_out = split == "validation"
-        dataset = tf.data.TextLineDataset(path).enumerate()
-        dataset = dataset.filter(
+        # Windows' editors start a file with a byte order mark.
+        lines = tf.data.TextLineDataset(path).map(
+            lambda line: tf.strings.regex_replace(line, "^\ufeff", "")
+        )
+        dataset = lines.enumerate().filter(
             lambda i, line: (
                 ((i % _HELD_OUT == 0) == held_out) & (tf.strings.length(tf.strings.strip(line)) > 0)
             )

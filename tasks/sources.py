@@ -45,13 +45,14 @@ class GlueFormat:
     Attributes:
       name: the config of TFDS's `glue` dataset, for instance "sst2".
       folder: its subfolder in the official layout, for instance "SST-2".
-      files: split name → file name.
+      files: split name → file name. Files of test splits have no labels, and all have a header.
       fields: field name (TFDS's) → its column in the files.
       label_column: the column of the label.
       parse_label: turns a label's text into an int class or a float score; raises ValueError for
         an invalid one.
       header: the columns of files without a header line, else None.
       train_examples: number of training examples in the official release.
+      unknown: the label of an example without one, as in TFDS.
     """
 
     name: str
@@ -62,6 +63,7 @@ class GlueFormat:
     parse_label: Callable[[str], int | float]
     train_examples: int
     header: tuple[str, ...] | None = None
+    unknown: int | float = -1
 
 
 class GlueDataSource(seqio.DataSource):
@@ -108,13 +110,12 @@ class GlueDataSource(seqio.DataSource):
         """
         if not self._root():
             return self._prepared_tfds(split).get_dataset(split, shuffle, seed, shard_info)
-        columns = tsv.read_examples(
-            self._file(split),
-            self._format.fields,
-            self._format.label_column,
-            self._format.parse_label,
-            header=self._format.header,
-        )
+        path, form = self._file(split), self._format
+        header = None if self._is_test(split) else form.header
+        column, parse = form.label_column, form.parse_label
+        if self._is_test(split) and column not in tsv.header_of(path):
+            column, parse = None, lambda _: form.unknown
+        columns = tsv.read_examples(path, form.fields, column, parse, header=header)
         is_class = isinstance(columns["label"][0], int)
         arrays = {
             "label": np.asarray(columns["label"], np.int64 if is_class else np.float32),
@@ -131,7 +132,8 @@ class GlueDataSource(seqio.DataSource):
     def num_input_examples(self, split: str) -> int | None:
         """Returns the number of examples of a split in the current source."""
         if self._root():
-            return tsv.count_rows(self._file(split), has_header=self._format.header is None)
+            header = None if self._is_test(split) else self._format.header
+            return tsv.count_rows(self._file(split), columns=len(header) if header else None)
         return self._prepared_tfds(split).num_input_examples(split)
 
     def train_examples(self) -> int:
@@ -163,6 +165,9 @@ class GlueDataSource(seqio.DataSource):
             "version": TFDS_VERSION,
             "split": split,
         }
+
+    def _is_test(self, split: str) -> bool:
+        return split.startswith("test")
 
     def _root(self) -> str:
         return os.environ.get(VARIABLE, "")

@@ -3,7 +3,8 @@
 Importing this package only imports NumPy. SeqIO and TensorFlow are imported when a task is read.
 """
 
-from adalink_jax.data.batches import EvalExamples, TrainBatches, prefetch
+from adalink_jax.data.batches import TrainBatches, prefetch
 from adalink_jax.data.corpus import Tokens, tokens
+from adalink_jax.data.scored import EvalExamples
 
 __all__ = ["EvalExamples", "Tokens", "TrainBatches", "prefetch", "tokens"]

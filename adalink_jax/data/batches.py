@@ -1,16 +1,25 @@
-"""Global batches for training and evaluation, as NumPy arrays."""
+"""Global batches for training, as NumPy arrays."""
 
 import collections
 import concurrent.futures
+import dataclasses
+import functools
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import numpy as np
 
 from adalink_jax.data import plan
 from adalink_jax.data.arrays import Sequences, assemble
-from adalink_jax.data.corpus import FEATURES, Tokens, mixture, tokens, vocabulary_identity
+from adalink_jax.data.corpus import (
+    FEATURES,
+    Tokens,
+    check_labels,
+    mixture,
+    tokens,
+    vocabulary_identity,
+)
 from adalink_jax.errors import UserError
 
 # A packed row has at most one example per this many tokens. This bounds the routes of a row.
@@ -18,6 +27,22 @@ TOKENS_PER_SEGMENT = 8
 
 # The smallest share of a task in a mixture. A smaller share would need huge epochs.
 _LEAST_SHARE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """One draw of the data, with the plan of its batches; data that is not random has one.
+
+    Attributes:
+      inputs, targets: the sequences of all tasks.
+      plan: places their examples.
+      first_step: the step that is batch 0 of the plan.
+    """
+
+    inputs: Sequences
+    targets: Sequences
+    plan: plan.Packed | plan.Bucketed
+    first_step: int = 0
 
 
 class TrainBatches:
@@ -29,9 +54,13 @@ class TrainBatches:
     Rows are packed with as many examples as fit (`plan.Packed`). Or they hold one example each,
     and are padded to the length bucket of their batch (`plan.Bucketed`).
 
+    A task whose preprocessors draw at random (templates, noise) is drawn anew about every epoch,
+    each time from the seed and the number of the draw. With `few_shot` it is drawn once.
+
     Attributes:
       name: the mixture or task.
-      tasks: names of its tasks; the index of a task is its route.
+      tasks: names of its tasks that have a train split; the index of a task is its route.
+      untrained: names of its tasks without one.
       vocabulary: the SeqIO vocabulary.
       lengths: the configured lengths, {"inputs": T, "targets": L}, in tokens.
       batch_size: number of rows of a global batch.
@@ -39,6 +68,7 @@ class TrainBatches:
       max_segments: maximum number of examples in a row; 1 unless packed.
       max_routes_per_row: maximum number of distinct routes in a row, as routing needs it.
       epoch_size: number of examples in an epoch of the mixture; see `plan.quotas`.
+      steps_per_draw: number of batches from one draw; None if nothing is drawn anew.
       truncated: {task: {"inputs": n, "targets": n}}, examples longer than the configured lengths.
       identity: JSON-able record of everything that determines the data, without paths.
     """
@@ -71,47 +101,95 @@ class TrainBatches:
           UserError: an unknown name; invalid lengths, few_shot or batch size; or an error of
             `tokens` or `mixture`.
         """
-        self.lengths = _checked_lengths(lengths)
+        self.lengths = checked_lengths(lengths)
         if batch_size < 1:
             raise UserError(f"a batch needs at least one row; BATCH_SIZE is {batch_size}")
         if not 0 <= seed < 2**64:
             raise UserError(f"SEED must be a number from 0 to 2^64 - 1; it is {seed}")
         mix = mixture(mixture_or_task_name)
-        self.name, self.tasks, self.vocabulary = mix.name, mix.tasks, mix.vocabulary
+        self.name, self.vocabulary = mix.name, mix.vocabulary
+        self.tasks = mix.trained
+        self.untrained = tuple(task for task in mix.tasks if task not in mix.trained)
+        if not self.tasks:
+            raise UserError(f"{mix.name} has no split 'train' to train on")
+        self._rates = tuple(mix.rates[mix.tasks.index(task)] for task in self.tasks)
         self.batch_size, self.packing = batch_size, bool(packing)
-        for task, rate in zip(mix.tasks, mix.rates, strict=True):
+        for task, rate in zip(self.tasks, self._rates, strict=True):
             if 0 < rate < _LEAST_SHARE * sum(mix.rates):
                 raise UserError(
                     f"mixture '{mix.name}': task '{task}' has rate {rate:g} of "
                     f"{sum(mix.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
-        data = [tokens(task, "train", cache_dir) for task in mix.tasks]
+        self._seed, self._cache_dir = seed, cache_dir
+        data = [self._tokens(task, 0) for task in self.tasks]
+        for task, tokens_ in zip(self.tasks, data, strict=True):
+            check_labels(task, "train", tokens_.target_texts)
+        self.drawn = tuple(t for t, d in zip(self.tasks, data, strict=True) if d.drawn)
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
-        self._inputs, self._targets = _sequences(data, self.lengths, _eos(self.vocabulary))
+        self._data = data
+        self._first = self._laid_out(data, 0)
+        self._at = functools.lru_cache(maxsize=2)(self._drawn_anew)
         self.truncated = {
-            task: {"inputs": self._inputs.truncated(k), "targets": self._targets.truncated(k)}
+            task: {
+                "inputs": self._first.inputs.truncated(k),
+                "targets": self._first.targets.truncated(k),
+            }
             for k, task in enumerate(self.tasks)
         }
-        self.identity = self._identity(mix.rates, data)
-        self._plan = self._planned(plan.Stream([len(d) for d in data], mix.rates, seed))
-        self.max_segments = self._plan.max_segments if isinstance(self._plan, plan.Packed) else 1
+        self._check_whole_labels()
+        placed = self._first.plan
+        self.max_segments = placed.max_segments if isinstance(placed, plan.Packed) else 1
         self.max_routes_per_row = min(len(self.tasks), self.max_segments)
-        self.epoch_size = self._plan.stream.epoch_size
+        self.epoch_size = placed.stream.epoch_size
+        self.steps_per_draw = None
+        if self.drawn and few_shot is None:
+            self.steps_per_draw = _steps_of_an_epoch(placed)
+        self.identity = self._identity()
 
-    def _planned(self, stream: plan.Stream) -> plan.Packed | plan.Bucketed:
+    def _tokens(self, task: str, draw: int) -> Tokens:
+        seed = plan.draw_seed(self._seed, draw)
+        return tokens(task, "train", self._cache_dir, self.lengths, seed)
+
+    def _laid_out(self, data: list[Tokens], draw: int) -> _Draw:
+        inputs, targets = _sequences(data, self.lengths, eos_of(self.vocabulary))
+        # Packed rows are counted by their lengths, which are another draw's before this one.
+        first_epoch = draw if self.packing else 0
+        stream = plan.Stream([len(d) for d in data], self._rates, self._seed, first_epoch)
         length, target_length = self.lengths["inputs"], self.lengths["targets"]
-        sizes = (self._inputs.lengths, self._targets.lengths, self.batch_size)
+        sizes = (inputs.lengths, targets.lengths, self.batch_size, length, target_length)
         if self.packing:
             segments = max(1, length // TOKENS_PER_SEGMENT)
-            return plan.Packed(stream, *sizes, length, target_length, segments)
-        return plan.Bucketed(stream, *sizes, length, target_length)
+            first_step = draw * self.steps_per_draw if draw and self.steps_per_draw else 0
+            return _Draw(inputs, targets, plan.Packed(stream, *sizes, segments), first_step)
+        return _Draw(inputs, targets, plan.Bucketed(stream, *sizes))
 
-    def _identity(self, rates: tuple[float, ...], data: list[Tokens]) -> dict:
+    def _drawn_anew(self, draw: int) -> _Draw:
+        data = [
+            self._tokens(task, draw) if task in self.drawn else same
+            for task, same in zip(self.tasks, self._data, strict=True)
+        ]
+        return self._laid_out(data, draw)
+
+    def _check_whole_labels(self) -> None:
+        from tasks import LABELS
+
+        for task, cut in self.truncated.items():
+            if task in LABELS and cut["targets"]:
+                raise UserError(
+                    f"{cut['targets']:,} targets of task '{task}' are longer than the "
+                    f"{self.lengths['targets']} tokens that TASK_FEATURE_LENGTHS allows; a label "
+                    "must not be cut"
+                )
+
+    def _identity(self) -> dict:
         tasks = [
             {"name": task, "rate": rate, **tokens_.identity, "truncated": self.truncated[task]}
-            for task, rate, tokens_ in zip(self.tasks, rates, data, strict=True)
+            for task, rate, tokens_ in zip(self.tasks, self._rates, self._data, strict=True)
         ]
+        for task in tasks:
+            if "drawn" in task:
+                task["drawn"] = {**task["drawn"], "anew_every_steps": self.steps_per_draw}
         return {
             "name": self.name,
             "tasks": tasks,
@@ -130,21 +208,24 @@ class TrainBatches:
         Returns:
           Features as in `arrays.assemble`, with these rows.
         """
-        placed = self._plan.batch(step)
+        draw = step // self.steps_per_draw if self.steps_per_draw else 0
+        now = self._at(draw) if draw else self._first
+        placed = now.plan.batch(step - now.first_step)
         count, places, examples = self.batch_size, placed.rows, placed.examples
         if rows is not None:
             wanted = np.isin(places, rows)
             count, examples = len(rows), examples[wanted]
             places = np.searchsorted(rows, places[wanted])
         shape = (count, placed.input_length, placed.target_length)
-        return assemble(self._inputs, self._targets, examples, places, shape, self.packing)
+        return assemble(now.inputs, now.targets, examples, places, shape, self.packing)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The (T, L) that batches may have; each needs at most one compilation."""
-        if isinstance(self._plan, plan.Packed):
+        """The (T, L) that batches of the first draw may have; each is compiled at most once."""
+        placed = self._first.plan
+        if isinstance(placed, plan.Packed):
             return ((self.lengths["inputs"], self.lengths["targets"]),)
-        return tuple((t, n) for t in self._plan.input_buckets for n in self._plan.target_buckets)
+        return tuple((t, n) for t in placed.input_buckets for n in placed.target_buckets)
 
     @property
     def summary(self) -> str:
@@ -152,16 +233,22 @@ class TrainBatches:
         parts = [f"{self.name}: {self.epoch_size:,} examples an epoch"]
         if len(self.tasks) > 1:
             parts[0] += f" from {len(self.tasks)} tasks"
-        if isinstance(self._plan, plan.Packed):
-            _, starts, _ = self._plan.epoch(0)
+        placed = self._first.plan
+        if isinstance(placed, plan.Packed):
+            _, starts, _ = placed.epoch(0)
             rows = len(starts) - 1
-            used = self._inputs.lengths[self._plan.stream.epoch(0)].sum()
+            used = self._first.inputs.lengths[placed.stream.epoch(0)].sum()
             parts.append(
                 f"packed {self.epoch_size / rows:.1f} to a row of {self.lengths['inputs']} tokens, "
                 f"{used / rows / self.lengths['inputs']:.0%} of them used"
             )
         else:
-            parts.append("padded to " + ", ".join(map(str, self._plan.input_buckets)) + " tokens")
+            parts.append("padded to " + ", ".join(map(str, placed.input_buckets)) + " tokens")
+        if self.drawn:
+            often = f"every {self.steps_per_draw:,} steps" if self.steps_per_draw else "once"
+            parts.append(f"drawn at random {often}: {', '.join(self.drawn)}")
+        if self.untrained:
+            parts.append(f"not trained on, without a train split: {', '.join(self.untrained)}")
         for feature in FEATURES:
             cut = [
                 f"{counts[feature]:,} of {task}"
@@ -173,113 +260,6 @@ class TrainBatches:
                     f"truncated to {self.lengths[feature]} tokens: {feature} " + ", ".join(cut)
                 )
         return "; ".join(parts)
-
-
-class EvalExamples:
-    """One split of one task for evaluation, with every example exactly once.
-
-    Attributes:
-      task: the task's name.
-      split: the split.
-      vocabulary: the SeqIO vocabulary.
-      targets: int32 token sequences by example, not truncated.
-      input_texts, target_texts: the texts by example.
-      truncated: {"inputs": n}, examples whose input is longer than the configured length.
-      identity: JSON-able record of everything that determines the data, without paths.
-    """
-
-    def __init__(
-        self,
-        task_name: str,
-        split: str,
-        lengths: Mapping[str, int],
-        limit: int | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        in_context: int = 0,
-        seed: int = 0,
-    ):
-        """Tokenizes the split, or reads its cache.
-
-        Args:
-          task_name: a task registered with SeqIO.
-          split: one of its splits.
-          lengths: {"inputs": T, "targets": L}; longer inputs are truncated and keep their
-            end-of-sequence token. Targets are never truncated here.
-          limit: take only this many examples, the first ones; all if None.
-          cache_dir: as for `TrainBatches`.
-          in_context: number of solved training examples in front of each input: the same that
-            few-shot training with this seed uses.
-          seed: seed of the choice of these examples.
-
-        Raises:
-          UserError: as for `TrainBatches`; also if `limit` is below 1, or the examples in context
-            leave no room for an input.
-        """
-        lengths = _checked_lengths(lengths)
-        if limit is not None and limit < 1:
-            raise UserError(f"evaluation needs at least one example; the limit is {limit}")
-        self.task, self.split = task_name, split
-        self.vocabulary = mixture(task_name).vocabulary
-        data = tokens(task_name, split, cache_dir)
-        if in_context:
-            shown = tokens(task_name, "train", cache_dir).few(in_context, seed)
-            data = data.after(shown, self.vocabulary.eos_id)
-            if (shortest := int(data.inputs.lengths.min())) > lengths["inputs"]:
-                raise UserError(
-                    f"in_context is {in_context}: with so many examples in front, an input of "
-                    f"{task_name} ends after {shortest} tokens or more, but TASK_FEATURE_LENGTHS "
-                    f"allows {lengths['inputs']}"
-                )
-        self._count = len(data) if limit is None else min(limit, len(data))
-        inputs = data.inputs.head(self._count)
-        self._inputs = Sequences(
-            (inputs,), np.zeros(1, np.int64), lengths["inputs"], _eos(self.vocabulary)
-        )
-        self._buckets = plan.buckets(
-            plan.INPUT_BUCKETS, int(self._inputs.lengths.max()), lengths["inputs"]
-        )
-        self.targets = data.targets.head(self._count)
-        self.input_texts = data.input_texts.head(self._count)
-        self.target_texts = data.target_texts.head(self._count)
-        self.truncated = {"inputs": self._inputs.truncated(0)}
-        self.identity = {
-            "name": task_name,
-            "split": split,
-            **data.identity,
-            "evaluated": self._count,
-            "truncated": self.truncated,
-            "vocabulary": vocabulary_identity(self.vocabulary),
-            "lengths": lengths,
-        }
-
-    def __len__(self) -> int:
-        return self._count
-
-    def batches(self, batch_size: int, route: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Yields batches of similar input length, short ones first.
-
-        Args:
-          batch_size: B, rows of every batch; the last batch is padded with empty rows.
-          route: the route of all tokens.
-
-        Yields:
-          encoder_input_tokens and encoder_routes, int32 [B, T], where T is a length bucket; and
-          indices, int64 [B], the example of each row, or -1 for an empty row.
-        """
-        order = np.argsort(self._inputs.lengths, kind="stable")
-        for start in range(0, self._count, batch_size):
-            examples = order[start : start + batch_size]
-            longest = int(self._inputs.lengths[examples].max())
-            length = next(bucket for bucket in self._buckets if bucket >= longest)
-            batch = np.zeros((batch_size, length), np.int32)
-            self._inputs.fill(batch, examples, np.arange(len(examples)) * length)
-            indices = np.full(batch_size, -1, np.int64)
-            indices[: len(examples)] = examples
-            yield {
-                "encoder_input_tokens": batch,
-                "encoder_routes": np.full((batch_size, length), route, np.int32),
-                "indices": indices,
-            }
 
 
 def prefetch(
@@ -310,11 +290,21 @@ def prefetch(
         worker.shutdown(cancel_futures=True)
 
 
-def _eos(vocabulary) -> int:
+def _steps_of_an_epoch(placed: plan.Packed | plan.Bucketed) -> int:
+    """Returns about how many batches an epoch has; a whole number of a `Bucketed`'s windows."""
+    if isinstance(placed, plan.Packed):
+        return max(1, (len(placed.epoch(0)[1]) - 1) // placed.batch_size)
+    window = placed.window
+    return window * max(1, placed.stream.epoch_size // (placed.batch_size * window))
+
+
+def eos_of(vocabulary) -> int:
+    """Returns the id of the token that ends a text; -1 if there is none."""
     return -1 if vocabulary.eos_id is None else vocabulary.eos_id
 
 
-def _checked_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+def checked_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
+    """Returns {"inputs": T, "targets": L}; raises `UserError` if they are something else."""
     if set(lengths) != set(FEATURES) or not all(
         isinstance(n, int) and n >= 1 for n in lengths.values()
     ):

@@ -15,20 +15,19 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 import adalink_jax
-from adalink_jax.data import cache
+from adalink_jax.data import cache, reading
 from adalink_jax.data.ragged import Ragged, Texts
+from adalink_jax.data.reading import FEATURES
 from adalink_jax.errors import UserError, nearest
 
 # Part of every cache key. Increase it when the same text would give other arrays.
 FORMAT = 1
-
-FEATURES = ("inputs", "targets")
 
 # The two lines that TensorFlow prints on every machine without CUDA.
 _NOTICE = re.compile(
@@ -50,7 +49,8 @@ class Tokens:
       input_texts: the text of each input.
       target_texts: the text of each target.
       identity: JSON-able record: where the data came from (None if the task does not say), the
-        number of examples, and the SHA-256 of the token arrays.
+        number of examples, the SHA-256 of the token arrays, and the seed if they are drawn at
+        random.
     """
 
     inputs: Ragged
@@ -58,6 +58,11 @@ class Tokens:
     input_texts: Texts
     target_texts: Texts
     identity: dict
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the task draws at random, so that another seed gives other tokens."""
+        return "drawn" in self.identity
 
     def few(self, count: int, seed: int) -> "Tokens":
         """Returns some of the examples, chosen by a hash of seed and tokens.
@@ -124,13 +129,15 @@ class Mixture:
     Attributes:
       name: its registered name.
       tasks: names of its tasks in alphabetical order; the index of a task is its route.
-      rates: the mixing rate of each task.
+      rates: the mixing rate of each task; 0 without a train split.
+      trained: the tasks that have a train split.
       vocabulary: the vocabulary of both inputs and targets.
     """
 
     name: str
     tasks: tuple[str, ...]
     rates: tuple[float, ...]
+    trained: tuple[str, ...]
     vocabulary: Any
 
 
@@ -158,21 +165,33 @@ def mixture(name: str) -> Mixture:
     members = seqio.get_subtasks(registered)
     vocabularies = {}
     for task in members:
+        given = sorted(task.output_features)
+        if not set(FEATURES) <= set(given):
+            raise UserError(
+                f"task '{task.name}' has the features {given}; "
+                "an encoder-decoder needs 'inputs' and 'targets'"
+            )
+        if blind := [feature for feature in given if feature not in FEATURES]:
+            raise UserError(
+                f"task '{task.name}' has the features {given}; a text model reads 'inputs' and "
+                f"'targets' only, and would be blind to '{blind[0]}'"
+            )
         for feature in FEATURES:
-            if feature not in task.output_features:
-                raise UserError(
-                    f"task '{task.name}' has the features {sorted(task.output_features)}; "
-                    "an encoder-decoder needs 'inputs' and 'targets'"
-                )
             vocabulary = task.output_features[feature].vocabulary
             vocabularies.setdefault(vocabulary_identity(vocabulary), vocabulary)
     if len(vocabularies) > 1:
         raise UserError(f"'{name}' uses {len(vocabularies)} vocabularies; T5 has one for all text")
-    rates = tuple(1.0 if registered is task else _rate(registered, task) for task in members)
-    if not any(rates):
+    trained = [task for task in members if "train" in _splits(task)]
+    rates = tuple(
+        1.0 if registered is task else _rate(registered, task) if task in trained else 0.0
+        for task in members
+    )
+    if trained and not any(rates):
         raise UserError(f"mixture '{name}': all its mixing rates are 0")
+    _check_sampling(registered)
     (vocabulary,) = vocabularies.values()
-    return Mixture(name, tuple(task.name for task in members), rates, vocabulary)
+    names, trained = (tuple(task.name for task in some) for some in (members, trained))
+    return Mixture(name, names, rates, trained, vocabulary)
 
 
 def _register() -> None:
@@ -215,15 +234,37 @@ def _without_notices() -> Iterator[None]:
 
 
 def _rate(mixture_, task) -> float:
+    import tasks
+
     try:
         rate = float(mixture_.get_rate(task))
-    except TypeError as error:  # the rate needs a number of examples that the source does not know
+    except tasks.DataError:
+        raise
+    except (TypeError, ValueError) as error:
+        # The rate needs a number of examples that the source does not know, or is no number.
+        known = task.num_input_examples("train")
+        reason = error if known is not None else "its source has no num_input_examples"
         raise UserError(
-            f"mixture '{mixture_.name}': the rate of task '{task.name}' cannot be computed: {error}"
+            f"mixture '{mixture_.name}': the rate of task '{task.name}' cannot be computed: "
+            f"{reason}; give it a number as its rate"
+            + (", or its source num_input_examples={'train': …}" if known is None else "")
         ) from error
     if not 0 <= rate < float("inf"):
         raise UserError(f"mixture '{mixture_.name}': task '{task.name}' has rate {rate}")
     return rate
+
+
+def _check_sampling(registered) -> None:
+    """Warns where a mixture samples by a function of its own, which nothing here calls."""
+    import tensorflow as tf
+
+    sample = getattr(registered, "_sample_fn", None)
+    usual = tf.data.Dataset.sample_from_datasets
+    if sample is not None and getattr(sample, "func", sample) != usual:
+        logger.warning(
+            "mixture '%s' has a sample_fn, which is not used: examples are drawn by their rates",
+            registered.name,
+        )
 
 
 def vocabulary_identity(vocabulary) -> str:
@@ -239,7 +280,13 @@ def vocabulary_identity(vocabulary) -> str:
     return f"{type(vocabulary).__name__} of {vocabulary.vocab_size}"
 
 
-def tokens(task_name: str, split: str, cache_dir: str | os.PathLike | None = None) -> Tokens:
+def tokens(
+    task_name: str,
+    split: str,
+    cache_dir: str | os.PathLike | None = None,
+    lengths: Mapping[str, int] | None = None,
+    draw_seed: int = 0,
+) -> Tokens:
     """Returns a split of a task as token arrays, from the cache if possible.
 
     The cache key is a hash of the task's name, the split, the identities of source and vocabulary,
@@ -251,33 +298,68 @@ def tokens(task_name: str, split: str, cache_dir: str | os.PathLike | None = Non
       task_name: a registered SeqIO task.
       split: one of its splits.
       cache_dir: the cache folder; default ADALINK_CACHE_DIR, else ~/.cache/adalink_jax.
+      lengths: the configured lengths in tokens, for preprocessors that take `sequence_length`.
+        Sequences are not cut to them here.
+      draw_seed: seed of random numbers that preprocessors draw.
 
     Raises:
-      UserError: unknown task or split, no examples, tokens that are not integers, or a cache
-        folder that cannot be written.
+      UserError: unknown task or split, no examples, tokens that are not integers, lengths that a
+        preprocessor needs are missing, or a cache folder that cannot be written.
     """
-    _register()
-    import seqio
-
-    if task_name not in seqio.TaskRegistry.names():
-        raise UserError(
-            f"unknown task '{task_name}'{nearest(task_name, seqio.TaskRegistry.names())}"
-        )
-    task = seqio.TaskRegistry.get(task_name)
-    if split not in task.splits:
-        raise UserError(
-            f"task '{task_name}' has no split '{split}'; it has {', '.join(sorted(task.splits))}"
-        )
-    key = _cache_key(task, split)
+    task = _task(task_name, split)
+    key = _cache_key(task, split, lengths)
     if key is None:
-        return _as_tokens(*_tokenize(task, split, None))
+        return _as_tokens(*reading.tokenize(task, split, lengths, draw_seed, None))
     hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     stem = re.sub(r"[^\w.-]", "_", f"{task_name}.{split}")
     path = cache.folder(cache_dir) / f"{stem}.{hashed[:32]}.safetensors"
-    return _cached(path, task, split, key["source"])
+    return _cached(path, lambda: reading.tokenize(task, split, lengths, draw_seed, key["source"]))
 
 
-def _cache_key(task, split: str) -> dict | None:
+def examples(
+    task_name: str, split: str, lengths: Mapping[str, int], count: int
+) -> list[dict[str, Any]]:
+    """Returns the first examples of `tokens` with all features; see `reading.examples`."""
+    return reading.examples(_task(task_name, split), split, lengths, count)
+
+
+def _task(name: str, split: str):
+    _register()
+    import seqio
+
+    if name not in seqio.TaskRegistry.names():
+        raise UserError(f"unknown task '{name}'{nearest(name, seqio.TaskRegistry.names())}")
+    task = seqio.TaskRegistry.get(name)
+    if split not in (splits := _splits(task)):
+        raise UserError(f"task '{name}' has no split '{split}'; it has {', '.join(sorted(splits))}")
+    return task
+
+
+def _splits(task) -> tuple[str, ...]:
+    try:
+        return tuple(task.splits)
+    except ValueError as error:  # SeqIO's word for a source that names none
+        raise UserError(f"task '{task.name}' has no splits; is its source there?") from error
+
+
+def check_labels(task_name: str, split: str, targets: Texts) -> None:
+    """Raises `UserError` if targets of a classification task are none of its labels."""
+    import tasks
+
+    labels = tasks.LABELS.get(task_name)
+    if not labels:
+        return
+    strange = {text: n for text, n in targets.counts().items() if text not in labels}
+    if strange:
+        most = max(strange, key=lambda text: strange[text])
+        raise UserError(
+            f"task '{task_name}', split '{split}': {sum(strange.values()):,} of {len(targets):,} "
+            f"targets are none of its labels {', '.join(labels)}: the most frequent is '{most}'"
+            f"{nearest(most, labels)}"
+        )
+
+
+def _cache_key(task, split: str, lengths: Mapping[str, int] | None = None) -> dict | None:
     """Returns everything that the tokens of a task depend on, or None if it cannot be known."""
     import seqio
 
@@ -289,7 +371,7 @@ def _cache_key(task, split: str) -> dict | None:
     code = hashlib.sha256()
     for file in sorted(pathlib.Path(tasks.__file__).parent.glob("*.py")):
         code.update(file.read_bytes())
-    return {
+    key = {
         "task": task.name,
         "split": split,
         "source": tasks.source_identity(task.name, split),
@@ -301,6 +383,7 @@ def _cache_key(task, split: str) -> dict | None:
         "seqio": seqio.__version__,
         "format": FORMAT,
     }
+    return key | ({"lengths": dict(lengths)} if lengths and reading.needs_lengths(task) else {})
 
 
 def _steps(preprocessors) -> list | None:
@@ -330,13 +413,16 @@ def _steps(preprocessors) -> list | None:
         return None
 
 
-def _cached(path: pathlib.Path, task, split: str, source: dict) -> Tokens:
-    if path.exists():
-        try:
-            return _as_tokens(*cache.read(path))
-        except cache.Damaged as error:
-            logger.warning("token cache %s is damaged (%s): building it anew", path, error)
-    arrays, identity = _tokenize(task, split, source)
+def _cached(
+    path: pathlib.Path, tokenize: Callable[[], tuple[dict[str, np.ndarray], dict]]
+) -> Tokens:
+    try:
+        return _as_tokens(*cache.read(path))
+    except FileNotFoundError:
+        pass
+    except (cache.Damaged, OSError) as error:
+        logger.warning("token cache %s is damaged (%s): building it anew", path, error)
+    arrays, identity = tokenize()
     try:
         cache.write(path, arrays, identity)
     except UserError as error:
@@ -361,85 +447,3 @@ def _as_tokens(arrays: dict[str, np.ndarray], identity: dict) -> Tokens:
         Texts(ragged["target_texts"]),
         identity,
     )
-
-
-def _tokenize(task, split: str, source: dict | None) -> tuple[dict[str, np.ndarray], dict]:
-    """Runs a SeqIO task over a split.
-
-    Returns:
-      The arrays of `Tokens` (each with its offsets), and its identity.
-    """
-    import tensorflow as tf
-
-    logger.info("tokenizing task '%s', split '%s'", task.name, split)
-    try:
-        tf.config.set_visible_devices([], "GPU")  # TensorFlow would take GPU memory that JAX needs
-    except RuntimeError:
-        pass  # TensorFlow is already initialized, and its devices can no longer be set
-    # A preprocessor that draws random numbers must draw the same ones in every process.
-    tf.random.set_seed(0)
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
-    spec = dataset.element_spec
-    for feature in FEATURES:
-        tensor = spec.get(feature)
-        if tensor is None or not tensor.dtype.is_integer or tensor.shape.rank != 1:
-            problem = (
-                "missing" if tensor is None else f"{tensor.dtype.name} of shape {tensor.shape}"
-            )
-            raise UserError(
-                f"task '{task.name}': feature '{feature}' is {problem}; "
-                "expected a sequence of tokens"
-            )
-    texts = {
-        feature: f"{feature}_pretokenized"
-        for feature in FEATURES
-        if _is_text(spec.get(f"{feature}_pretokenized"))
-    }
-    wanted = (*FEATURES, *texts.values())
-    parts = {name: [] for name in wanted}
-    dataset = dataset.map(lambda example: {name: example[name] for name in wanted})
-    for batch in dataset.ragged_batch(1024):
-        for name in wanted:
-            parts[name].append(batch[name])
-    if not parts["inputs"]:
-        raise UserError(f"task '{task.name}', split '{split}': there are no examples")
-
-    arrays = {}
-    for feature in FEATURES:
-        ragged = _joined(parts[feature])
-        arrays[feature], arrays[f"{feature}_offsets"] = ragged.flat, ragged.offsets
-    identity = {"source": source, "examples": len(arrays["inputs_offsets"]) - 1}
-    identity["sha256"] = cache.digest(arrays)
-    for feature in FEATURES:
-        if feature in texts:
-            strings = [text for part in parts[texts[feature]] for text in part.numpy().tolist()]
-        else:
-            vocabulary = task.output_features[feature].vocabulary
-            ragged = Ragged(arrays[feature], arrays[f"{feature}_offsets"])
-            strings = [_decoded(vocabulary, sequence) for sequence in ragged]
-        ragged = Texts.of(strings).ragged
-        name = f"{feature[:-1]}_texts"
-        arrays[name], arrays[f"{name}_offsets"] = ragged.flat, ragged.offsets
-    return arrays, identity
-
-
-def _is_text(spec) -> bool:
-    return spec is not None and spec.dtype.name == "string" and spec.shape.rank == 0
-
-
-def _joined(parts: list) -> Ragged:
-    """Joins the batches of a feature, [n, length] or ragged, into one ragged int32 array."""
-    flat, lengths = [], []
-    for part in parts:
-        if hasattr(part, "row_lengths"):
-            flat.append(part.flat_values.numpy())
-            lengths.append(part.row_lengths().numpy())
-        else:  # all sequences of the task have the same length
-            flat.append(part.numpy().reshape(-1))
-            lengths.append(np.full(len(part), part.shape[1]))
-    return Ragged.joined(np.concatenate(flat).astype(np.int32), np.concatenate(lengths))
-
-
-def _decoded(vocabulary, sequence: np.ndarray) -> bytes:
-    text = vocabulary.decode(sequence.tolist())
-    return (text if isinstance(text, str) else " ".join(map(str, text))).encode()

@@ -31,7 +31,7 @@ TARGET_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 WINDOW = 32
 
 # The purposes of random numbers, each with its own stream.
-_PASS, _MIX, _BATCHES, _ROWS = range(4)
+_PASS, _MIX, _BATCHES, _ROWS, _DRAWS = range(5)
 
 
 def draw(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
@@ -48,6 +48,11 @@ def draw(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
 def permutation(n: int, seed: int, purpose: int, a: int, b: int = 0) -> np.ndarray:
     """Returns int64 [n], a permutation of 0 … n - 1 that only depends on the arguments."""
     return np.argsort(draw(n, seed, purpose, a, b), kind="stable")
+
+
+def draw_seed(seed: int, number: int) -> int:
+    """Returns the seed, below 2^31, of draw `number` of data that is drawn at random."""
+    return int(draw(1, seed, _DRAWS, number)[0] >> np.uint64(33))
 
 
 def quotas(sizes: npt.ArrayLike, rates: npt.ArrayLike) -> np.ndarray:
@@ -97,15 +102,16 @@ class Stream:
       quotas: int64 [K], examples of each task in a mixture epoch.
       epoch_size: examples in a mixture epoch.
       seed: the seed of all draws, 0 ≤ seed < 2^64.
+      first_epoch: the mixture epoch that is epoch 0 here.
     """
 
-    def __init__(self, sizes: npt.ArrayLike, rates: npt.ArrayLike, seed: int):
+    def __init__(self, sizes: npt.ArrayLike, rates: npt.ArrayLike, seed: int, first_epoch: int = 0):
         """Plans the mixture; see `quotas` for `sizes` and `rates`."""
         self.sizes = np.asarray(sizes, np.int64)
         self.first = np.cumsum(self.sizes) - self.sizes
         self.quotas = quotas(self.sizes, rates)
         self.epoch_size = int(self.quotas.sum())
-        self.seed = seed
+        self.seed, self.first_epoch = seed, first_epoch
         self._pass = functools.lru_cache(maxsize=2 * len(self.sizes))(self._shuffled)
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
@@ -127,6 +133,7 @@ class Stream:
         Only the order of the *tasks* is drawn per epoch. Each task fills its places from its own
         passes in order, so no example repeats before all others of its task were used.
         """
+        epoch += self.first_epoch
         labels = np.repeat(np.arange(len(self.sizes)), self.quotas)
         labels = labels[permutation(self.epoch_size, self.seed, _MIX, epoch)]
         examples = np.empty(self.epoch_size, np.int64)
@@ -339,4 +346,5 @@ class Packed:
             self.max_targets,
             self.max_segments,
         )
-        return examples, starts, permutation(len(starts) - 1, self.stream.seed, _ROWS, epoch)
+        number = epoch + self.stream.first_epoch
+        return examples, starts, permutation(len(starts) - 1, self.stream.seed, _ROWS, number)

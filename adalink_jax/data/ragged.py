@@ -1,6 +1,8 @@
 """Sequences of different lengths in one flat array. Only imports NumPy."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -92,6 +94,12 @@ class Texts(Sequence):
     def head(self, n: int) -> "Texts":
         """Returns the first n texts, without copying them."""
         return Texts(self.ragged.head(n))
+
+    def counts(self) -> dict[str, int]:
+        """Returns how often each distinct text occurs, in the order of first appearance."""
+        content, offsets = self.ragged.flat.tobytes(), self.ragged.offsets.tolist()
+        found = collections.Counter(content[a:b] for a, b in itertools.pairwise(offsets))
+        return {text.decode("utf-8", errors="replace"): n for text, n in found.items()}
 
     def take(self, indices: np.ndarray) -> "Texts":
         """Returns a copy of the texts at these indices, in this order."""

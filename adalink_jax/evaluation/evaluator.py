@@ -22,6 +22,7 @@ from adalink_jax.distributed.sharding import (
     replicated,
 )
 from adalink_jax.errors import UserError, nearest
+from adalink_jax.evaluation.metrics import OUTPUT_SCORES, TARGET_SCORES, Outputs, TaskMetrics
 from adalink_jax.evaluation.results import Prediction, Results, SplitResult, TaskResult
 from adalink_jax.methods.base import Params
 from adalink_jax.models import decoding
@@ -34,17 +35,28 @@ _BEAM_SIZE = 4
 
 _DEFAULT_SPLITS = ("validation",)
 
+_BROKEN = "the logits are not finite: the base or the adapter is damaged"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    """A task that is ready to run: its SeqIO task, labels and their tokens, splits and batches."""
+    """A task that is ready to run: its metrics, labels and their tokens, and its splits."""
 
-    task: Any
+    metrics: TaskMetrics
     labels: tuple[str, ...]
     options: np.ndarray  # int32 [C, L]: each label's tokens with EOS, then 0
-    splits: Mapping[str, EvalExamples]
+    splits: Mapping[str, "_Split"]
     absent_splits: tuple[str, ...]
-    batches: Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """One split of a task: its examples, their features, postprocessed targets, and batches."""
+
+    examples: EvalExamples
+    features: Sequence[Mapping[str, Any]]
+    targets: Sequence[Any]
+    batches: Sequence[Mapping[str, np.ndarray]]
 
 
 class Evaluator:
@@ -61,7 +73,8 @@ class Evaluator:
     Attributes:
       mode: one of `MODES`.
       identity: {task: {split: identity of its examples}}, JSON-able, without paths.
-      absent_splits: {task: evaluation splits that its source lacks}.
+      absent_splits: {task: evaluation splits that its source lacks}. A task that has none of them
+        is not evaluated.
     """
 
     def __init__(
@@ -72,6 +85,7 @@ class Evaluator:
         lengths: Mapping[str, int],
         batch_size: int,
         mode: str = "rank_classification",
+        split: str | None = None,
         limit: int | None = None,
         routes: Mapping[str, int] | None = None,
         mesh: Mesh | None = None,
@@ -87,6 +101,8 @@ class Evaluator:
           lengths: {"inputs": T, "targets": L}, in tokens; longer inputs are truncated and counted.
           batch_size: number of rows of a global batch.
           mode: one of `MODES`.
+          split: the split to evaluate: "test" stands for MNLI's "test_matched" and
+            "test_mismatched", too. None for the splits that the task names, else "validation".
           limit: evaluate only this many examples of each split, the first ones; all if None.
           routes: the route of each task, for methods with several routes; 0 for all if None.
           mesh: all devices, data-parallel, by default.
@@ -96,9 +112,9 @@ class Evaluator:
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
-            that have the same tokens or are longer than the generated texts, a source with none
-            of the task's splits, a batch size that the mesh does not divide, a vocabulary that is
-            not the model's.
+            that have the same tokens or are longer than the generated texts, targets that are no
+            labels, a metric that cannot be computed, a batch size that the mesh does not divide, a
+            vocabulary that is not the model's.
           tasks.DataError: the data cannot be read.
         """
         if mode not in MODES:
@@ -126,32 +142,50 @@ class Evaluator:
                 lengths["targets"],
                 batch_size,
                 _route(routes, name),
+                split,
             )
             for name in dict.fromkeys(tasks)
         }
         for task in self._tasks.values():
-            for examples in task.splits.values():
-                model.config.check_vocabulary(examples.vocabulary.vocab_size)
+            for one in task.splits.values():
+                model.config.check_vocabulary(one.examples.vocabulary.vocab_size)
         self._predict = self._compiled(model, lengths["targets"])
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {
-            name: {split: examples.identity for split, examples in task.splits.items()}
+            name: {split: one.examples.identity for split, one in task.splits.items()}
             for name, task in self._tasks.items()
         }
 
-    def _compiled(self, model: Transformer, max_length: int) -> Callable[..., jax.Array]:
-        """Compiles (params, tokens, routes, options, eos_id) → scores [B,C] or tokens [B,L]."""
+    def _compiled(self, model: Transformer, max_length: int) -> Callable[..., dict[str, jax.Array]]:
+        """Compiles (params, tokens, routes, targets, options, eos_id, needed) → outputs by name.
 
-        def predict(params, tokens, routes, options, eos_id):
+        "output" is scores [B,C] of labels or tokens [B,L] of texts. `TARGET_SCORES` and
+        `OUTPUT_SCORES` are [B], and there if needed; labels have their scores already.
+        """
+
+        def predict(params, tokens, routes, targets, options, eos_id, needed):
+            found = {}
             if self.mode == "rank_classification":
-                return decoding.score_options(model, params, tokens, options, routes)
-            generate = decoding.greedy
-            if self.mode == "beam":
-                generate = functools.partial(decoding.beam_search, beam_size=_BEAM_SIZE)
-            return generate(model, params, tokens, max_length, routes=routes, eos_id=eos_id)
+                found["output"] = decoding.score_options(model, params, tokens, options, routes)
+            else:
+                generate = decoding.greedy
+                if self.mode == "beam":
+                    generate = functools.partial(decoding.beam_search, beam_size=_BEAM_SIZE)
+                found["output"] = generate(
+                    model, params, tokens, max_length, routes=routes, eos_id=eos_id
+                )
+                if OUTPUT_SCORES in needed:
+                    found[OUTPUT_SCORES] = decoding.score_targets(
+                        model, params, tokens, found["output"], routes
+                    )
+            if TARGET_SCORES in needed:
+                found[TARGET_SCORES] = decoding.score_targets(
+                    model, params, tokens, targets, routes
+                )
+            return found
 
         # Replicated, so that every process can fetch all rows.
-        return jax.jit(predict, static_argnums=4, out_shardings=replicated(self._mesh))
+        return jax.jit(predict, static_argnums=(5, 6), out_shardings=replicated(self._mesh))
 
     def __call__(self, params: Params) -> Results:
         """Evaluates parameters on all tasks.
@@ -161,55 +195,80 @@ class Evaluator:
         """
         results = {}
         for name, task in self._tasks.items():
-            splits = {split: self._split(params, task, split) for split in task.splits}
+            splits = {name: self._split(params, task, one) for name, one in task.splits.items()}
             results[name] = TaskResult(splits, task.absent_splits)
         return Results(self.mode, results)
 
-    def _split(self, params: Params, task: _Task, split: str) -> SplitResult:
-        examples = task.splits[split]
-        outputs: list[Any] = [None] * len(examples)
-        for indices, output in self._outputs(params, task, split):
-            for index, row in zip(indices, output, strict=True):
+    def _split(self, params: Params, task: _Task, split: _Split) -> SplitResult:
+        examples = split.examples
+        rows: list[dict[str, Any]] = [{}] * len(examples)
+        for indices, found in self._outputs(params, task, split):
+            for place, index in enumerate(indices):
                 if index >= 0:
-                    outputs[index] = row
+                    rows[index] = {name: values[place] for name, values in found.items()}
         predictions = tuple(
-            self._prediction(task, examples, i, output) for i, output in enumerate(outputs)
+            self._prediction(task, examples, i, row["output"]) for i, row in enumerate(rows)
         )
         generated = self.mode != "rank_classification"
         invalid = [p.prediction not in task.labels for p in predictions]
+        metrics, left_out = {}, ()
+        if examples.labeled:
+            outputs = self._as_outputs(task, predictions, rows)
+            metrics, left_out = task.metrics(split.targets, outputs, split.features)
+        scored = TARGET_SCORES in task.metrics.needed
         return SplitResult(
-            metrics=_metrics(task.task, predictions),
+            metrics=metrics,
             predictions=predictions,
             truncated=examples.truncated["inputs"],
             invalid=sum(invalid) / len(invalid) if generated and task.labels else None,
+            truncated_targets=examples.long_targets if scored else 0,
+            labeled=examples.labeled,
+            left_out=left_out,
         )
 
+    def _as_outputs(
+        self, task: _Task, predictions: Sequence[Prediction], rows: Sequence[Mapping[str, Any]]
+    ) -> Outputs:
+        texts = [prediction.prediction for prediction in predictions]
+        found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        tokens = found.pop("output")
+        if self.mode == "rank_classification":
+            found[OUTPUT_SCORES] = tokens.max(axis=1)
+            tokens = task.options[tokens.argmax(axis=1)]
+        return Outputs(texts, tokens, **found)
+
     def _outputs(
-        self, params: Params, task: _Task, split: str
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        self, params: Params, task: _Task, split: _Split
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """Yields example indices and outputs per batch. A fetch comes after the next batch starts.
 
         So the device is busy while the host reads the outputs.
         """
-        eos_id = task.splits[split].vocabulary.eos_id
+        eos_id = split.examples.vocabulary.eos_id
         pending = None
-        for batch in task.batches[split]:
-            hosts.reached(f"the evaluation of {task.task.name}")
-            names = ("encoder_input_tokens", "encoder_routes")
-            arrays = place_batch({name: batch[name] for name in names}, self._mesh)
+        for batch in split.batches:
+            hosts.reached(f"the evaluation of {split.examples.task}")
+            indices = batch["indices"]
+            arrays = place_batch({k: v for k, v in batch.items() if k != "indices"}, self._mesh)
+            tokens, routes = arrays["encoder_input_tokens"], arrays["encoder_routes"]
+            targets = arrays.get("decoder_target_tokens")
             with on_mesh(self._mesh):
-                output = self._predict(params, *arrays.values(), task.options, eos_id)
+                found = self._predict(
+                    params, tokens, routes, targets, task.options, eos_id, task.metrics.needed
+                )
             if pending is not None:
-                yield pending[0], np.asarray(pending[1])
-            pending = batch["indices"], output
+                yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
+            pending = indices, found
         if pending is not None:
-            yield pending[0], np.asarray(pending[1])
+            yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
 
     def _prediction(
         self, task: _Task, examples: EvalExamples, index: int, output: np.ndarray
     ) -> Prediction:
         inputs, target = examples.input_texts[index], examples.target_texts[index]
         if self.mode == "rank_classification":
+            if not np.isfinite(output).all():
+                raise UserError(_BROKEN)
             scores = dict(zip(task.labels, output.tolist(), strict=True))
             return Prediction(inputs, target, task.labels[int(np.argmax(output))], scores)
         return Prediction(inputs, target, _text(examples.vocabulary, output.tolist()))
@@ -233,6 +292,7 @@ def _load(
     longest: int,
     batch_size: int,
     route: int,
+    split: str | None,
 ) -> _Task:
     """Loads a task.
 
@@ -243,6 +303,7 @@ def _load(
       longest: maximum number of generated tokens.
       batch_size: number of rows of a global batch.
       route: the task's route.
+      split: as for `Evaluator`.
     """
     import seqio
 
@@ -251,20 +312,18 @@ def _load(
     if name not in seqio.TaskRegistry.names():
         raise UserError(f"unknown task '{name}'{nearest(name, seqio.TaskRegistry.names())}")
     labels = tuple(tasks.LABELS.get(name, ()))
+    wanted = _wanted_splits(name, split)
+    present = tasks.available_splits(name)
+    absent = tuple(one for one in wanted if one not in present)
+    metrics = TaskMetrics(seqio.TaskRegistry.get(name))
+    if len(absent) == len(wanted):
+        return _Task(metrics, labels, np.zeros((0, 0), np.int32), {}, absent)
     if mode == "rank_classification" and not labels:
         raise UserError(
-            f"task '{name}' has no labels to rank; evaluate it with evaluation_mode = 'greedy'"
+            f"task '{name}' has no labels to rank; evaluate it with Evaluation.mode = 'greedy'"
         )
-    wanted = tasks.EVAL_SPLITS.get(name, _DEFAULT_SPLITS)
-    present = tasks.available_splits(name)
-    used = [split for split in wanted if split in present]
-    if not used:
-        raise UserError(
-            f"task '{name}' is evaluated on {', '.join(wanted)}, but its source has only "
-            f"{', '.join(present) or 'no split'}"
-        )
-    splits = {split: examples_of(name, split) for split in used}
-    vocabulary = splits[used[0]].vocabulary
+    examples = {one: examples_of(name, one) for one in wanted if one in present}
+    vocabulary = next(iter(examples.values())).vocabulary
     if vocabulary.eos_id is None:
         raise UserError(f"the vocabulary of task '{name}' has no token that ends a text (EOS)")
     try:
@@ -276,38 +335,41 @@ def _load(
             f"a label of task '{name}' has {options.shape[1]} tokens, but TASK_FEATURE_LENGTHS "
             f"allows only {longest} generated tokens for targets"
         )
-    return _Task(
-        task=seqio.TaskRegistry.get(name),
-        labels=labels,
-        options=options,
-        splits=splits,
-        absent_splits=tuple(split for split in wanted if split not in present),
-        batches={s: tuple(examples.batches(batch_size, route)) for s, examples in splits.items()},
-    )
+    splits = {one: _split(some, metrics, batch_size, route) for one, some in examples.items()}
+    return _Task(metrics, labels, options, splits, absent)
+
+
+def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:
+    import seqio
+
+    import tasks
+
+    if split is None:
+        return tasks.EVAL_SPLITS.get(name, _DEFAULT_SPLITS)
+    declared = seqio.TaskRegistry.get(name).source.splits
+    parts = (one for one in declared if one == split or one.startswith(f"{split}_"))
+    return tuple(parts) or (split,)
+
+
+def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route: int) -> _Split:
+    features: Sequence[Mapping[str, Any]]
+    if metrics.reads_examples and examples.labeled:
+        features = examples.features()
+    else:
+        features = [
+            {"inputs_pretokenized": text, "targets_pretokenized": target}
+            for text, target in zip(examples.input_texts, examples.target_texts, strict=True)
+        ]
+    targets = []
+    if examples.labeled:
+        targets = metrics.postprocessed(examples.target_texts, features, is_target=True)
+    batches = examples.batches(batch_size, route, targets=TARGET_SCORES in metrics.needed)
+    return _Split(examples, features, targets, tuple(batches))
 
 
 def _text(vocabulary: Any, tokens: list[int]) -> str:
     """Returns the text of generated tokens up to EOS, without padding."""
     if decoding.BROKEN in tokens:
-        raise UserError("the logits are not finite: the base or the adapter is damaged")
+        raise UserError(_BROKEN)
     end = tokens.index(vocabulary.eos_id) if vocabulary.eos_id in tokens else len(tokens)
     return vocabulary.decode([token for token in tokens[:end] if token != vocabulary.pad_id])
-
-
-def _metrics(task: Any, predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Returns the task's metrics. Those that are not numbers (histograms, texts) are left out."""
-    targets, outputs = [], []
-    for prediction in predictions:
-        example = {
-            "inputs_pretokenized": prediction.inputs,
-            "targets_pretokenized": prediction.target,
-        }
-        targets.append(task.postprocess_fn(prediction.target, example=example, is_target=True))
-        outputs.append(task.postprocess_fn(prediction.prediction, example=example, is_target=False))
-    metrics = {}
-    for metric_fn in task.predict_metric_fns:
-        for name, value in metric_fn(targets, outputs).items():
-            value = getattr(value, "value", value)  # SeqIO's Scalar
-            if isinstance(value, int | float | np.number):
-                metrics[name] = float(value)
-    return metrics

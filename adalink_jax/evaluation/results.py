@@ -62,12 +62,18 @@ class SplitResult:
       truncated: number of inputs that were longer than the configured length.
       invalid: the share of generated texts, in [0, 1], that are not a label of the task; None in
         rank classification and for tasks without labels.
+      truncated_targets: the same as `truncated` for targets, where a metric needs their likelihood.
+      labeled: whether the targets are known; if not, there are no metrics.
+      left_out: names of the task's metrics that are not numbers.
     """
 
     metrics: Mapping[str, float]
     predictions: tuple[Prediction, ...]
     truncated: int = 0
     invalid: float | None = None
+    truncated_targets: int = 0
+    labeled: bool = True
+    left_out: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +166,10 @@ def write(results: Results, folder: str | os.PathLike[str], step: int | None = N
     """Writes ``results.json`` and ``predictions/TASK-SPLIT.jsonl``, each whole or not at all.
 
     A line of the JSONL holds the example's index in its split, its texts, the prediction and,
-    in rank classification, each label's log-likelihood. ``results.json`` is written last: if it
-    is new, the predictions are too. In a multi-host run, only one process calls this.
+    in rank classification, each label's log-likelihood. Where targets are unknown, predictions of
+    a GLUE task are also written as its server wants them, in ``submission/``. ``results.json`` is
+    written last: if it is new, the others are too. In a multi-host run, only one process calls
+    this.
 
     Args:
       results: results of an `Evaluator`.
@@ -176,8 +184,18 @@ def write(results: Results, folder: str | os.PathLike[str], step: int | None = N
         for name, split in result.splits.items():
             lines = (f"{_line(i, one)}\n" for i, one in enumerate(split.predictions))
             files.write_text(folder / "predictions" / f"{task}-{name}.jsonl", "".join(lines))
+            if not split.labeled:
+                _write_submission(folder, task, name, split)
     text = json.dumps(report(results, step), indent=1, allow_nan=False)
     files.write_text(folder / "results.json", text + "\n")
+
+
+def _write_submission(folder: pathlib.Path, task: str, name: str, split: SplitResult) -> None:
+    from tasks import glue_submission
+
+    if found := glue_submission(task, name, [one.prediction for one in split.predictions]):
+        file, text = found
+        files.write_text(folder / "submission" / file, text)
 
 
 def print_table(results: Results, file: TextIO | None = None) -> None:
@@ -242,6 +260,16 @@ def _notes(results: Results) -> list[str]:
         for name in result.absent_splits:
             notes.append(f"{task}: no split '{name}' in its source, so it is not evaluated")
         for name, split in result.splits.items():
+            if not split.labeled:
+                notes.append(f"{task} {name}: its labels are not known, so there is no score")
+            if split.left_out:
+                metrics = ", ".join(split.left_out)
+                notes.append(f"{task} {name}: metrics that are no numbers are left out: {metrics}")
+            if split.truncated_targets:
+                notes.append(
+                    f"{task} {name}: {split.truncated_targets:,} targets are longer than the "
+                    "configured length; the likelihood is that of the truncated ones"
+                )
             if split.truncated:
                 notes.append(
                     f"{task} {name}: {split.truncated:,} of {len(split.predictions):,} inputs "

@@ -170,19 +170,9 @@ def score_options(
     def score(option: Int[Array, " L"]) -> Float[Array, " B"]:
         inputs = jnp.pad(option[:-1], (1, 0))
         inputs, targets = (jnp.broadcast_to(x, (batch, length)) for x in (inputs, option))
-        logits = model.apply(
-            {"params": params},
-            encoded,
-            encoder_input_tokens,
-            inputs,
-            targets,
-            enable_dropout=False,
-            **_spread(routes, encoder_input_tokens, length),
-            method="decode",
+        return _log_likelihood(
+            model, params, encoded, encoder_input_tokens, inputs, targets, routes
         )
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
-        return jnp.sum(log_probs, axis=-1, where=targets > 0)
 
     fitting = 1  # Stays 1 if sizes are symbolic (`jax.export`).
     if isinstance(batch, int) and isinstance(length, int):
@@ -217,6 +207,55 @@ def encoded_options(labels: Sequence[str], vocabulary: Any) -> Int[np.ndarray, "
     for row, ids in zip(options, tokens, strict=True):
         row[: len(ids)] = ids
     return options
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def score_targets(
+    model: Transformer,
+    params: Params,
+    encoder_input_tokens: Int[Array, "B T"],
+    targets: Int[Array, "B L"],
+    routes: Routes | None = None,
+) -> Float[Array, " B"]:
+    """Computes the log-likelihood of each row's own target, as `score_options` does of options.
+
+    Args:
+      model: the network with its method.
+      params: base and adapter, merged.
+      encoder_input_tokens: token ids, 0 on padding.
+      targets: each row's tokens with EOS, 0 on padding.
+      routes: as in `greedy`.
+
+    Returns:
+      float32 log-likelihoods.
+    """
+    encoded = _encode(model, params, encoder_input_tokens, routes)
+    inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    return _log_likelihood(model, params, encoded, encoder_input_tokens, inputs, targets, routes)
+
+
+def _log_likelihood(
+    model: Transformer,
+    params: Params,
+    encoded: Float[Array, "B T2 D"],
+    encoder_input_tokens: Int[Array, "B T"],
+    inputs: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
+    routes: Routes | None,
+) -> Float[Array, " B"]:
+    logits = model.apply(
+        {"params": params},
+        encoded,
+        encoder_input_tokens,
+        inputs,
+        targets,
+        enable_dropout=False,
+        **_spread(routes, encoder_input_tokens, targets.shape[1]),
+        method="decode",
+    )
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_probs = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.sum(log_probs, axis=-1, where=targets > 0)
 
 
 def _is_filler(tokens: Int[Array, "B T"]) -> Bool[Array, " B"]:

@@ -71,6 +71,8 @@ class Evaluation:
       mode: "rank_classification" (the label with the highest likelihood), "greedy" or "beam".
       batch_size: number of rows of a batch.
       limit: score only this many examples of each split, the first ones; None for all.
+      split: the split to score, e.g. "test"; None for a task's own evaluation splits, which are
+        "validation" for most.
     """
 
     mode: str = dataclasses.field(
@@ -78,6 +80,7 @@ class Evaluation:
     )
     batch_size: int = dataclasses.field(default=64, metadata={"recorded_as": "eval_batch_size"})
     limit: int | None = dataclasses.field(default=None, metadata={"recorded_as": "eval_limit"})
+    split: str | None = dataclasses.field(default=None, metadata={"recorded_as": "eval_split"})
 
     def __post_init__(self):
         _check_choice("the evaluation mode", self.mode, MODES)

@@ -100,6 +100,8 @@ def evaluate(
             scored = evaluator(
                 base.config, method, tasks, data, evaluation, mesh, names, in_context, seed
             )
+            if not any(scored.identity.values()):
+                raise UserError(f"{data.mixture_or_task_name}: there is no split to score")
             placed = states.place_params(
                 base.config, method, params, mesh, layout, precision.frozen_dtype
             )

@@ -222,13 +222,14 @@ def evaluator(
     in_context: int = 0,
     seed: int = 0,
 ) -> Evaluator:
-    """Makes the evaluator of these tasks, each on its route of the method."""
-    return Evaluator(
+    """Makes the evaluator of these tasks, each on its route; says which have nothing to score."""
+    made = Evaluator(
         Transformer(config, method),
         tasks,
         lengths=data.task_feature_lengths,
         batch_size=evaluation.batch_size,
         mode=evaluation.mode,
+        split=evaluation.split,
         limit=evaluation.limit,
         mesh=mesh,
         routes=task_routes(method, tasks, route_names),
@@ -236,6 +237,14 @@ def evaluator(
         in_context=in_context,
         seed=seed,
     )
+    from tasks import available_splits
+
+    for task, absent in made.absent_splits.items():
+        if not made.identity[task]:
+            others = [split for split in available_splits(task) if split != "train"]
+            remedy = f"; it has {', '.join(others)}: set Evaluation.split" if others else ""
+            say(f"{task} has no split {' or '.join(absent)}, so it is not scored{remedy}")
+    return made
 
 
 def task_routes(

@@ -130,7 +130,9 @@ def train(
             accumulation_steps=parts,
         )
         with sharding.on_mesh(mesh):
-            scorer = _Scorer(evaluator(base.config, method, source.tasks, data, evaluation, mesh))
+            # A task without a train split has no route of its own.
+            scored = source.tasks + (source.untrained if method.routes == 1 else ())
+            scorer = _Scorer(evaluator(base.config, method, scored, data, evaluation, mesh))
             state = initial_state(
                 base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )

@@ -124,7 +124,7 @@ def test_real_rte_is_what_sentencepiece_makes_of_the_file(shared_data, tmp_path,
 def test_the_cache_is_read_instead_of_the_task(tmp_path, monkeypatch):
     first = tokens("mini_cola", "validation", tmp_path)
     assert len(os.listdir(tmp_path)) == 1
-    monkeypatch.setattr(corpus, "_tokenize", never)
+    monkeypatch.setattr(corpus.reading, "tokenize", never)
     again = tokens("mini_cola", "validation", tmp_path)
     assert content(first) == content(again) and not again.inputs.flat.flags.owndata
     with pytest.raises(AssertionError, match="tokenized"):

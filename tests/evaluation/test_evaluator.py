@@ -186,8 +186,68 @@ def test_absent_splits_are_left_out_and_named(model):
     assert evaluates.absent_splits == {"known_splits": ("validation_b",)}
     result = evaluates(table(SAYS)).tasks["known_splits"]
     assert list(result.splits) == ["validation_a"] and result.absent_splits == ("validation_b",)
-    with pytest.raises(UserError, match="evaluated on validation, but its source has only train"):
-        evaluator(model, "known_train_only")
+    alone = evaluator(model, "known_train_only")
+    assert alone.identity == {"known_train_only": {}}
+    assert alone(table(SAYS)).tasks["known_train_only"].absent_splits == ("validation",)
+
+
+@pytest.mark.parametrize("mode", ["rank_classification", "greedy", "beam"])
+def test_metrics_of_likelihoods_get_those_of_targets_and_predictions(model, mode, monkeypatch):
+    import seqio
+
+    import tasks
+
+    seen = {}
+
+    def scores_of(targets, scores):
+        return {"mean_score": float(np.mean(seen.setdefault("targets", scores)))}
+
+    def aux_of(targets, predictions, aux_values):
+        return {"mean_aux": float(np.mean(seen.setdefault("outputs", aux_values["scores"])))}
+
+    task = seqio.TaskRegistry.get("known")
+    monkeypatch.setitem(
+        seqio.TaskRegistry._REGISTRY,
+        "known_scores",
+        task.replace(name="known_scores", metric_fns=[scores_of, aux_of]),
+    )
+    monkeypatch.setitem(tasks.LABELS, "known_scores", LABELS)
+    split = evaluator(model, "known_scores", mode=mode)(table(SAYS)).tasks["known_scores"].splits
+    total = np.log(np.exp(Known.SURE) + 299)
+
+    def likelihood(said, text):
+        hits = sum(a == b for a, b in zip(tokens_of(text), tokens_of(said), strict=False))
+        return hits * Known.SURE - len(tokens_of(text)) * total
+
+    found = split["validation"]
+    expected = [likelihood(SAYS[text[0]], target) for text, target in EXAMPLES]
+    np.testing.assert_allclose(seen["targets"], expected, rtol=1e-5)
+    expected = [likelihood(SAYS[p.inputs[0]], p.prediction) for p in found.predictions]
+    np.testing.assert_allclose(seen["outputs"], expected, rtol=1e-5)
+    assert set(found.metrics) == {"mean_score", "mean_aux"}
+
+
+def test_unknown_labels_give_predictions_and_no_metrics(model, monkeypatch):
+    from adalink_jax.data import EvalExamples
+
+    made = evaluator(model, "known")
+    (split,) = made._tasks["known"].splits.values()
+    assert isinstance(split.examples, EvalExamples)
+    monkeypatch.setattr(split.examples, "labeled", False)
+    found = made(table(SAYS)).tasks["known"]
+    assert found.splits["validation"].metrics == {} and found.score is None
+    assert len(found.splits["validation"].predictions) == len(EXAMPLES)
+
+
+def test_the_split_to_score_can_be_chosen(model):
+    chosen = evaluator(model, "known", "known_splits", split="validation")
+    assert [list(splits) for splits in chosen.identity.values()] == [
+        ["validation"],
+        ["validation_a"],
+    ]
+    train = evaluator(model, "known", split="train").identity
+    assert list(train["known"]) == ["train"]
+    assert evaluator(model, "known", split="dev").absent_splits == {"known": ("dev",)}
 
 
 def test_truncated_inputs_are_counted_and_the_limit_holds(model):
@@ -239,8 +299,7 @@ def test_mistakes_are_said_in_one_line(model):
 def test_labels_that_are_the_same_tokens_are_refused(model, monkeypatch):
     import tasks
 
-    # The byte vocabulary gives all sentinels it does not have the same token.
-    monkeypatch.setitem(tasks.LABELS, "known", ("yes", "no", "yes"))
+    monkeypatch.setitem(tasks.LABELS, "known", ("yes", "no", "perhaps", "yes"))
     with pytest.raises(UserError, match="'yes' and 'yes' are the same tokens"):
         evaluator(model, "known")
 

@@ -136,6 +136,40 @@ def test_files_hold_the_report_and_a_line_per_example(found, tmp_path):
     )
 
 
+def test_predictions_without_labels_are_a_submission_to_glue(tmp_path):
+    """Names of files and labels: the server's page, and GLUE's own test files for the order."""
+
+    def unlabeled(*texts):
+        made = tuple(Prediction("in", tasks.UNLABELED, text) for text in texts)
+        return SplitResult({}, made, labeled=False)
+
+    found = Results(
+        "greedy",
+        {
+            "glue_rte": TaskResult({"test": unlabeled("not_entailment", "entailment")}),
+            "glue_mrpc": TaskResult({"test": unlabeled("equivalent", "nonsense")}),
+            "glue_stsb": TaskResult({"test": unlabeled("3.8")}),
+            "glue_mnli": TaskResult(
+                {"test_matched": unlabeled("neutral"), "test_mismatched": unlabeled("neutral")}
+            ),
+            "my_task": TaskResult({"test": unlabeled("yes")}),
+        },
+    )
+    write(found, tmp_path)
+    written = {path.name: path.read_text() for path in (tmp_path / "submission").iterdir()}
+    assert written == {
+        "RTE.tsv": "index\tprediction\n0\tnot_entailment\n1\tentailment\n",
+        "MRPC.tsv": "index\tprediction\n0\t1\n1\t0\n",
+        "STS-B.tsv": "index\tprediction\n0\t3.8\n",
+        "MNLI-m.tsv": "index\tprediction\n0\tneutral\n",
+        "MNLI-mm.tsv": "index\tprediction\n0\tneutral\n",
+    }
+    assert report(found)["tasks"]["glue_rte"]["score"] is None
+    file = io.StringIO()
+    print_table(found, file)
+    assert "glue_rte test: its labels are not known, so there is no score\n" in file.getvalue()
+
+
 def test_equal_results_are_equal_bytes(found, tmp_path):
     write(found, tmp_path / "a")
     write(found, tmp_path / "b")

@@ -49,8 +49,6 @@ def _load(split="train", name="glue_rte"):
          "{0}:1: no column 'label'; found index, sentence1, sentence2"),
         (HEADER + "0\ta\tb\tentailment\n1\ta\tb\tmaybe\n",
          "{0}:3: label 'maybe'; expected one of entailment (0), not_entailment (1)"),
-        (HEADER + "0\ta\tb\tentailment\n\n1\ta\tb\tentailment\n",
-         "{0}:3: 1 columns; expected 4 (index, sentence1, sentence2, label)"),
         (HEADER + "0\ta\tentailment\n",
          "{0}:2: 3 columns; expected 4 (index, sentence1, sentence2, label)"),
     ],
@@ -58,6 +56,57 @@ def _load(split="train", name="glue_rte"):
 def test_broken_files(rte, content, message):
     rte.write_text(content)
     assert _error(_load()) == message.format(rte)
+
+
+def _examples(split="train", name="glue_rte"):
+    return list(_load(split, name)().as_numpy_iterator())
+
+
+def test_rows_that_lack_columns_are_left_out_and_counted(tmp_path, monkeypatch, caplog):
+    """As TFDS reads QQP, whose official files have such rows; `idx` is the row in the file."""
+    (tmp_path / "QQP").mkdir()
+    path = tmp_path / "QQP" / "train.tsv"
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    path.write_text(f'{header}0\t1\t2\ta\tb\t0\n"\tWas it?\t0\n\n2\t5\t6\tc\td\t1\n')
+    monkeypatch.setenv("GLUE_DIR", str(tmp_path))
+    assert [int(one["idx"]) for one in _examples(name="glue_qqp")] == [0, 3]
+    assert f"{path}: 2 of 4 rows lack columns and are left out, the first in line 3" in caplog.text
+    assert _source("glue_qqp").num_input_examples("train") == 2
+
+
+def test_cells_that_look_quoted_are_read_as_they_stand_and_said(rte, caplog):
+    rte.write_text(HEADER + '0\t"He said ""no""."\tb\t1\n1\t"Half a\tquote" and "b"\t0\n')
+    assert _examples()[0]["sentence1"] == b'"He said ""no""."'
+    assert f"{rte}: cells in 1 lines look quoted, the first in line 2" in caplog.text
+    caplog.clear()
+    rte.write_text(HEADER + '0\t"Half a\tquote", ""so""\t1\n')
+    _examples()
+    assert not caplog.records
+
+
+def test_a_test_file_has_no_labels(rte, tmp_path, caplog):
+    test = rte.parent / "test.tsv"
+    test.write_text("index\tsentence1\tsentence2\n0\ta\tb\n1\tc\td\n")
+    assert [int(one["label"]) for one in _examples("test")] == [-1, -1]
+    task = seqio.TaskRegistry.get("glue_rte")
+    (one, _) = task.preprocessors[0](_load("test")()).as_numpy_iterator()
+    assert one["targets"] == tasks.UNLABELED.encode() and one["inputs"].endswith(b"sentence2: b")
+    # Every row is predicted, so none may be left out.
+    test.write_text("index\tsentence1\tsentence2\n0\ta\tb\n1\tc\n")
+    assert _error(_load("test")) == (
+        f"{test}:3: 2 columns; expected 3 (index, sentence1, sentence2)"
+    )
+    # CoLA's has a header, its other files none. STS-B's labels are numbers.
+    for folder, text in (
+        ("CoLA", "index\tsentence\n0\ta\n"),
+        ("STS-B", "index\tsentence1\tsentence2\n0\ta\tb\n"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.tsv").write_text(text)
+    assert _examples("test", "glue_cola")[0]["sentence"] == b"a"
+    assert _source("glue_cola").num_input_examples("test") == 1
+    scores = seqio.TaskRegistry.get("glue_stsb").preprocessors[0](_load("test", "glue_stsb")())
+    assert next(scores.as_numpy_iterator())["targets"] == tasks.UNLABELED.encode()
 
 
 def test_broken_encoding(rte):
@@ -82,7 +131,7 @@ def test_missing_folders_and_files(rte, tmp_path, monkeypatch):
         f"{folder}/dev.tsv: no such file for split 'validation' of glue_rte; {folder} holds "
         "train.tsv"
     )
-    assert _error(_load("test")) == "glue_rte has no split 'test'; it has train, validation"
+    assert _error(_load("dev")) == "glue_rte has no split 'dev'; it has train, validation, test"
     assert f"no folder {tmp_path}/CoLA" in _error(_load(name="glue_cola"))
     monkeypatch.setenv("GLUE_DIR", "no/where")
     assert _error(_load()) == (
@@ -146,7 +195,7 @@ def test_shards_and_shuffling(rte):
 def test_available_splits(tmp_path, monkeypatch):
     monkeypatch.delenv("GLUE_DIR", raising=False)
     assert tasks.available_splits("glue_mnli") == (
-        "train", "validation_matched", "validation_mismatched",
+        "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched",
     )  # fmt: skip
     (tmp_path / "MNLI").mkdir()
     (tmp_path / "MNLI" / "dev_matched.tsv").touch()
@@ -204,7 +253,7 @@ def test_tfds_is_prepared_then_asked(monkeypatch):
     assert example["targets"] == b"not_entailment"
     assert calls == [("validation", False, 3, shard)]
     assert not source.supports_arbitrary_sharding
-    assert tuple(source.splits) == ("train", "validation")
+    assert tuple(source.splits) == ("train", "validation", "test")
 
 
 class _OfflineBuilder:
@@ -220,7 +269,7 @@ def test_tfds_without_data_says_what_to_do(call, monkeypatch):
     source = _source()
     memoized = seqio.LazyTfdsLoader._MEMOIZED_BUILDERS
     monkeypatch.setitem(memoized, ("glue/rte:2.0.0", None), _OfflineBuilder())
-    assert list(source.splits) == ["train", "validation"]
+    assert list(source.splits) == ["train", "validation", "test"]
     with pytest.raises(tasks.DataError) as caught:
         getattr(source, call)("train")
     assert str(caught.value) == (

@@ -127,7 +127,8 @@ def test_long_texts_are_cut(registered):
 def test_text_file(tmp_path, monkeypatch, registered):
     lines = [f"w{i % 50} w{i // 50} w1" if i % 7 else "" for i in range(350)]
     path = tmp_path / "some.txt"
-    path.write_text("\n".join(lines) + "\n")
+    lines[0] = "w0 w1"
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.setenv("TEXT_FILE", str(path))
     source = pretraining.TextFileSource()
     found = {

@@ -1,0 +1,148 @@
+"""The examples of one split for evaluation, as NumPy arrays."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from adalink_jax.data import plan
+from adalink_jax.data.arrays import Sequences
+from adalink_jax.data.batches import checked_lengths, eos_of
+from adalink_jax.data.corpus import check_labels, examples, mixture, tokens, vocabulary_identity
+from adalink_jax.errors import UserError
+
+
+class EvalExamples:
+    """One split of one task for evaluation, with every example exactly once.
+
+    Attributes:
+      task: the task's name.
+      split: the split.
+      vocabulary: the SeqIO vocabulary.
+      targets: int32 token sequences by example, not truncated.
+      input_texts, target_texts: the texts by example.
+      labeled: whether the targets are known; those of a benchmark's test split may not be.
+      truncated: {"inputs": n}, examples whose input is longer than the configured length.
+      long_targets: number of targets that are longer than the configured length.
+      identity: JSON-able record of everything that determines the data, without paths.
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        split: str,
+        lengths: Mapping[str, int],
+        limit: int | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        in_context: int = 0,
+        seed: int = 0,
+    ):
+        """Tokenizes the split, or reads its cache.
+
+        Args:
+          task_name: a task registered with SeqIO.
+          split: one of its splits.
+          lengths: {"inputs": T, "targets": L}; longer inputs are truncated and keep their
+            end-of-sequence token. So are targets, but only in `batches`.
+          limit: take only this many examples, the first ones; all if None.
+          cache_dir: as for `TrainBatches`.
+          in_context: number of solved training examples in front of each input: the same that
+            few-shot training with this seed uses.
+          seed: seed of the choice of these examples.
+
+        Raises:
+          UserError: as for `TrainBatches`; also if `limit` is below 1, targets are none of the
+            task's labels, or the examples in context leave no room for an input.
+        """
+        from tasks import UNLABELED
+
+        lengths = checked_lengths(lengths)
+        if limit is not None and limit < 1:
+            raise UserError(f"evaluation needs at least one example; the limit is {limit}")
+        self.task, self.split = task_name, split
+        self.vocabulary = mixture(task_name).vocabulary
+        data = tokens(task_name, split, cache_dir, lengths)
+        self.labeled = set(data.target_texts.counts()) != {UNLABELED}
+        if self.labeled:
+            check_labels(task_name, split, data.target_texts)
+        if in_context:
+            drawn = plan.draw_seed(seed, 0)
+            shown = tokens(task_name, "train", cache_dir, lengths, drawn).few(in_context, seed)
+            data = data.after(shown, self.vocabulary.eos_id)
+            if (shortest := int(data.inputs.lengths.min())) > lengths["inputs"]:
+                raise UserError(
+                    f"in_context is {in_context}: with so many examples in front, an input of "
+                    f"{task_name} ends after {shortest} tokens or more, but TASK_FEATURE_LENGTHS "
+                    f"allows {lengths['inputs']}"
+                )
+        self._count = len(data) if limit is None else min(limit, len(data))
+        inputs = data.inputs.head(self._count)
+        self.targets = data.targets.head(self._count)
+        self._inputs, self._targets = (
+            Sequences((some,), np.zeros(1, np.int64), length, eos_of(self.vocabulary))
+            for some, length in ((inputs, lengths["inputs"]), (self.targets, lengths["targets"]))
+        )
+        self.input_texts = data.input_texts.head(self._count)
+        self.target_texts = data.target_texts.head(self._count)
+        self.truncated = {"inputs": self._inputs.truncated(0)}
+        self.long_targets = self._targets.truncated(0)
+        self._lengths = lengths
+        self.identity = {
+            "name": task_name,
+            "split": split,
+            **data.identity,
+            "evaluated": self._count,
+            "truncated": self.truncated,
+            "vocabulary": vocabulary_identity(self.vocabulary),
+            "lengths": lengths,
+        }
+
+    def __len__(self) -> int:
+        return self._count
+
+    def features(self) -> list[dict[str, Any]]:
+        """Returns each example with all its features, as SeqIO hands them to `postprocess_fn`."""
+        return examples(self.task, self.split, self._lengths, self._count)
+
+    def batches(
+        self, batch_size: int, route: int = 0, targets: bool = False
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yields batches of similar input length, short ones first.
+
+        Args:
+          batch_size: B, rows of every batch; the last batch is padded with empty rows.
+          route: the route of all tokens.
+          targets: whether to yield the targets, too.
+
+        Yields:
+          encoder_input_tokens and encoder_routes, int32 [B, T], where T is a length bucket; and
+          indices, int64 [B], the example of each row, or -1 for an empty row. With `targets` also
+          decoder_target_tokens, int32 [B, L].
+        """
+        order = np.argsort(self._inputs.lengths, kind="stable")
+        for start in range(0, self._count, batch_size):
+            chosen = order[start : start + batch_size]
+            tokens_ = _padded(self._inputs, plan.INPUT_BUCKETS, chosen, batch_size)
+            indices = np.full(batch_size, -1, np.int64)
+            indices[: len(chosen)] = chosen
+            batch = {
+                "encoder_input_tokens": tokens_,
+                "encoder_routes": np.full(tokens_.shape, route, np.int32),
+                "indices": indices,
+            }
+            if targets:
+                filled = _padded(self._targets, plan.TARGET_BUCKETS, chosen, batch_size)
+                batch["decoder_target_tokens"] = filled
+            yield batch
+
+
+def _padded(
+    sequences: Sequences, known: tuple[int, ...], chosen: np.ndarray, rows: int
+) -> np.ndarray:
+    """Returns these sequences as int32 [rows, length], padded to the smallest length that fits."""
+    longest = int(sequences.lengths[chosen].max())
+    length = plan.buckets(known, longest, sequences.limit)[-1]
+    out = np.zeros((rows, length), np.int32)
+    sequences.fill(out, chosen, np.arange(len(chosen)) * length)
+    return out
