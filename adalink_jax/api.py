@@ -25,6 +25,8 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
+from adalink_jax.runs.options import Lengths, MethodSetting
+from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
 
@@ -51,9 +53,10 @@ class Result:
     history: list[dict[str, float]]
 
 
+@checks
 def finetune(
     base: Base,
-    method: Method,
+    method: MethodSetting,
     examples: Any,
     *,
     validation: Any = None,
@@ -61,11 +64,11 @@ def finetune(
     columns: tuple[str, str] | None = None,
     vocabulary: Any = None,
     model_dir: str | pathlib.Path | None = None,
-    train_steps: int = 500,
-    batch_size: int = 32,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    lengths: Mapping[str, int] | None = None,
+    train_steps: Steps = 500,
+    batch_size: Size = 32,
+    learning_rate: NotNegative | None = None,
+    seed: Seed = 0,
+    lengths: Lengths | None = None,
     options: Sequence[Any] = (),
 ) -> Result:
     """Trains a method on examples, scores it, and writes its run folder.
@@ -146,7 +149,8 @@ def _configuration(
         )
 
     if model_dir is None:
-        content = json.dumps(read("").values, sort_keys=True).encode()
+        values = {**read("runs").values, "model_dir": ""}
+        content = json.dumps(values, sort_keys=True).encode()
         model_dir = f"runs/{method.scope}-{hashlib.sha256(content).hexdigest()[:8]}"
     return read(str(model_dir))
 
@@ -169,6 +173,7 @@ def load_result(model_dir: str | pathlib.Path) -> Result:
     return Result(folder, load_adapter(folder / "adapter"), scores, history)
 
 
+@checks
 def predict(
     base: Base,
     adapter: Adapter | Result | str | pathlib.Path | None,
@@ -177,8 +182,8 @@ def predict(
     *,
     route: str | None = None,
     vocabulary: Any = None,
-    max_length: int = 64,
-    batch_size: int = 64,
+    max_length: Length = 64,
+    batch_size: Size = 64,
 ) -> list[Prediction]:
     """Predicts labels or texts with a base and an adapter.
 
@@ -217,6 +222,7 @@ def predict(
     return [dataclasses.replace(one, target="") for one in results.predictions]
 
 
+@checks
 def evaluate(
     base: Base,
     adapter: Adapter | Result | str | pathlib.Path | None,
@@ -226,8 +232,8 @@ def evaluate(
     columns: tuple[str, str] | None = None,
     route: str | None = None,
     vocabulary: Any = None,
-    max_length: int = 64,
-    batch_size: int = 64,
+    max_length: Length = 64,
+    batch_size: Size = 64,
 ) -> dict[str, float]:
     """Scores a base and an adapter on examples.
 

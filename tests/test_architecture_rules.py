@@ -21,7 +21,7 @@ ALL = [
 ]
 
 # Everything may import itself and these.
-BASIS = tuple(f"adalink_jax.{part}" for part in ("errors", "files", "locks", "signals"))
+BASIS = tuple(f"adalink_jax.{part}" for part in ("errors", "files", "locks", "signals", "values"))
 
 
 def _arrows() -> dict[str, tuple[str, ...]]:
@@ -47,7 +47,7 @@ MATHS = (
 )
 # Who may import what is not ours; for all other packages there is no rule.
 OUTSIDERS = {
-    "gin": ("adalink_jax.config.gin_files",),
+    "gin": ("adalink_jax.config.gin_files", "adalink_jax.config.reader"),
     "tensorflow": ("adalink_jax.data", "adalink_jax.evaluation", "adalink_jax.t5x", "tasks"),
     "tensorflow_datasets": ("adalink_jax.data", "adalink_jax.t5x", "tasks"),
     "seqio": (

@@ -12,9 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +34,7 @@ from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config
+from adalink_jax.values import checked
 
 TENSORS = "adapter.safetensors"
 RECORD = "adapter.json"
@@ -401,8 +400,7 @@ def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path
     for setting, value in settings.items():
         if setting not in fields:
             raise UserError(f"{where}: unknown {setting!r}{nearest(setting, fields)}")
-        if not _is_a(value, fields[setting].type):
-            raise UserError(f"{where}: {setting} is {value!r}")
+        checked(f"{where}: {setting}", value, fields[setting].type)
     for setting, field in fields.items():
         if field.default is dataclasses.MISSING and setting not in settings:
             raise UserError(f"{where}: no {setting}")
@@ -410,20 +408,6 @@ def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path
         METHODS[name](**settings)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Returns whether a value has a field's type: int, float, str, bool, tuple or None."""
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, one) for one in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return isinstance(value, tuple) and all(_is_a(one, item) for one in value)
-    if kind is float and type(value) in (int, float):
-        return abs(value) <= sys.float_info.max
-    if kind is int and type(value) is int:
-        return abs(value) < 2**28  # Keeps sums of sizes in the range of sizes.
-    return type(value) is kind or (kind is types.NoneType and value is None)
 
 
 def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:

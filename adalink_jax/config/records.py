@@ -1,15 +1,15 @@
-"""The settings of gin files as plain records: resolved for a function, checked, and written.
+"""The settings of gin files as plain records, and the one gin text of all of them.
 
-`adalink_jax.config.gin_files` fills these records. Nothing here needs gin.
+`reader` fills these records, `resolving` resolves them for a function. Nothing here needs gin.
 """
 
 import dataclasses
 import inspect
 import re
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
-
-from adalink_jax.errors import UserError, nearest
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -54,9 +54,31 @@ class Target:
         return f"{self.module.rpartition('.')[2]}.{self.path}"
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it belongs to this package."""
+        return self.name.partition(".")[0] == __name__.partition(".")[0]
+
+    @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters of its signature, including ``*args`` and ``**kwargs``."""
-        return dict(inspect.signature(self.object).parameters)
+        return dict(self._signature.parameters)
+
+    @property
+    def made(self) -> type | None:
+        """The class of what a call returns; None if the function does not say."""
+        if inspect.isclass(self.object):
+            return self.object
+        made = self._signature.return_annotation
+        if typing.get_origin(made) is Callable:
+            return types.FunctionType
+        return made if inspect.isclass(made) and made is not inspect.Signature.empty else None
+
+    @property
+    def _signature(self) -> inspect.Signature:
+        try:
+            return inspect.signature(self.object)
+        except ValueError:  # Some classes of Python have none.
+            return inspect.Signature()
 
     @property
     def groups(self) -> "dict[str, Target]":
@@ -88,6 +110,10 @@ class Reference:
     scope: str
     target: Target
     call: bool
+
+    def __str__(self) -> str:
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"@{scope}{self.target.short}{'()' * self.call}"
 
 
 class Key(NamedTuple):
@@ -148,97 +174,6 @@ class Configuration:
         return message
 
 
-class Resolver:
-    """Resolves all settings that a function reads, directly or through other settings.
-
-    Attributes:
-      read: the keys that were read, in order.
-      missing: keys without a value, with the origin of their declaration or None.
-    """
-
-    def __init__(self, settings: Mapping[Key, Setting]):
-        self.read: dict[Key, None] = {}
-        self.missing: dict[Key, str | None] = {}
-        self._settings = settings
-        self._following: list[Key] = []
-
-    def arguments(
-        self, target: Target, scope: tuple[str, ...] = (), *, call: bool = True, skip=()
-    ) -> dict[str, Any]:
-        """Returns the JSON-able arguments that gin passes to `target`, in signature order.
-
-        Args:
-          target: the configured function or class.
-          scope: the scopes that it is called in, outermost first; inner bindings win, as in gin.
-          call: whether it is called with only these arguments. Then defaults are included, and a
-            parameter with neither a default nor a binding is missing.
-          skip: parameters that the caller passes.
-
-        Raises:
-          UserError: a setting refers to itself.
-        """
-        bound: dict[str, Key] = {}
-        for depth in range(len(scope) + 1):
-            prefix = "/".join(scope[:depth])
-            at = (k for k in self._settings if (k.scope, k.target) == (prefix, target.name))
-            bound.update({key.name: key for key in at})
-        values = {}
-        for name, parameter in target.parameters.items():
-            if name in bound:
-                values[name] = self.value(bound.pop(name), scope)
-            elif not call or name in skip or parameter.kind in (2, 4):  # *args, **kwargs
-                continue
-            elif parameter.default is parameter.empty:
-                self.missing[Key("", target.name, name)] = None
-            else:
-                values.update(_default(name, parameter.default))
-        return values | {name: self.value(key, scope) for name, key in bound.items()}
-
-    def value(self, key: Key, scope: tuple[str, ...] = ()) -> Any:
-        """Returns the value of one setting, expanded and JSON-able."""
-        setting = self._settings[key]
-        if key in self._following:
-            raise UserError(f"{setting.origin}: {key.name} refers to itself")
-        self.read[key] = None
-        self._following.append(key)
-        value = self._expand(setting.value, key, scope)
-        self._following.pop()
-        return value
-
-    def _expand(self, value: Any, key: Key, scope: tuple[str, ...]) -> Any:
-        if isinstance(value, dict):
-            return {str(name): self._expand(item, key, scope) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._expand(item, key, scope) for item in value]
-        if value == REQUIRED:
-            self.missing[key] = self._settings[key].origin
-            return None
-        if isinstance(value, Macro):
-            # gin evaluates a macro's value in a scope of the macro's name.
-            return self.value(Key("", "", value.name), tuple(value.name.split("/")))
-        if isinstance(value, Reference):
-            scope = tuple(value.scope.split("/")) if value.scope else scope
-            mark = "@" if value.call else "@partial"
-            arguments = self.arguments(value.target, scope, call=value.call)
-            return {mark: value.target.name, **arguments}
-        return value
-
-
-def _default(name: str, value: Any) -> dict[str, Any]:
-    """Returns ``{name: value}`` with a JSON-able default, or ``{}`` if JSON cannot hold it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {name: value}
-    if isinstance(value, (list, tuple)):
-        items = [_default(name, item) for item in value]
-        return {name: [item[name] for item in items]} if all(items) else {}
-    if isinstance(value, dict):
-        items = {str(key): _default(name, item) for key, item in value.items()}
-        return {name: {k: v[name] for k, v in items.items()}} if all(items.values()) else {}
-    if callable(value) and hasattr(value, "__qualname__"):
-        return {name: {"@partial": f"{value.__module__}.{value.__qualname__}"}}
-    return {}
-
-
 def map_leaves(function: Callable, value: Any) -> Any:
     """Applies `function` to the leaves of nested lists, tuples and dicts."""
     if isinstance(value, dict):
@@ -248,12 +183,13 @@ def map_leaves(function: Callable, value: Any) -> Any:
     return function(value)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
+    """Yields the leaves of nested lists, tuples and dicts."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _leaves(item)
+            yield from leaves(item)
     else:
         yield value
 
@@ -266,103 +202,15 @@ def display(key: Key, targets: Mapping[str, Target]) -> str:
     return f"{scope}{targets[key.target].short}.{key.name}"
 
 
-def resolve(
-    entry: Target,
-    settings: Mapping[Key, Setting],
-    targets: Mapping[str, Target],
-    imports: Iterable[str],
-    *,
-    supplied: Iterable[str] = (),
-    command: Iterable[str] = (),
-) -> Configuration:
-    """Checks settings and resolves them for `entry`.
-
-    Args:
-      entry: the function to call.
-      settings: all settings; those that are only declared have the value `REQUIRED`.
-      targets: all targets in the settings, including `entry`, by full name.
-      imports: the modules that the files import.
-      supplied: parameters of `entry` that the caller passes itself.
-      command: the command line, which is kept in the result.
-
-    Raises:
-      UserError: an undefined macro; a user's setting that nothing reads; a required value not
-        set; a setting that refers to itself.
-    """
-    _refuse_undefined(settings)
-    settings = dict(settings)
-    for target in [target for target in targets.values() if inspect.isfunction(target.object)]:
-        for name, group in target.groups.items():
-            if target.parameters[name].default is not inspect.Parameter.empty:
-                group = targets.get(group.name, group)
-                reference = Setting(Reference("", group, call=True), DEFAULT, shipped=True)
-                settings.setdefault(Key("", target.name, name), reference)
-    decorated = {name for name, target in targets.items() if target.reads_gin}
-    everything = Resolver(settings)
-    for target in targets.values():
-        # train and evaluate share files, so settings of one count as read when the other runs.
-        if target.module == entry.module and inspect.isfunction(target.object):
-            everything.arguments(target, call=False)
-    used = Resolver(settings)
-    values = used.arguments(entry, skip=tuple(supplied))
-    environment = {}
-    for key in settings:
-        if key.target in decorated:
-            used.value(key, tuple(key.scope.split("/")) if key.scope else ())
-        elif not key.target and key.name in ENVIRONMENT:
-            environment[key.name] = _path(used.value(key), settings[key], key.name)
-    _refuse_unread(settings, everything.read | used.read, targets)
-    _refuse_missing(used.missing, targets)
-    shown = [key for key in settings if key in used.read]
-    text, origins = _write(entry, {key: settings[key] for key in shown}, targets, imports)
-    return Configuration(entry.name, values, text, origins, environment, tuple(command))
-
-
-def _path(value: Any, setting: Setting, name: str) -> str:
-    if isinstance(value, str) and value:
-        return value
-    raise UserError(f"{setting.origin}: {name} must be a path, got {value!r}")
-
-
-def _refuse_undefined(settings: Mapping[Key, Setting]) -> None:
-    known = [key.name for key in settings if not key.target]
-    for setting in settings.values():
-        for leaf in _leaves(setting.value):
-            if isinstance(leaf, Macro) and leaf != REQUIRED and leaf.name not in known:
-                guess = nearest(leaf.name.upper(), known)
-                raise UserError(f"{setting.origin}: %{leaf.name} is defined nowhere{guess}")
-
-
-def _refuse_unread(settings: Mapping[Key, Setting], read: Mapping[Key, None], targets) -> None:
-    for key, setting in settings.items():
-        if key in read or setting.shipped:
-            continue
-        name = display(key, targets)
-        guess = "" if key.target else nearest(name.upper(), [k.name for k in read if not k.target])
-        raise UserError(f"{setting.origin}: nothing reads {name}{guess}")
-
-
-def _refuse_missing(missing: Mapping[Key, str | None], targets: Mapping[str, Target]) -> None:
-    if not missing:
-        return
-    names = [display(key, targets) for key in missing]
-    declared = ", ".join(dict.fromkeys(origin for origin in missing.values() if origin))
-    where = f" (declared in {declared})" if declared else ""
-    if len(names) == 1:
-        raise UserError(f"{names[0]} is required: set it with --gin.{names[0]}=…{where}")
-    flags = " ".join(f"--gin.{name}=…" for name in names)
-    raise UserError(f"{', '.join(names)} are required: set them with {flags}{where}")
-
-
-def _write(
+def write(
     entry: Target,
     settings: Mapping[Key, Setting],
     targets: Mapping[str, Target],
     imports: Iterable[str],
 ) -> tuple[str, dict[str, str]]:
     """Returns settings as one gin text, with the origins of its macros and bindings."""
-    leaves = [leaf for setting in settings.values() for leaf in _leaves(setting.value)]
-    used = {leaf.target for leaf in leaves if isinstance(leaf, Reference)}
+    values = [leaf for setting in settings.values() for leaf in leaves(setting.value)]
+    used = {leaf.target for leaf in values if isinstance(leaf, Reference)}
     used |= {targets[key.target] for key in settings if key.target} | {entry}
     # An import without a target is kept for its side effect, such as registering a user's tasks.
     idle = {target.module for target in targets.values()} - {target.module for target in used}

@@ -19,7 +19,8 @@ from flax.linen import spmd
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adalink_jax.errors import UserError, check_counts
+from adalink_jax.errors import UserError
+from adalink_jax.values import Checked, Count
 
 # Logical axis -> mesh axis or axes; a mesh may lack some of them. Adapters have their own logical
 # axes, which are on no mesh axis, so no rule splits an adapter.
@@ -45,7 +46,7 @@ FULLY_SHARDED = ("embed", "vocab", "mlp", "joined_kv")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(Checked):
     """How a model and its batches are laid out on devices.
 
     Attributes:
@@ -57,15 +58,10 @@ class Layout:
       devices: number of devices that the layout is meant for; None for any number.
     """
 
-    model_parallelism: int = 1
+    model_parallelism: Count = 1
     fully_sharded: bool = False
-    slices: int = 1
-    devices: int | None = None
-
-    def __post_init__(self):
-        check_counts(model_parallelism=self.model_parallelism, slices=self.slices)
-        if self.devices is not None:
-            check_counts(devices=self.devices)
+    slices: Count = 1
+    devices: Count | None = None
 
 
 # Every device holds the whole model, and a part of the batch.
@@ -282,9 +278,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _mesh_axes(("batch",), mesh))
 
 
+def data_parallel(mesh: Mesh) -> int:
+    """Returns the number of parts that the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape.get("slice", 1)
+
+
 def check_divisible(mesh: Mesh, **counts: int) -> None:
     """Raises `UserError` unless the mesh's data parallelism divides each count, e.g. BATCH_SIZE."""
-    size = mesh.shape["data"] * mesh.shape.get("slice", 1)
+    size = data_parallel(mesh)
     for name, count in counts.items():
         if count % size:
             raise UserError(

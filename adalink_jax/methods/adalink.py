@@ -6,23 +6,17 @@ so the identity is the default. A route has 2·D·R parameters at any depth of t
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods.base import (
-    Array,
-    Context,
-    Method,
-    Params,
-    check_positive,
-    check_stacks,
-)
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Array, Context, Method, Params, Stacks
 from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank, routed_low_rank
+from adalink_jax.values import OneOf, Size
 
 # Rows of the token table folded at a time: 32 MiB of float32 at D = 1024.
 _FOLDED_ROWS = 8192
@@ -39,23 +33,14 @@ class AdaLink(Method):
       stacks: the stacks whose inputs are adapted.
     """
 
-    rank: int
-    activation: str = "identity"
-    routes: int = 1
-    stacks: tuple[str, ...] = ("encoder",)
+    rank: Size
+    activation: Annotated[str, OneOf(tuple(ACTIVATIONS))] = "identity"
+    routes: Size = 1
+    stacks: Stacks = ("encoder",)
 
     scope: ClassVar[str] = "adalink"
     size_field: ClassVar[str] = "rank"
     widens: ClassVar[bool] = True  # Every activation maps zero to zero.
-
-    def __post_init__(self):
-        check_positive(self, "rank", "routes")
-        object.__setattr__(self, "stacks", check_stacks(self, self.stacks))
-        if self.activation not in ACTIVATIONS:
-            raise UserError(
-                f"AdaLink.activation is {self.activation!r}; it takes one of "
-                f"{', '.join(ACTIVATIONS)}{nearest(str(self.activation), ACTIVATIONS)}"
-            )
 
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context

@@ -10,7 +10,7 @@ dropouts.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, cast
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ from flax import traverse_util
 from jaxtyping import Bool, Float, Int, Num
 
 from adalink_jax.errors import UserError
+from adalink_jax.values import Checked, OneOf
 
 Params = Mapping[str, Any]
 # Arrays on devices or on the host; jaxtyping checks their shapes under pytest.
@@ -38,6 +39,7 @@ LINEAR_SITES: Mapping[str, tuple[str, ...]] = {
     )
     + _MLP,
 }
+Stacks = tuple[Annotated[str, OneOf(tuple(LINEAR_SITES))], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +104,10 @@ class Context:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(Checked):
     """The identity method, and the interface of all others.
 
+    A method's fields are checked against their annotations when it is made (`adalink_jax.values`).
     Hooks are only called inside ``@nn.compact`` methods, and must not count layers in Python.
     """
 
@@ -313,23 +316,3 @@ def split(params: Params, method: Method) -> tuple[dict[str, Any], dict[str, Any
         traverse_util.unflatten_dict(trainable, sep="/"),
         traverse_util.unflatten_dict(frozen, sep="/"),
     )
-
-
-def check_positive(method: Method, *fields: str) -> None:
-    """Raises `UserError` unless each of the method's fields is a whole number of at least 1."""
-    for field in fields:
-        value = getattr(method, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(
-                f"{type(method).__name__}.{field} is {value!r}; it must be a whole number ≥ 1"
-            )
-
-
-def check_stacks(method: Method, stacks: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the stacks as a tuple; raises `UserError` if the network has no such stack."""
-    stacks = (stacks,) if isinstance(stacks, str) else tuple(stacks)
-    if not stacks or set(stacks) - set(LINEAR_SITES):
-        raise UserError(
-            f"{type(method).__name__}.stacks is {stacks!r}; it takes 'encoder', 'decoder' or both"
-        )
-    return stacks

@@ -7,7 +7,7 @@ linear layer of attention and MLP in the encoder's blocks, which is the default 
 import dataclasses
 import fnmatch
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -22,10 +22,10 @@ from adalink_jax.methods.base import (
     Method,
     Params,
     Site,
-    check_positive,
-    check_stacks,
+    Stacks,
 )
 from adalink_jax.methods.low_rank import LowRank
+from adalink_jax.values import Range, Rate, Size
 
 # Linear layers that `LoRA.variants` keeps: all of them (AdaLink's paper), queries and values
 # (LoRA's paper), down to a single one.
@@ -53,13 +53,13 @@ class LoRA(Method):
       routes: K, the number of modules; each token's route chooses one.
     """
 
-    rank: int
+    rank: Size
     alpha: float = 16.0
     linears: tuple[str, ...] = ("*attention/*", "mlp/*")
-    stacks: tuple[str, ...] = ("encoder",)
-    layers: tuple[int, ...] | None = None
-    dropout_rate: float = 0.0
-    routes: int = 1
+    stacks: Stacks = ("encoder",)
+    layers: tuple[Annotated[int, Range(0)], ...] | None = None
+    dropout_rate: Rate = 0.0
+    routes: Size = 1
 
     scope: ClassVar[str] = "lora"
     size_field: ClassVar[str] = "rank"
@@ -67,16 +67,9 @@ class LoRA(Method):
     training_only: ClassVar[tuple[str, ...]] = ("dropout_rate",)
 
     def __post_init__(self):
-        check_positive(self, "rank", "routes")
-        object.__setattr__(self, "stacks", check_stacks(self, self.stacks))
-        patterns = (self.linears,) if isinstance(self.linears, str) else tuple(self.linears)
-        object.__setattr__(self, "linears", patterns)
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(f"LoRA.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1)")
+        super().__post_init__()
         sites = [site for stack in self.stacks for site in LINEAR_SITES[stack]]
-        for pattern in patterns:
+        for pattern in self.linears:
             if not fnmatch.filter(sites, pattern):
                 raise UserError(
                     f"LoRA.linears has {pattern!r}, which matches no linear layer of the "

@@ -7,7 +7,7 @@ with the same weights for all vectors of a route. The stored adapter holds the r
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Float
 
-from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods.base import Array, Context, Method, Params, check_positive
+from adalink_jax.errors import UserError
+from adalink_jax.methods.base import Array, Context, Method, Params
+from adalink_jax.values import OneOf, Range, Rate, Size
 
 INITIALISATIONS = ("random", "sampled_vocabulary", "class_labels", "text")
 
@@ -98,13 +99,13 @@ class PromptTuning(Method):
       routes: K, the number of prompts; a row takes the prompt of its first token's route.
     """
 
-    length: int = 64
+    length: Annotated[int, Range(1, 2**14)] = 64
     reparameterise: bool = True
-    bottleneck: int = 128
-    dropout_rate: float = 0.05
-    initialisation: str = "sampled_vocabulary"
+    bottleneck: Size = 128
+    dropout_rate: Rate = 0.05
+    initialisation: Annotated[str, OneOf(INITIALISATIONS)] = "sampled_vocabulary"
     text: str = ""
-    routes: int = 1
+    routes: Size = 1
 
     scope: ClassVar[str] = "prompt_tuning"
     start: ClassVar[str] = "elsewhere"
@@ -114,16 +115,7 @@ class PromptTuning(Method):
     )
 
     def __post_init__(self):
-        check_positive(self, "length", "bottleneck", "routes")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(
-                f"PromptTuning.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1)"
-            )
-        if self.initialisation not in INITIALISATIONS:
-            raise UserError(
-                f"PromptTuning.initialisation is {self.initialisation!r}; it takes one of "
-                f"{', '.join(INITIALISATIONS)}{nearest(str(self.initialisation), INITIALISATIONS)}"
-            )
+        super().__post_init__()
         if (self.initialisation == "text") != bool(self.text):
             raise UserError(
                 "PromptTuning.text goes with PromptTuning.initialisation = 'text'; got "

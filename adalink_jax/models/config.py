@@ -1,11 +1,13 @@
 """The architecture of a T5, under T5X's field names."""
 
+import contextlib
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError
+from adalink_jax.values import Checked, Depth, OneOf, Rate, Size, shown
 
 ACTIVATIONS = ("relu", "gelu", "linear", "silu", "swish")
 REMATS = ("none", "minimal", "full")
@@ -14,8 +16,27 @@ REMATS = ("none", "minimal", "full")
 _UNSCANNED_LAYERS = 12
 
 
+def activations_dtype(dtype: Any) -> jnp.dtype:
+    """Returns a dtype of activations.
+
+    Raises:
+      UserError: it is neither float32 nor bfloat16.
+    """
+    name = dtype if isinstance(dtype, str) else None
+    with contextlib.suppress(TypeError, ValueError):
+        name = name or jnp.dtype(dtype).name
+    if name == "float16":
+        raise UserError(
+            "dtype is float16, in which T5's activations overflow (its MLP's outputs pass "
+            "65504); use bfloat16 or float32"
+        )
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is {shown(dtype)}; it takes float32 or bfloat16")
+    return jnp.dtype(name)
+
+
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(Checked):
     """The architecture, with T5X's field names.
 
     Attributes:
@@ -45,50 +66,26 @@ class T5Config:
     not part of the architecture: they are neither stored nor compared.
     """
 
-    vocab_size: int
+    vocab_size: Size
     dtype: Any = jnp.float32
-    emb_dim: int = 512
-    num_heads: int = 8
-    num_encoder_layers: int = 6
-    num_decoder_layers: int = 6
-    head_dim: int = 64
-    mlp_dim: int = 2048
-    mlp_activations: tuple[str, ...] = ("relu",)
-    dropout_rate: float = 0.1
+    emb_dim: Size = 512
+    num_heads: Size = 8
+    num_encoder_layers: Depth = 6
+    num_decoder_layers: Depth = 6
+    head_dim: Size = 64
+    mlp_dim: Size = 2048
+    mlp_activations: tuple[Annotated[str, OneOf(ACTIVATIONS)], ...] = ("relu",)
+    dropout_rate: Rate = 0.1
     logits_via_embedding: bool = False
     separate_encoder_embedding: bool = False
     relpos_bias_per_layer: bool = False
     float32_attention_logits: bool = False
     scan_layers: bool | None = None
-    remat: str = "none"
+    remat: Annotated[str, OneOf(REMATS)] = "none"
 
     def __post_init__(self):
-        dtype = jnp.dtype(self.dtype)
-        if dtype == jnp.float16:
-            raise UserError(
-                "dtype is float16, in which T5's activations overflow (its MLP's outputs pass "
-                "65504); use bfloat16 or float32"
-            )
-        if dtype not in (jnp.float32, jnp.bfloat16):
-            raise UserError(f"dtype is {self.dtype!r}; it takes float32 or bfloat16")
-        object.__setattr__(self, "dtype", dtype)
-        activations = tuple(self.mlp_activations)
-        object.__setattr__(self, "mlp_activations", activations)
-        for name in activations:
-            if name not in ACTIVATIONS:
-                raise UserError(
-                    f"mlp_activations has {name!r}; it takes {', '.join(ACTIVATIONS)}"
-                    f"{nearest(str(name), ACTIVATIONS)}"
-                )
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise UserError(f"dropout_rate is {self.dropout_rate!r}; it must be in [0, 1)")
-        if self.scan_layers not in (None, True, False):
-            raise UserError(f"scan_layers is {self.scan_layers!r}; it takes True, False or None")
-        if self.remat not in REMATS:
-            raise UserError(
-                f"remat is {self.remat!r}; it takes one of {', '.join(REMATS)}"
-                f"{nearest(str(self.remat), REMATS)}"
-            )
+        super().__post_init__()
+        object.__setattr__(self, "dtype", activations_dtype(self.dtype))
 
     def check_vocabulary(self, size: int) -> None:
         """Raises `UserError` if a vocabulary has more ids than the token table has rows."""

@@ -16,6 +16,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
 from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config
+from adalink_jax.runs.options import MethodSetting, ModelSetting
+from adalink_jax.values import AnyPath
 
 if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 def describe(
     *,
-    model: T5Config | None = None,
-    method: Method | None = None,
-    initial_checkpoint_path: str | None = None,
+    model: ModelSetting = None,
+    method: MethodSetting | None = None,
+    initial_checkpoint_path: AnyPath | None = None,
     json: bool = False,
     configuration: "Configuration | None" = None,
 ) -> None:

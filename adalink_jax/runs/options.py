@@ -7,20 +7,47 @@ each value once for both. Two more groups are defined next to the code that they
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from adalink_jax.distributed.sharding import Layout
-from adalink_jax.errors import UserError, check_counts, nearest
+from adalink_jax.errors import UserError
 from adalink_jax.evaluation import MODES
-from adalink_jax.models.config import REMATS
+from adalink_jax.methods.base import Method, Params
+from adalink_jax.models.config import REMATS, T5Config, activations_dtype
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.training.loop import Periods
+from adalink_jax.values import (
+    AnyPath,
+    Checked,
+    Count,
+    Length,
+    LocalPath,
+    NotNegative,
+    OneOf,
+    Range,
+    Rate,
+    Says,
+    Size,
+)
 
-DTYPES = ("float32", "bfloat16")
+Lengths = Annotated[
+    Mapping[str, Length], Says("lengths in tokens, such as {'inputs': 512, 'targets': 16}")
+]
+Beams = Annotated[int, Range(1, 1024)]
+MethodSetting = Annotated[
+    Method, Says("a method, such as @adalink.AdaLink(); a file of gin/methods has each")
+]
+ModelSetting = Annotated[
+    T5Config | None,
+    Says("an architecture, such as @t5.T5Config(), which the files of gin/models have, or None"),
+]
+BaseSetting = Annotated[
+    AnyPath | tuple[T5Config, Params] | None, Says("the path of a base, or None for none")
+]
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Checked):
     """The task, and the maximum lengths of its sequences.
 
     Attributes:
@@ -31,12 +58,12 @@ class Data:
     """
 
     mixture_or_task_name: str
-    task_feature_lengths: Mapping[str, int]
-    cache_dir: str | None = None
+    task_feature_lengths: Lengths
+    cache_dir: LocalPath | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class Batches(Checked):
     """The batches of training steps.
 
     Attributes:
@@ -46,16 +73,13 @@ class Batches:
       few_shot: train on this many examples of each task, chosen by the seed; None for all.
     """
 
-    batch_size: int = 32
-    gradient_accumulation_steps: int = 1
+    batch_size: Size = 32
+    gradient_accumulation_steps: Size = 1
     packing: bool = False
-    few_shot: int | None = None
+    few_shot: Count | None = None
 
     def __post_init__(self):
-        check_counts(
-            BATCH_SIZE=self.batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-        )
+        super().__post_init__()
         if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"BATCH_SIZE is {self.batch_size}, which gradient_accumulation_steps = "
@@ -64,33 +88,37 @@ class Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Checked):
     """How tasks are scored.
 
     Attributes:
       mode: "rank_classification" (the label with the highest likelihood), "greedy" or "beam".
+      beam_size: number of beams of the mode "beam"; None for 4, as in T5's own evaluations.
       batch_size: number of rows of a batch.
       limit: score only this many examples of each split, the first ones; None for all.
       split: the split to score, e.g. "test"; None for a task's own evaluation splits, which are
         "validation" for most.
     """
 
-    mode: str = dataclasses.field(
+    mode: Annotated[str, OneOf(MODES)] = dataclasses.field(
         default="rank_classification", metadata={"recorded_as": "evaluation_mode"}
     )
-    batch_size: int = dataclasses.field(default=64, metadata={"recorded_as": "eval_batch_size"})
-    limit: int | None = dataclasses.field(default=None, metadata={"recorded_as": "eval_limit"})
+    batch_size: Size = dataclasses.field(default=64, metadata={"recorded_as": "eval_batch_size"})
+    limit: Count | None = dataclasses.field(default=None, metadata={"recorded_as": "eval_limit"})
     split: str | None = dataclasses.field(default=None, metadata={"recorded_as": "eval_split"})
+    beam_size: Beams | None = None
 
     def __post_init__(self):
-        _check_choice("the evaluation mode", self.mode, MODES)
-        check_counts(eval_batch_size=self.batch_size)
-        if self.limit is not None:
-            check_counts(eval_limit=self.limit)
+        super().__post_init__()
+        if self.beam_size is not None and self.mode != "beam":
+            raise UserError(
+                f"beam_size is {self.beam_size}, but the evaluation mode is {self.mode}; set "
+                "Evaluation.mode to beam"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Precision:
+class Precision(Checked):
     """The dtypes of activations and of the stored base.
 
     Attributes:
@@ -99,14 +127,15 @@ class Precision:
     """
 
     dtype: str = "float32"
-    frozen_dtype: str = "float32"
+    frozen_dtype: Annotated[str, OneOf(FROZEN_DTYPES)] = "float32"
 
     def __post_init__(self):
-        _check_choice("frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
+        super().__post_init__()
+        activations_dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layers:
+class Layers(Checked):
     """How the layers of a stack are run. All choices compute the same function.
 
     Attributes:
@@ -115,16 +144,11 @@ class Layers:
     """
 
     scan_layers: bool | None = None
-    remat: str = "none"
-
-    def __post_init__(self):
-        if self.scan_layers not in (None, True, False):
-            raise UserError(f"scan_layers is {self.scan_layers!r}; it takes True, False or None")
-        _check_choice("remat", self.remat, REMATS)
+    remat: Annotated[str, OneOf(REMATS)] = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
+class Loss(Checked):
     """Options of the training loss, beside cross-entropy.
 
     Attributes:
@@ -132,18 +156,12 @@ class Loss:
       label_smoothing: probability taken from the target token, in [0, 1).
     """
 
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
-
-    def __post_init__(self):
-        if not self.z_loss >= 0:
-            raise UserError(f"z_loss is {self.z_loss!r}; it must be a number ≥ 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing is {self.label_smoothing!r}; it must be in [0, 1)")
+    z_loss: NotNegative = 1e-4
+    label_smoothing: Rate = 0.0
 
 
-_GROUPS = (Data, Batches, Evaluation, Periods, Precision, Layout, Layers, Loss)
-_BY_NAME = {f"{group.__module__}.{group.__qualname__}": group for group in _GROUPS}
+GROUPS = (Data, Batches, Evaluation, Periods, Precision, Layout, Layers, Loss)
+_BY_NAME = {f"{group.__module__}.{group.__qualname__}": group for group in GROUPS}
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,11 +182,3 @@ def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
             if field.name in value:
                 flat[field.metadata.get("recorded_as", field.name)] = value[field.name]
     return flat
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(
-            f"{name} is {value!r}; it takes one of {', '.join(choices)}"
-            f"{nearest(str(value), choices)}"
-        )

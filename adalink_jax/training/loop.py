@@ -19,8 +19,9 @@ from rich.progress import (
 
 from adalink_jax import signals
 from adalink_jax.checkpoints.training_state import Store
-from adalink_jax.errors import UserError, check_counts
+from adalink_jax.errors import UserError
 from adalink_jax.training.state import TrainState
+from adalink_jax.values import Checked, Count
 
 Metrics = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ class Log(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Periods:
+class Periods(Checked):
     """When a run evaluates, saves and logs. It does all three after the last step.
 
     Attributes:
@@ -51,13 +52,10 @@ class Periods:
         if the first is damaged.
     """
 
-    eval_period: int = 1000
-    checkpoint_period: int = 1000
-    log_period: int = 10
-    keep_checkpoints: int = 2
-
-    def __post_init__(self):
-        check_counts(**vars(self))
+    eval_period: Count = 1000
+    checkpoint_period: Count = 1000
+    log_period: Count = 10
+    keep_checkpoints: Count = 2
 
 
 def train_loop(

@@ -1,8 +1,8 @@
 """Adafactor as in the paper, T5X's learning-rate factors, and separate updates per module."""
 
 import itertools
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,24 @@ import optax
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Method
 from adalink_jax.models.stacking import STACKED, STACKS
+from adalink_jax.values import NotNegative, Range, Says, Size, Steps, checks
 
 Schedule = optax.Schedule
+# What a run takes: how updates are made, and the rate of each step.
+Optimizer = Annotated[
+    Callable[[Schedule], optax.GradientTransformation],
+    Says("@optimizers.adafactor, or @optax.adamw in a gin file that has the line 'import optax'"),
+]
+LearningRate = Annotated[
+    Schedule, Says("a schedule, such as @optimizers.factors(), of which LEARNING_RATE is the rate")
+]
 
 FACTORS = ("constant", "linear_warmup", "rsqrt_decay")
 
 
+@checks
 def factors(
-    factors: str = "constant", base_learning_rate: float = 1e-3, warmup_steps: int = 1000
+    factors: str = "constant", base_learning_rate: NotNegative = 1e-3, warmup_steps: Steps = 1000
 ) -> Schedule:
     """Makes a learning-rate schedule as a product of T5X's factors.
 
@@ -37,11 +47,9 @@ def factors(
     for name in names:
         if name not in FACTORS:
             raise UserError(
-                f"learning-rate factor {name!r} in {factors!r} is none of {', '.join(FACTORS)}"
+                f"factors is {factors!r}, of which {name!r} is none of {', '.join(FACTORS)}"
                 f"{nearest(name, FACTORS)}"
             )
-    if warmup_steps < 1:
-        raise UserError(f"warmup_steps is {warmup_steps}; it must be at least 1")
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
@@ -55,15 +63,16 @@ def factors(
     return schedule
 
 
+@checks
 def adafactor(
     learning_rate: Schedule,
     *,
     multiply_by_parameter_scale: bool,
     factored: bool,
-    decay_rate: float = 0.8,
-    clipping_threshold: float | None = 1.0,
-    weight_decay_rate: float | None = None,
-    min_dim_size_to_factor: int = 128,
+    decay_rate: Annotated[float, Range(0, 1)] = 0.8,
+    clipping_threshold: NotNegative | None = 1.0,
+    weight_decay_rate: NotNegative | None = None,
+    min_dim_size_to_factor: Size = 128,
 ) -> optax.GradientTransformation:
     """Makes `optax.adafactor`; two arguments are required because no default fits all methods.
 

@@ -367,7 +367,7 @@ def test_a_hash_that_matches_a_file_that_lies_is_refused(save):
         ({"settings": {"rank": True}}, ["rank is True"]),
         ({"settings": {"rank": 2**63}}, ["rank is 9223372036854775808"]),
         ({"method": "lora", "settings": {"rank": 2, "alpha": 10**400}}, ["alpha is 1000"]),
-        ({"settings": {"rank": 0}}, ["rank is 0; it must be a whole number"]),
+        ({"settings": {"rank": 0}}, ["rank is 0; it takes a whole number from 1"]),
         ({"settings": {"rank": 2, "stacks": ["encoder", 1]}}, ["stacks is ('encoder', 1)"]),
         ({"route_names": ["a", "a"]}, ["a name twice"]),
         ({"route_names": ["a\nb"]}, ["route_names"]),

@@ -88,14 +88,15 @@ def test_groups_are_bound_by_their_class_whether_a_file_names_them_or_not(toy, c
     assert "devices is 0; it must be at least 1 (toy.Places.devices" in capsys.readouterr().err
 
 
-def test_a_former_parameter_is_refused_with_its_place_now(toy, capsys):
+@pytest.mark.parametrize("name", ["num_parts", "parts"])
+def test_a_former_parameter_sets_its_field_and_says_so(toy, caplog, name):
     toy.write("place.gin", "toy.place.model_dir = 'x'\n")
-    assert place("--gin.toy.place.devices=3") == 2
-    assert "has no parameter 'devices'; it is Places.devices now" in capsys.readouterr().err
-    assert place("--gin.toy.place.num_parts=3") == 2
-    assert "it is Places.parts now" in capsys.readouterr().err
+    with caplog.at_level("WARNING", "adalink_jax"):
+        assert place(f"--gin.toy.place.{name}=3") == 0
+    assert toy.RECEIVED["places"] == toy.Places(parts=3)
+    assert toy.RECEIVED["configuration"].values["places"]["parts"] == 3
+    assert f"command line: toy.place.{name} is Places.parts now" in caplog.text
     assert place("--gin.toy.place.part=3") == 2
-    assert "now" not in capsys.readouterr().err
 
 
 def test_functions_can_be_given_called_and_uncalled(toy):

@@ -74,7 +74,7 @@ MISTAKES = {
     ),
     "path that is no string": (
         ["--gin.MODEL_DIR=x", "--gin.GLUE_DIR=3"],
-        "command line: GLUE_DIR must be a path, got 3",
+        "command line: GLUE_DIR is 3; it takes a path, with names of at most 255 bytes",
     ),
     "unknown flag": (
         ["--gin_fle=x"],

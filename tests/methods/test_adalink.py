@@ -108,12 +108,12 @@ def test_parameter_counts_of_the_paper(rank, count):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"rank": 0}, "rank is 0; it must be a whole number"),
+        ({"rank": 0}, "rank is 0; it takes a whole number from 1"),
         ({"rank": "four"}, "rank is 'four'"),
         ({"rank": True}, "rank is True"),
         ({"rank": 2, "routes": 0}, "routes is 0"),
         ({"rank": 2, "activation": "rleu"}, "did you mean 'relu'"),
-        ({"rank": 2, "stacks": ("encodr",)}, "'encoder', 'decoder' or both"),
+        ({"rank": 2, "stacks": ("encodr",)}, "one of encoder, decoder; did you mean 'encoder'"),
     ],
 )
 def test_mistakes_are_refused(kwargs, message):

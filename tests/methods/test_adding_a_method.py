@@ -22,23 +22,21 @@ from typing import ClassVar
 
 import flax.linen as nn
 
-from adalink_jax.methods.base import Method, check_positive
+from adalink_jax.methods.base import Method
 from adalink_jax.methods.low_rank import LowRank
+from adalink_jax.values import Rate, Size
 
 
 @dataclasses.dataclass(frozen=True)
 class Crook(Method):
     """Attributes: bend, the columns of the product; leak, its dropout; routes."""
 
-    bend: int
-    leak: float = 0.1
-    routes: int = 1
+    bend: Size
+    leak: Rate = 0.1
+    routes: Size = 1
 
     scope: ClassVar[str] = "crook"
     size_field: ClassVar[str] = "bend"
-
-    def __post_init__(self):
-        check_positive(self, "bend", "routes")
 
     def linear(self, x, y, site, ctx):
         if site.linear != "attention/query":

@@ -19,11 +19,12 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Annotated
 
-from adalink_jax.errors import UserError, check_counts
+from adalink_jax.errors import UserError
 from adalink_jax.tools.serving.requests import LONGEST_LINE, Request, failure, parse
 from adalink_jax.tools.serving.service import Service
+from adalink_jax.values import Range, checked
 
 # The most that a flag takes, so that a slip is not an order for all of the memory.
 _MOST = {"batch_size": 1024, "resident": 4096, "inputs": 2**14, "targets": 2**10, "beam_size": 64}
@@ -51,10 +52,8 @@ def run(flags: argparse.Namespace) -> None:
     """Answers all lines of the input."""
     import tasks
 
-    check_counts(**{name: getattr(flags, name) for name in _MOST})
     for name, most in _MOST.items():
-        if getattr(flags, name) > most:
-            raise UserError(f"--{name} is {getattr(flags, name)}; it takes at most {most}")
+        checked(f"--{name}", getattr(flags, name), Annotated[int, Range(1, most)])
     vocabulary = tasks.MINI_VOCABULARY
     if flags.vocabulary != "mini":
         os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
