@@ -3,7 +3,7 @@
 Importing this package imports neither SeqIO nor TensorFlow; making an `Evaluator` does.
 """
 
-from adalink_jax.evaluation.evaluator import MODES, Evaluator
+from adalink_jax.evaluation.evaluator import BEAM_SIZE, MODES, Evaluator
 from adalink_jax.evaluation.results import (
     Prediction,
     Results,
@@ -16,6 +16,7 @@ from adalink_jax.evaluation.results import (
 )
 
 __all__ = [
+    "BEAM_SIZE",
     "MODES",
     "Evaluator",
     "Prediction",

@@ -31,7 +31,7 @@ from adalink_jax.models.t5 import Transformer
 MODES = ("rank_classification", "greedy", "beam")
 
 # The beam size of T5's own evaluations.
-_BEAM_SIZE = 4
+BEAM_SIZE = 4
 
 _DEFAULT_SPLITS = ("validation",)
 
@@ -92,6 +92,7 @@ class Evaluator:
         cache_dir: str | None = None,
         in_context: int = 0,
         seed: int = 0,
+        beam_size: int | None = None,
     ):
         """Tokenizes the splits, or reads their caches.
 
@@ -109,6 +110,7 @@ class Evaluator:
           cache_dir: folder of cached token arrays, see `adalink_jax.data.cache`.
           in_context: number of solved training examples in front of each input.
           seed: seed of the choice of these examples.
+          beam_size: number of beams of the mode "beam"; None for 4.
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
@@ -149,14 +151,16 @@ class Evaluator:
         for task in self._tasks.values():
             for one in task.splits.values():
                 model.config.check_vocabulary(one.examples.vocabulary.vocab_size)
-        self._predict = self._compiled(model, lengths["targets"])
+        self._predict = self._compiled(model, lengths["targets"], beam_size or BEAM_SIZE)
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {
             name: {split: one.examples.identity for split, one in task.splits.items()}
             for name, task in self._tasks.items()
         }
 
-    def _compiled(self, model: Transformer, max_length: int) -> Callable[..., dict[str, jax.Array]]:
+    def _compiled(
+        self, model: Transformer, max_length: int, beam_size: int
+    ) -> Callable[..., dict[str, jax.Array]]:
         """Compiles (params, tokens, routes, targets, options, eos_id, needed) → outputs by name.
 
         "output" is scores [B,C] of labels or tokens [B,L] of texts. `TARGET_SCORES` and
@@ -170,7 +174,7 @@ class Evaluator:
             else:
                 generate = decoding.greedy
                 if self.mode == "beam":
-                    generate = functools.partial(decoding.beam_search, beam_size=_BEAM_SIZE)
+                    generate = functools.partial(decoding.beam_search, beam_size=beam_size)
                 found["output"] = generate(
                     model, params, tokens, max_length, routes=routes, eos_id=eos_id
                 )

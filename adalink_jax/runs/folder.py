@@ -29,6 +29,7 @@ _FREE = (
     "train_steps",
     "model_dir",
     "initial_checkpoint_path",
+    "initial_adapter_path",
     "cache_dir",
     "keep_checkpoints",
     "scan_layers",

@@ -1,7 +1,7 @@
 """Scores an adapter, or a base without one."""
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import load_adapter, read_record
@@ -9,10 +9,17 @@ from adalink_jax.distributed import hosts, sharding
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import print_table, write
-from adalink_jax.methods.base import Method, Params, merge
-from adalink_jax.models.t5 import T5Config
+from adalink_jax.methods.base import Method, merge
+from adalink_jax.runs import memory
 from adalink_jax.runs.folder import RunFolder
-from adalink_jax.runs.options import Data, Evaluation, Layers, Precision, recorded
+from adalink_jax.runs.options import (
+    BaseSetting,
+    Data,
+    Evaluation,
+    Layers,
+    Precision,
+    recorded,
+)
 from adalink_jax.runs.setup import (
     agree_on_code,
     check_frozen_dtype,
@@ -21,20 +28,23 @@ from adalink_jax.runs.setup import (
     prepared_base,
 )
 from adalink_jax.training import state as states
+from adalink_jax.values import LocalPath, Range, Seed, checks
 
 if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
 
 
 @hosts.joined()
+@checks
+@memory.shortage()
 def evaluate(
     *,
-    output_dir: str,
+    output_dir: LocalPath,
     data: Data,
-    initial_checkpoint_path: str | tuple[T5Config, Params] | None = None,
-    adapter_path: str | None = None,
-    in_context: int = 0,
-    seed: int = 0,
+    initial_checkpoint_path: BaseSetting = None,
+    adapter_path: LocalPath | None = None,
+    in_context: Annotated[int, Range(0)] = 0,
+    seed: Seed = 0,
     evaluation: Evaluation = Evaluation(),
     precision: Precision = Precision(),
     layout: Layout = Layout(),

@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,21 +14,25 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import (
+    Adapter,
     check_architecture,
     combined_fingerprint,
     fingerprint,
     leaf_digest,
+    load_adapter,
     open_base,
 )
 from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.checkpoints.fingerprint import check_finite
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.evaluation import Evaluator
+from adalink_jax.evaluation import BEAM_SIZE, Evaluator
 from adalink_jax.methods.base import Method, Params
 from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.runs import memory
 from adalink_jax.runs.folder import code
 from adalink_jax.runs.options import Data, Evaluation, recorded
 from adalink_jax.training import state as states
@@ -49,17 +53,22 @@ class Base:
       config: its architecture, with this run's settings of how it runs.
       params: its tree. With several hosts, arrays that are read from disk when indexed.
       fingerprint: fingerprint of its contents.
+      adapter: the adapter that training starts from; None for a new one.
     """
 
     config: T5Config
     params: Any
     fingerprint: str
+    adapter: Adapter | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The base's entry in a run's record."""
+        """The base's entry in a run's record, with that of the adapter on it, if any."""
         architecture = describe_architecture(self.config)
-        return {"fingerprint": self.fingerprint, "architecture": architecture}
+        identity = {"fingerprint": self.fingerprint, "architecture": architecture}
+        if self.adapter is not None:
+            identity["initial_adapter"] = fingerprint(self.adapter.tree)
+        return identity
 
 
 def prepared_base(
@@ -68,6 +77,7 @@ def prepared_base(
     method: Method,
     seed: int,
     run_settings: Mapping[str, Any],
+    check: Callable[[T5Config], None] = lambda config: None,
 ) -> Base:
     """Loads the base, or initializes one with random weights for full fine-tuning.
 
@@ -77,19 +87,27 @@ def prepared_base(
       method: the method that will be trained.
       seed: seed of random weights.
       run_settings: the fields of `T5Config` that say how the network runs.
+      check: called with the architecture before any array is read or made.
     """
+
+    def ready(config: T5Config) -> T5Config:
+        config = dataclasses.replace(config, **run_settings)
+        check(config)
+        return config
+
     if isinstance(given, tuple):
         config, params = given
         for name, leaf in traverse_util.flatten_dict(dict(params), sep="/").items():
             check_finite(np.asarray(leaf), f"the base's {name}")
         if model is not None:
             check_architecture(model, config, "the base")
+        config = ready(config)
     elif given is not None:
         stored = open_base(given, model)
         if stored.verify is None:
             say(f"base {stored.where}: no SHA256SUMS, so its files are not checked for damage")
+        config = ready(stored.config)
         # With several hosts, the whole base may not fit on one of them.
-        config = stored.config
         params = stored.load() if jax.process_count() == 1 else stored.unread()
     elif model is None:
         raise UserError("no base: give INITIAL_CHECKPOINT_PATH, or MODEL to train from scratch")
@@ -99,9 +117,55 @@ def prepared_base(
             "random weights are for full fine-tuning"
         )
     else:
-        config, params = model, jax.device_get(parameters.init_base(model, jax.random.key(seed)))
-    config = dataclasses.replace(config, **run_settings)
+        config = ready(model)
+        params = jax.device_get(parameters.init_base(model, jax.random.key(seed)))
     return Base(config, params, _fingerprint(params))
+
+
+def with_adapter(base: Base, path: str | None, method: Method) -> Base:
+    """Loads the adapter that training starts from, and checks that it is this method's and base's.
+
+    Args:
+      base: the base.
+      path: the adapter's folder, or its run's; None for a new adapter.
+      method: the method that will be trained.
+
+    Raises:
+      UserError: the adapter is damaged, or of another base, method or settings; or the method
+        trains the base, or trains more than its adapters store.
+    """
+    if path is None:
+        return base
+    name = type(method).__name__
+    if method.trains_base:
+        raise UserError(
+            f"INITIAL_ADAPTER_PATH is {path}, but {name} trains the base, which "
+            "INITIAL_CHECKPOINT_PATH gives"
+        )
+    folder = adapter_folder(path)
+    adapter = load_adapter(
+        folder,
+        architecture=base.config,
+        base_fingerprint=base.fingerprint,
+        method_name=method.scope,
+    )
+    differing = {
+        field.name: getattr(adapter.method, field.name)
+        for field in dataclasses.fields(method)
+        if getattr(adapter.method, field.name) != getattr(method, field.name)
+    }
+    for field, theirs in differing.items():
+        if field not in method.training_only:
+            raise UserError(
+                f"{name}.{field} is {getattr(method, field)!r}, but {theirs!r} in the adapter "
+                f"{folder} that training starts from; set it to that"
+            )
+    try:
+        check_adapter(base.config, method, adapter.tree, f"adapter {folder}")
+    except UserError as error:
+        settings = ", ".join(f"{name}.{field} = {value!r}" for field, value in differing.items())
+        raise UserError(f"{error}; training can start from it with {settings}") from error
+    return dataclasses.replace(base, adapter=adapter)
 
 
 def _fingerprint(params: Params) -> str:
@@ -148,15 +212,24 @@ def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
         )
 
 
-def check_fit(method: Method, config: T5Config, batches: "TrainBatches") -> None:
-    """Raises `UserError` if the method's routes or the base's vocabulary do not fit the data."""
+def check_fit(method: Method, base: Base, batches: "TrainBatches") -> None:
+    """Raises `UserError` if the method's routes or the base's vocabulary do not fit the data.
+
+    The routes of an adapter that training starts from must be the data's tasks, in their order.
+    """
     routes = method.routes
     if routes not in (1, len(batches.tasks)):
         raise UserError(
             f"routes is {routes}, but {batches.name} has {len(batches.tasks)} "
             f"task{'s' if len(batches.tasks) > 1 else ''}: give each its route, or 1 for all"
         )
-    config.check_vocabulary(batches.vocabulary.vocab_size)
+    names = base.adapter.route_names if base.adapter else batches.tasks
+    if routes > 1 and names != batches.tasks:
+        raise UserError(
+            f"the routes of the adapter that training starts from are {', '.join(names)}, but the "
+            f"tasks of {batches.name} are {', '.join(batches.tasks)}"
+        )
+    base.config.check_vocabulary(batches.vocabulary.vocab_size)
 
 
 def initial_state(
@@ -169,13 +242,16 @@ def initial_state(
     layout: sharding.Layout,
     frozen_dtype: str,
 ) -> states.TrainState:
-    """Makes the state before the first step, with the method initialized for this base."""
+    """Makes the state before the first step, from the base's adapter or one initialized for it."""
     from tasks import LABELS
 
-    labels = [label for task in batches.tasks for label in LABELS.get(task, ())]
-    token_ids = [batches.vocabulary.encode(text) for text in method.texts(labels)]
-    key = jax.random.key(seed)
-    adapter = parameters.init_adapter(base.config, method, base.params, key, token_ids)
+    if base.adapter is not None:
+        adapter: Params = base.adapter.tree
+    else:
+        labels = [label for task in batches.tasks for label in LABELS.get(task, ())]
+        token_ids = [batches.vocabulary.encode(text) for text in method.texts(labels)]
+        key = jax.random.key(seed)
+        adapter = parameters.init_adapter(base.config, method, base.params, key, token_ids)
     state = states.create(
         base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
     )
@@ -223,6 +299,11 @@ def evaluator(
     seed: int = 0,
 ) -> Evaluator:
     """Makes the evaluator of these tasks, each on its route; says which have nothing to score."""
+    generated = (
+        0 if evaluation.mode == "rank_classification" else data.task_feature_lengths["targets"]
+    )
+    beams = (evaluation.beam_size or BEAM_SIZE) if evaluation.mode == "beam" else 1
+    memory.check_evaluation(config, mesh, evaluation.batch_size, beams * generated)
     made = Evaluator(
         Transformer(config, method),
         tasks,
@@ -236,6 +317,7 @@ def evaluator(
         cache_dir=data.cache_dir,
         in_context=in_context,
         seed=seed,
+        beam_size=evaluation.beam_size,
     )
     from tasks import available_splits
 
@@ -279,6 +361,7 @@ def agree_on_code(configuration: "Configuration | None") -> None:
         return
     values = recorded(configuration.values) if configuration else {}
     # Paths may differ; their contents are compared later.
-    paths = ("model_dir", "output_dir", "initial_checkpoint_path", "adapter_path", "cache_dir")
+    paths = ("model_dir", "output_dir", "adapter_path", "cache_dir")
+    paths += ("initial_checkpoint_path", "initial_adapter_path")
     settings = {name: value for name, value in values.items() if name not in paths}
     hosts.agree(code={**code(), "source": hosts.code_digest()}, configuration=settings)

@@ -2,28 +2,32 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-import optax
 
 from adalink_jax.checkpoints import save_adapter
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.distributed.sharding import Layout
-from adalink_jax.errors import UserError, check_counts
+from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Results, print_table, scalars, write
-from adalink_jax.methods.base import Method, Params, merge
+from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.stacking import unstack_layers
-from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.models.t5 import Transformer
+from adalink_jax.runs import memory
 from adalink_jax.runs.folder import RunFolder, comparable
 from adalink_jax.runs.options import (
+    BaseSetting,
     Batches,
     Data,
     Evaluation,
     Layers,
     Loss,
+    MethodSetting,
+    ModelSetting,
     Precision,
     recorded,
 )
@@ -38,29 +42,34 @@ from adalink_jax.runs.setup import (
     placed_batches,
     prepared_base,
     say,
+    with_adapter,
 )
 from adalink_jax.training import state as states
 from adalink_jax.training.loop import Periods, train_loop
-from adalink_jax.training.optimizers import Schedule, per_module
+from adalink_jax.training.optimizers import LearningRate, Optimizer, per_module
 from adalink_jax.training.step import compiled, make_train_step
+from adalink_jax.values import LocalPath, Rate, Seed, Steps, checks
 
 if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
 
 
 @hosts.joined()
+@checks
+@memory.shortage()
 def train(
     *,
-    model_dir: str,
+    model_dir: LocalPath,
     data: Data,
-    train_steps: int,
-    method: Method,
-    optimizer: Callable[[Schedule], optax.GradientTransformation],
-    learning_rate: Schedule,
-    initial_checkpoint_path: str | tuple[T5Config, Params] | None = None,
-    model: T5Config | None = None,
-    seed: int = 0,
-    dropout_rate: float = 0.1,
+    train_steps: Steps,
+    method: MethodSetting,
+    optimizer: Optimizer,
+    learning_rate: LearningRate,
+    initial_checkpoint_path: BaseSetting = None,
+    initial_adapter_path: LocalPath | None = None,
+    model: ModelSetting = None,
+    seed: Seed = 0,
+    dropout_rate: Rate = 0.1,
     batches: Batches = Batches(),
     evaluation: Evaluation = Evaluation(),
     periods: Periods = Periods(),
@@ -83,6 +92,8 @@ def train(
       learning_rate: the schedule.
       initial_checkpoint_path: the base's path, or the result of `load_base`; None for random
         weights (full fine-tuning only).
+      initial_adapter_path: the folder of an adapter or of its run, from which training starts; None
+        for a new one. It must be of this method, with the same settings, on the same base.
       model: the architecture; None takes it from the checkpoint.
       seed: seed of initialization, dropout and the order of the data.
       dropout_rate: rate of the base's dropouts during training.
@@ -101,7 +112,6 @@ def train(
     from adalink_jax.data import TrainBatches
 
     agree_on_code(configuration)
-    check_counts(train_steps=train_steps)
     check_frozen_dtype(precision.frozen_dtype, method)
     parts = batches.gradient_accumulation_steps
     mesh = checked_mesh(layout, batches.batch_size, parts, evaluation.batch_size)
@@ -110,18 +120,22 @@ def train(
         if folder.is_finished(train_steps):
             return say(f"{model_dir} holds this run, finished; nothing to do")
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
-        base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings)
+        transformation = per_module(optimizer(learning_rate), method)
+        state_of = (method, transformation, mesh, layout, precision.frozen_dtype)
+        fits = functools.partial(memory.check_state, *state_of)
+        base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings, fits)
+        base = with_adapter(base, initial_adapter_path, method)
         folder.claim("base", base.identity)
         source = TrainBatches(
             data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot,
         )  # fmt: skip
         folder.claim("data", source.identity)
-        hosts.agree(data=source.identity)
-        check_fit(method, base.config, source)
+        hosts.agree(data=source.identity, base=base.identity)
+        check_fit(method, base, source)
+        memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
         say(source.summary)
 
-        transformation = per_module(optimizer(learning_rate), method)
         train_step = make_train_step(
             Transformer(base.config, method, source.max_routes_per_row),
             transformation,
@@ -136,7 +150,8 @@ def train(
             state = initial_state(
                 base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )
-            base = dataclasses.replace(base, params=None)  # The state has its own copies.
+            # The state has its own copies.
+            base = dataclasses.replace(base, params=None, adapter=None)
             store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
             state = _restored(state, store, train_steps)
             folder.start(configuration.text if configuration else "", int(state.step))
@@ -156,6 +171,10 @@ def train(
             results = scorer.latest or scorer.of(state)
         _write_outcome(folder, state, base, method, source.tasks, results)
         store.close()
+
+
+def _agreed(number: int) -> int:
+    return max(hosts.gather(number))
 
 
 def _agreed(number: int) -> int:

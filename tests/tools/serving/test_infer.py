@@ -346,7 +346,10 @@ def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, ca
     assert cli.main(command) == 2
     assert re.fullmatch("error: .*answers.jsonl.*\n", capsys.readouterr().err)
     assert cli.main([*command, "--batch_size=1000000"]) == 2
-    assert "--batch_size is 1000000; it takes at most" in capsys.readouterr().err
+    assert (
+        "--batch_size is 1000000; it takes a whole number from 1 to 1,024"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_source_that_fails_is_an_error_and_no_wait():
