@@ -133,6 +133,7 @@ CALLERS = {
     "adalink_jax.cli": ("import_module",),
     "adalink_jax.tools.completion": ("import_module",),
     "adalink_jax.config.gin_files": ("import_module", "parse_config"),
+    "adalink_jax.config.reader": ("import_module",),
     "adalink_jax.adapters.probe": ("eval",),  # PyTorch's: a model's mode.
 }
 

@@ -125,7 +125,6 @@ def test_vocabularies_that_are_none(command, shared_data, tmp_path):
         (None, "train.tsv"),
         ("index\tsentence1\tlabel\n0\ta\tentailment\n", "sentence2"),
         ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n", "train.tsv:2"),
-        ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\n", "train.tsv:3"),
     ],
 )
 def test_glue_folders_with_mistakes(command, shared_data, tmp_path, rows, expected):

@@ -136,12 +136,9 @@ def train(
         memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
         say(source.summary)
 
+        network = Transformer(base.config, method, source.max_routes_per_row)
         train_step = make_train_step(
-            Transformer(base.config, method, source.max_routes_per_row),
-            transformation,
-            learning_rate,
-            **vars(loss),
-            accumulation_steps=parts,
+            network, transformation, learning_rate, **vars(loss), accumulation_steps=parts
         )
         with sharding.on_mesh(mesh):
             # A task without a train split has no route of its own.
@@ -171,10 +168,6 @@ def train(
             results = scorer.latest or scorer.of(state)
         _write_outcome(folder, state, base, method, source.tasks, results)
         store.close()
-
-
-def _agreed(number: int) -> int:
-    return max(hosts.gather(number))
 
 
 def _agreed(number: int) -> int:

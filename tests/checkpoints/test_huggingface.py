@@ -59,8 +59,9 @@ def configure(folder, **settings):
 
 @pytest.fixture
 def folder(tmp_path, base):
-    """A folder that this project wrote of `base`."""
+    """A folder that this project wrote of `base`; without digests, as tests change its files."""
     save_base(tmp_path / "hf", base, "huggingface")
+    (tmp_path / "hf/SHA256SUMS").unlink()
     return tmp_path / "hf"
 
 

@@ -289,7 +289,8 @@ def test_no_space_is_said_and_leaves_the_step_before(tmp_path):
     assert lines[0].startswith(f"store: training checkpoints {tmp_path}/checkpoints: step 2")
     assert lines[0].endswith("File too large")
     assert lines[1] == "latest 1 1"
-    assert lines[2] == f"adapter: {tmp_path}/adapter cannot be written: File too large"
+    refused = f"adapter: {tmp_path}/adapter cannot be written: File too large"
+    assert lines[2] == f"{refused}; raise the limit of file sizes (ulimit -f)"
     assert lines[3] == "left ['checkpoints']"
     assert len(lines) == 4
 

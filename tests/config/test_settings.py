@@ -78,7 +78,10 @@ PARAMETERS = {
         **{"batch_size": "size", "gradient_accumulation_steps": "size", "packing": "flag"},
         "few_shot": "count?",
     },
-    "Evaluation": {"mode": "name", "batch_size": "size", "limit": "count?", "beam_size": "size?"},
+    "Evaluation": {
+        **{"mode": "name", "batch_size": "size", "limit": "count?", "beam_size": "size?"},
+        "split": "text?",
+    },
     "Periods": dict.fromkeys(
         ("eval_period", "checkpoint_period", "log_period", "keep_checkpoints"), "count"
     ),
