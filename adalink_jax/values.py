@@ -48,13 +48,13 @@ class Range:
         """Returns whether a number is in the range."""
         return self.least <= value and (value < self.most or (value == self.most != self.open_end))
 
-    def describe(self, kind: str) -> str:
+    def describe(self, wanted: str) -> str:
         """Returns the text of a message, e.g. "a whole number from 1 to 10"."""
         if self.most == math.inf:
-            return f"{kind} ≥ {self.least:,}"
+            return f"{wanted} ≥ {self.least:,}"
         if self.open_end:
-            return f"{kind} ≥ {self.least:,} and < {self.most:,}"
-        return f"{kind} from {self.least:,} to {self.most:,}"
+            return f"{wanted} ≥ {self.least:,} and < {self.most:,}"
+        return f"{wanted} from {self.least:,} to {self.most:,}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class OneOf:
         """Returns whether a string is one of the names."""
         return value in self.names
 
-    def describe(self, kind: str) -> str:
+    def describe(self, wanted: str) -> str:
         """Returns the text of a message, e.g. "one of none, minimal, full"."""
         return f"one of {', '.join(self.names)}"
 
@@ -97,7 +97,7 @@ class Path:
         short = len(encoded) <= _LONGEST_PATH and max(map(len, names)) <= _LONGEST_NAME
         return short and not local.startswith("~")
 
-    def describe(self, kind: str) -> str:
+    def describe(self, wanted: str) -> str:
         """Returns the text of a message."""
         place = "a path" if self.remote else "a path on this machine, no URL"
         return f"{place}, with names of at most {_LONGEST_NAME} bytes"
@@ -113,7 +113,7 @@ class Says:
         """Returns True."""
         return True
 
-    def describe(self, kind: str) -> str:
+    def describe(self, wanted: str) -> str:
         """Returns the text."""
         return self.text
 
@@ -154,22 +154,22 @@ class Promise:
     def __repr__(self) -> str:
         return self.text
 
-    def fits(self, kind: Any) -> bool:
+    def fits(self, wanted: Any) -> bool:
         """Returns whether the value will have a type, as far as the reference tells."""
-        if _is_callable(kind) and not self.call:
-            kind = (typing.get_args(kind) or (None,))[-1]
+        if _is_callable(wanted) and not self.call:
+            wanted = (typing.get_args(wanted) or (None,))[-1]
         elif not self.call:
-            return not inspect.isclass(kind)
-        if self.made is None or not (inspect.isclass(kind) or _is_callable(kind)):
+            return not inspect.isclass(wanted)
+        if self.made is None or not (inspect.isclass(wanted) or _is_callable(wanted)):
             return True
-        return issubclass(self.made, collections.abc.Callable if _is_callable(kind) else kind)
+        return issubclass(self.made, collections.abc.Callable if _is_callable(wanted) else wanted)
 
 
-def _is_callable(kind: Any) -> bool:
-    return collections.abc.Callable in (kind, typing.get_origin(kind))
+def _is_callable(wanted: Any) -> bool:
+    return collections.abc.Callable in (wanted, typing.get_origin(wanted))
 
 
-def checked(name: str, value: Any, kind: Any) -> Any:
+def checked(name: str, value: Any, wanted: Any) -> Any:
     """Checks a value against an annotation.
 
     Checked are numbers, strings, True and False, None, lists, mappings, functions and classes. All
@@ -179,7 +179,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     Args:
       name: what the value is called in the error.
       value: the value.
-      kind: the annotation, with or without a `Range`, `OneOf`, `Path` or `Says`.
+      wanted: the annotation, with or without a `Range`, `OneOf`, `Path` or `Says`.
 
     Returns:
       The value; a path with ``~`` expanded, and a list as a tuple where that is annotated. One
@@ -188,22 +188,24 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     Raises:
       UserError: the value does not fit.
     """
-    if not _fits(value, kind):
-        raise UserError(f"{name} is {shown(value)}; it takes {_expected(kind)}{_hint(value, kind)}")
-    if isinstance(value, str) and any(isinstance(rule, Path) for rule in _rules(kind)):
+    if not _fits(value, wanted):
+        raise UserError(
+            f"{name} is {shown(value)}; it takes {_expected(wanted)}{_hint(value, wanted)}"
+        )
+    if isinstance(value, str) and any(isinstance(rule, Path) for rule in _rules(wanted)):
         return os.path.expanduser(value)
-    if isinstance(value, str | list) and any(map(_is_list, _alternatives(kind))):
+    if isinstance(value, str | list) and any(map(_is_list, _alternatives(wanted))):
         return (value,) if isinstance(value, str) else tuple(value)
     return value
 
 
-def _hint(value: Any, kind: Any) -> str:
+def _hint(value: Any, wanted: Any) -> str:
     """Returns what may have been meant, after a semicolon; "" if nothing comes to mind."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            if _fits(ast.literal_eval(value), kind):
+            if _fits(ast.literal_eval(value), wanted):
                 return "; leave the quotes out"
-    names = _names(kind)
+    names = _names(wanted)
     words = value if isinstance(value, list | tuple) else [value]
     unknown = [word for word in words if isinstance(word, str) and word not in names]
     return nearest(unknown[0], names) if unknown else ""
@@ -243,18 +245,18 @@ def checks(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is Any or kind is inspect.Parameter.empty:
+def _fits(value: Any, wanted: Any) -> bool:
+    if wanted is Any or wanted is inspect.Parameter.empty:
         return True
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
-        rules = [] if isinstance(value, Promise) else _own_rules(kind)
+        rules = [] if isinstance(value, Promise) else _own_rules(wanted)
         return _fits(value, parts[0]) and all(rule.admits(value) for rule in rules)
-    if len(_alternatives(kind)) > 1:
+    if len(_alternatives(wanted)) > 1:
         return any(_fits(value, one) for one in parts)
     if isinstance(value, Promise):
-        return value.fits(kind)
-    if _is_list(kind):
+        return value.fits(wanted)
+    if _is_list(wanted):
         items = (value,) if isinstance(value, str) and value else value
         return (
             isinstance(items, list | tuple)
@@ -271,21 +273,21 @@ def _fits(value: Any, kind: Any) -> bool:
             and len(value) > 0
             and all(_fits(name, parts[0]) and _fits(item, parts[1]) for name, item in value.items())
         )
-    return _fits_one(value, kind)
+    return _fits_one(value, wanted)
 
 
-def _fits_one(value: Any, kind: Any) -> bool:
+def _fits_one(value: Any, wanted: Any) -> bool:
     """Returns whether a value has a type without parts; True if the type says nothing."""
-    if kind is None:
+    if wanted is None:
         return value is None
-    if kind is int:
+    if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if kind is float:
+    if wanted is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
-    if _is_callable(kind):
+    if _is_callable(wanted):
         return callable(value)
     try:
-        return not inspect.isclass(kind) or isinstance(value, kind)
+        return not inspect.isclass(wanted) or isinstance(value, wanted)
     except TypeError:  # A class that cannot say, such as a protocol.
         return True
 
@@ -297,33 +299,33 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(wanted: Any) -> bool:
     """Returns whether a type is ``tuple[…, ...]``."""
-    return typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is ...
+    return typing.get_origin(wanted) is tuple and typing.get_args(wanted)[-1] is ...
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
+def _alternatives(wanted: Any) -> tuple[Any, ...]:
     """Returns the types of a union; a type alone otherwise."""
-    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
-    return typing.get_args(kind) if is_union else (kind,)
+    is_union = typing.get_origin(wanted) in (types.UnionType, typing.Union)
+    return typing.get_args(wanted) if is_union else (wanted,)
 
 
-def _own_rules(kind: Any) -> list[_Rule]:
-    return [rule for rule in getattr(kind, "__metadata__", ()) if isinstance(rule, _Rule)]
+def _own_rules(wanted: Any) -> list[_Rule]:
+    return [rule for rule in getattr(wanted, "__metadata__", ()) if isinstance(rule, _Rule)]
 
 
-def _rules(kind: Any) -> list[_Rule]:
+def _rules(wanted: Any) -> list[_Rule]:
     """Returns the rules of an annotation and of its alternatives, not of a list's items."""
-    if typing.get_origin(kind) is Annotated:
-        return [*_own_rules(kind), *_rules(typing.get_args(kind)[0])]
-    several = _alternatives(kind)
+    if typing.get_origin(wanted) is Annotated:
+        return [*_own_rules(wanted), *_rules(typing.get_args(wanted)[0])]
+    several = _alternatives(wanted)
     return [rule for one in several for rule in _rules(one)] if len(several) > 1 else []
 
 
-def _names(kind: Any) -> list[str]:
+def _names(wanted: Any) -> list[str]:
     """Returns all names that a string may be, in any part of an annotation."""
-    own = [name for rule in _own_rules(kind) if isinstance(rule, OneOf) for name in rule.names]
-    return own + [name for part in typing.get_args(kind) for name in _names(part)]
+    own = [name for rule in _own_rules(wanted) if isinstance(rule, OneOf) for name in rule.names]
+    return own + [name for part in typing.get_args(wanted) for name in _names(part)]
 
 
 _WORDS = {
@@ -336,21 +338,21 @@ _WORDS = {
 }
 
 
-def _expected(kind: Any) -> str:
+def _expected(wanted: Any) -> str:
     """Returns what an annotation allows, in words."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
         text = _expected(parts[0])
-        for rule in _own_rules(kind):
+        for rule in _own_rules(wanted):
             text = rule.describe(text)
         return text
-    if len(_alternatives(kind)) > 1:
+    if len(_alternatives(wanted)) > 1:
         return " or ".join(dict.fromkeys(map(_expected, parts)))
-    if _is_list(kind):
+    if _is_list(wanted):
         return f"a list, each {_expected(parts[0])}"
-    if _is_callable(kind):
+    if _is_callable(wanted):
         return "a function, as @module.function"
     if origin is Mapping or origin is collections.abc.Mapping:
         return f"a mapping, each value {_expected(parts[1])}"
-    name = getattr(kind, "__qualname__", "value")
-    return _WORDS.get(kind) or f"a {name}, as @{kind.__module__.rpartition('.')[2]}.{name}()"
+    name = getattr(wanted, "__qualname__", "value")
+    return _WORDS.get(wanted) or f"a {name}, as @{wanted.__module__.rpartition('.')[2]}.{name}()"

@@ -81,8 +81,8 @@ class Resolver:
         for name, parameter in target.parameters.items():
             if name in bound:
                 # The annotations of others' functions may be wrong, and the functions still work.
-                kind = parameter.annotation if target.is_ours else Any
-                values[name] = self.value(bound.pop(name), scope, kind, f"{target.short}.{name}")
+                wanted = parameter.annotation if target.is_ours else Any
+                values[name] = self.value(bound.pop(name), scope, wanted, f"{target.short}.{name}")
             elif not call or name in skip or parameter.kind in (2, 4):  # *args, **kwargs
                 continue
             elif parameter.default is parameter.empty:
@@ -91,13 +91,15 @@ class Resolver:
                 values.update(_default(name, parameter.default))
         return values | {name: self.value(key, scope) for name, key in bound.items()}
 
-    def value(self, key: Key, scope: tuple[str, ...] = (), kind: Any = Any, name: str = "") -> Any:
+    def value(
+        self, key: Key, scope: tuple[str, ...] = (), wanted: Any = Any, name: str = ""
+    ) -> Any:
         """Returns the value of one setting, expanded and JSON-able.
 
         Args:
           key: the setting.
           scope: the scopes that it is read in.
-          kind: the annotation that it must fit.
+          wanted: the annotation that it must fit.
           name: what it is called in an error, unless a macro holds it.
         """
         setting = self._settings[key]
@@ -107,14 +109,14 @@ class Resolver:
         self._following.append(key)
         value = self._expand(setting.value, key, scope)
         self._following.pop()
-        return self._checked(value, key, kind, name) if self._checks else value
+        return self._checked(value, key, wanted, name) if self._checks else value
 
-    def _checked(self, value: Any, key: Key, kind: Any, name: str) -> Any:
+    def _checked(self, value: Any, key: Key, wanted: Any, name: str) -> Any:
         """Checks a setting; returns its expanded value, with ``~`` expanded in a path."""
         source = self._source(key)
         given = self._promised(self._settings[source].value)
         try:
-            settled = checked(name if source.target else source.name, given, kind)
+            settled = checked(name if source.target else source.name, given, wanted)
         except UserError as error:
             raise UserError(f"{self._settings[source].origin}: {error}") from None
         if isinstance(settled, str) and settled != given:
