@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import signal
 import time
 
 import pytest
@@ -25,6 +26,14 @@ CACHE = pathlib.Path("~/.cache/adalink_jax/tests_xla").expanduser()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all processes
+# that they start.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Context, Method, Params
-from adalink_jax.values import OneOf, Range, Rate, Size
+from adalink_jax.values import Length, OneOf, Rate, Size
 
 INITIALISATIONS = ("random", "sampled_vocabulary", "class_labels", "text")
 
@@ -99,7 +99,7 @@ class PromptTuning(Method):
       routes: K, the number of prompts; a row takes the prompt of its first token's route.
     """
 
-    length: Annotated[int, Range(1, 2**14)] = 64
+    length: Length = 64
     reparameterise: bool = True
     bottleneck: Size = 128
     dropout_rate: Rate = 0.05

@@ -17,6 +17,7 @@ from adalink_jax.checkpoints import load_base, open_base, save_base
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
+from tests.tiers import mostly_slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIGS = {
@@ -44,6 +45,16 @@ CONFIGS = {
 }
 ADALINK = METHODS["adalink"](rank=2, activation="gelu", routes=3)
 LORA = METHODS["lora"](rank=2, stacks=("encoder", "decoder"), layers=(0,))
+
+# Each method and each kind of network once in the short tier.
+BOTH = pytest.mark.parametrize(
+    ("method", "name"),
+    mostly_slow(
+        [(method, name) for method in (ADALINK, LORA) for name in CONFIGS],
+        [(ADALINK, "t5_1_1"), (LORA, "t5_1_0")],
+    ),
+    ids=lambda value: value if isinstance(value, str) else value.scope,
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +87,7 @@ def torch_logits(model, config):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("method", [ADALINK, LORA], ids=["adalink", "lora"])
+@BOTH
 def test_transformers_runs_a_folded_model_as_it_is(run, base, write_adapter, name, method):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder = write_adapter(method, base(name))
@@ -102,8 +112,7 @@ def test_transformers_runs_a_folded_model_as_it_is(run, base, write_adapter, nam
     assert "cast to bfloat16, a logit changes by up to" in out
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("method", [ADALINK, LORA], ids=["adalink", "lora"])
+@BOTH
 def test_a_folded_t5x_checkpoint_is_a_base(run, base, write_adapter, name, method):
     folder = write_adapter(method, base(name))
     adaptation = load.load_adaptation(folder, base(name))

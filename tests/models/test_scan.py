@@ -365,7 +365,7 @@ def test_more_than_twelve_layers_are_scanned_unless_said_otherwise():
     assert not stacks(12, 12)
     assert stacks(13, 1) and stacks(1, 13)
     assert stacks(1, 1, scan_layers=True) and not stacks(24, 24, scan_layers=False)
-    with pytest.raises(UserError, match="scan_layers is 'yes'; it takes True, False or None"):
+    with pytest.raises(UserError, match="scan_layers is 'yes'; it takes True or False or None"):
         T5Config(8, scan_layers="yes")
     with pytest.raises(UserError, match="remat is 'minimum'.*did you mean 'minimal'"):
         T5Config(8, remat="minimum")

@@ -2,12 +2,9 @@
 
 import csv
 import html.parser
-import pathlib
 import re
 import shlex
 import statistics
-import subprocess
-import sys
 
 import pytest
 
@@ -225,15 +222,13 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "not the record of a run" in error(tmp_path)
 
 
-def test_the_script(runs, tmp_path):
-    root = pathlib.Path(__file__).resolve().parents[3]
-    line = [sys.executable, "scripts/report.py", str(runs), f"--to={tmp_path / 'out'}"]
-    done = subprocess.run(line, cwd=root, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "not finished, left out" in done.stderr
-    assert "the evaluation of an adapter, left out" in done.stderr
-    assert done.stdout.splitlines()[-1].startswith("33 runs")
-    assert "adalink, rank 4" in done.stdout  # The tables, on the terminal too.
+def test_the_command(runs, tmp_path, capsys):
+    assert cli.main(["report", str(runs), f"--to={tmp_path / 'out'}"]) == 0
+    output, errors = capsys.readouterr()
+    assert "not finished, left out" in errors
+    assert "the evaluation of an adapter, left out" in errors
+    assert output.splitlines()[-1].startswith("33 runs")
+    assert "adalink, rank 4" in output  # The tables, on the terminal too.
 
 
 def test_the_rate_with_the_best_mean_is_chosen(tmp_path, capsys):
