@@ -47,7 +47,8 @@ def programs(config: T5Config, method: Method) -> dict[str, tuple[Callable[..., 
     Returns:
       * encode(base, adapter, inputs, routes) → the encoded sequence [b, P+t, D];
       * score(base, adapter, inputs, routes, options) → log-likelihoods [b, c];
-      * greedy(base, adapter, inputs, routes, blank) → token ids [b, l], 0 after EOS.
+      * greedy(base, adapter, inputs, routes, blank) → token ids [b, l], 0 after EOS; -1 where the
+        logits are not finite.
     """
     model = Transformer(config, method)
 

@@ -275,6 +275,7 @@ STREAM = [
     ('{"text": "a", "adapter": "broken"}', "no file"),
     ('{"text": "a", "adapter": "whole"}', "cannot share a batch"),
     ('{"text": "a", "adapter": "three"}', "3 names of routes"),
+    ('{"text": "the dog", "adapter": "linked", ' + ASK, None),
     ('{"text": "the dog", "adapter": "odd_1", ' + ASK, None),
     ('{"text": "the dog", "adapter": "odd_2", ' + ASK, None),
     ('{"text": "%s", "labels": ["positive", "negative"]}' % ("dog " * 100_000), None),
@@ -311,7 +312,8 @@ def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, ca
         base_fingerprint=fingerprint(params), route_names=["all"], metadata={},
     )  # fmt: skip
     assert full.trains_base
-    (folder / ".adalink_2.previous").symlink_to("adalink_2")
+    for link in (".adalink_2.previous", "linked"):
+        (folder / link).symlink_to("adalink_2")
     write(folder / "three", base, METHODS_OF["adalink_2"], trees["adalink_2"])
     record = folder / "three" / "adapter.json"
     record.write_text(record.read_text().replace('"all"', '"a", "b", "c"'))
