@@ -416,12 +416,11 @@ def _steps(preprocessors) -> list | None:
 def _cached(
     path: pathlib.Path, tokenize: Callable[[], tuple[dict[str, np.ndarray], dict]]
 ) -> Tokens:
-    try:
-        return _as_tokens(*cache.read(path))
-    except FileNotFoundError:
-        pass
-    except (cache.Damaged, OSError) as error:
-        logger.warning("token cache %s is damaged (%s): building it anew", path, error)
+    if path.exists():
+        try:
+            return _as_tokens(*cache.read(path))
+        except cache.Damaged as error:
+            logger.warning("token cache %s is damaged (%s): building it anew", path, error)
     arrays, identity = tokenize()
     if "drawn" in identity:  # The key knows no seed.
         return _as_tokens(arrays, identity)

@@ -121,9 +121,10 @@ def test_real_rte_is_what_sentencepiece_makes_of_the_file(shared_data, tmp_path,
 # The cache
 
 
-def test_the_cache_is_read_instead_of_the_task(tmp_path, monkeypatch):
-    first = tokens("mini_cola", "validation", tmp_path)
-    assert len(os.listdir(tmp_path)) == 1
+def test_the_cache_is_read_instead_of_the_task(tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        first = tokens("mini_cola", "validation", tmp_path)
+    assert len(os.listdir(tmp_path)) == 1 and not caplog.records
     monkeypatch.setattr(corpus.reading, "tokenize", never)
     again = tokens("mini_cola", "validation", tmp_path)
     assert content(first) == content(again) and not again.inputs.flat.flags.owndata
@@ -139,6 +140,17 @@ def test_the_cache_folder_is_the_environment_s_or_the_home_s(tmp_path, monkeypat
     monkeypatch.setenv("ADALINK_CACHE_DIR", str(tmp_path / "chosen"))
     tokens("mini_cola", "validation")
     assert len(os.listdir(tmp_path / "chosen")) == 1
+
+
+def test_what_is_drawn_at_random_is_not_cached(tmp_path):
+    """Its cache would be another draw's, since no key has the seed."""
+    found = tokens("mini_cola", "validation", tmp_path / "cache")
+    ragged = {"inputs": found.inputs, "targets": found.targets}
+    ragged |= {"input_texts": found.input_texts.ragged, "target_texts": found.target_texts.ragged}
+    arrays = {name: one.flat for name, one in ragged.items()}
+    arrays |= {f"{name}_offsets": one.offsets for name, one in ragged.items()}
+    drawn = corpus._cached(tmp_path / "file", lambda: (arrays, {"drawn": {"seed": 1}}))
+    assert drawn.drawn and len(drawn) == len(found) and not (tmp_path / "file").exists()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "unreadable"])
