@@ -59,7 +59,8 @@ def check(folder: pathlib.Path) -> None:
     except ValueError as error:
         raise Damaged(f"{where} is truncated or damaged") from error
     listed = {match[2]: match[1] for match in matches if match}
-    if not listed or None in matches or any(".." in path.split("/") for path in listed):
+    odd = [path for path in listed if ".." in path.split("/") or not path.isprintable()]
+    if not listed or None in matches or odd:
         raise Damaged(f"{where} is truncated or damaged")
     first, hosts = 0, 1
     if jax.distributed.is_initialized():  # Asking JAX for its processes would start its devices.
