@@ -76,10 +76,13 @@ def run(flags: argparse.Namespace) -> None:
     is_tsv = flags.input.endswith(".tsv")
     with contextlib.ExitStack() as files:
         # Bytes: both sides are UTF-8, whatever the terminal's encoding.
-        source, sink = sys.stdin.buffer, sys.stdout.buffer
-        if flags.input != "-":
+        if flags.input == "-":
+            source = sys.stdin.buffer
+        else:
             source = files.enter_context(open(flags.input, "rb"))
-        if flags.output != "-":
+        if flags.output == "-":
+            sink = sys.stdout.buffer
+        else:
             sink = files.enter_context(open(flags.output, "xb"))
         for lines in _batches(source, flags.batch_size):
             for answer in _answers(service, lines, is_tsv):
