@@ -70,7 +70,7 @@ def test_side_by_side_each_is_trained_as_alone(pytestconfig, tmp_path):
         timeout=900,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "AdaLink.rank is 0" in done.stderr and "1 of 3 trainings failed" in done.stderr
+    assert "RANK is 0" in done.stderr and "1 of 3 trainings failed" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir() if (p / "results.json").exists()) == ["a", "b"]
     record = json.loads((tmp_path / "b" / "run.json").read_text())
