@@ -163,9 +163,9 @@ class Store:
         """
         if step not in self._manager.all_steps():
             raise UserError(f"{self._where(step)} does not exist")
-        _on_all_hosts(lambda: self._check_sums(step))
+        _on_all_hosts(self._where(step), lambda: self._check_sums(step))
         wanted = {name: _abstract(leaf) for name, leaf in _named(like).items()}
-        arrays = _on_all_hosts(lambda: self._read(step, wanted))
+        arrays = _on_all_hosts(self._where(step), lambda: self._read(step, wanted))
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
     def _check_sums(self, step: int) -> None:
@@ -231,7 +231,7 @@ class Store:
         raise UserError(f"training checkpoints {self._folder}: {what}: {reason}") from error
 
 
-def _on_all_hosts(call: Callable[[], Any]) -> Any:
+def _on_all_hosts(what: str, call: Callable[[], Any]) -> Any:
     """Returns what a call returns; raises `sums.Damaged` on all hosts if it does on one."""
     damaged, result = None, None
     try:
@@ -241,7 +241,7 @@ def _on_all_hosts(call: Callable[[], Any]) -> Any:
     if jax.process_count() > 1:
         others = multihost_utils.process_allgather(np.array(damaged is not None))
         if damaged is None and others.any():
-            damaged = sums.Damaged(f"host {int(np.argmax(others))} found a checkpoint damaged")
+            damaged = sums.Damaged(f"host {int(np.argmax(others))} found {what} damaged")
     if damaged is not None:
         raise damaged
     return result

@@ -1,6 +1,7 @@
 """What test_store.py runs in processes of its own: saves to be killed, refused, or shared."""
 
 import os
+import pathlib
 import resource
 import signal
 import sys
@@ -8,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.checkpoints.adapters import save_adapter
@@ -90,23 +92,40 @@ def sharded(value: np.ndarray, mesh: Mesh, *axes: str | None) -> jax.Array:
 
 
 def save_and_restore_on_meshes(folder: str, process: str, port: str) -> None:
-    """Two processes of four devices save on one mesh and restore on another."""
+    """Two processes of four devices save on one mesh and restore on another.
+
+    Then a file of a later step is damaged. Each process checks a share of the files, so only one of
+    them sees it, and both must go on from the step before.
+    """
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(process))
     assert jax.device_count() == 8
     devices = np.array(jax.devices())
     tall = Mesh(devices.reshape(8, 1), ("data", "model"))
     wide = Mesh(devices.reshape(2, 4), ("data", "model"))
     values = {"a": np.arange(64.0, dtype=np.float32).reshape(8, 8), "b": np.arange(4)}
-    store = Store(folder)
+    store = Store(folder, keep=2)
     saved = {"a": sharded(values["a"], tall, "data", None), "b": sharded(values["b"], tall)}
     store.save(3, saved)
     assert store.latest_step() == 3
     like = {"a": sharded(values["a"] * 0, wide, "data", "model"), "b": sharded(-values["b"], wide)}
-    found = store.restore(3, like)
-    for name, array in found.items():
-        assert array.sharding == like[name].sharding
-        for shard in array.addressable_shards:
-            np.testing.assert_array_equal(shard.data, values[name][shard.index])
+
+    def check(found: dict[str, jax.Array]) -> None:
+        for name, array in found.items():
+            assert array.sharding == like[name].sharding
+            for shard in array.addressable_shards:
+                np.testing.assert_array_equal(shard.data, values[name][shard.index])
+
+    check(store.restore(3, like))
+    store.save(5, saved)
+    if process == "0":
+        path = next(pathlib.Path(folder, "5", "default", "ocdbt.process_1", "d").iterdir())
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    multihost_utils.sync_global_devices("damaged")
+    said: list[str] = []
+    check(store.restore_latest(like, said.append))
+    assert f"{folder}/5" in said[0] and "damaged" in said[0], said
+    assert store.latest_step() == 3
     store.close()
     print("same", flush=True)
 
