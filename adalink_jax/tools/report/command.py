@@ -164,7 +164,7 @@ def _print_tables(groups: Sequence[Group], compared: Sequence[page.Block]) -> No
     found = [*sections.single_task(groups), *sections.multi_task(groups)]
     measured = measures(groups)
     if len(measured) == 1:
-        found = [sections.cost_table(groups, measured[0])]
+        found = [sections.cost_table(measured[0])]
     for block in [*found, *compared]:
         if isinstance(block, page.Table):
             table = Table(*block.header)

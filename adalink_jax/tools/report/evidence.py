@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.tools.report.groups import Group, grouped
+from adalink_jax.tools.report.groups import Group
 from adalink_jax.tools.report.intervals import Difference, difference, estimate, holm
 from adalink_jax.tools.report.page import Block, Examples, Heading, Paragraph, Table
 from adalink_jax.tools.report.predictions import NoDraws, aligned, lines
-from adalink_jax.tools.report.runs import FROZEN
 from adalink_jax.tools.report.scores import Measure, measures
 
 # The page shows so many examples of each split.
@@ -130,7 +129,7 @@ def _differences(
 ) -> Iterator[tuple[Group, Group, Measure, Difference]]:
     count = 0
     for measure in measures(groups):
-        for some in grouped(measure.groups, lambda group: group.base).values():
+        for some in measure.by_base.values():
             first, second = ([g for g in some if g.line == label] for label in (one, other))
             for a, b in itertools.product(first, second):
                 if diff := difference(a, b, measure.tasks):
@@ -144,11 +143,9 @@ def predictions(groups: Sequence[Group]) -> list[Block]:
     """What each method predicts for the same examples, at the first seed that it has."""
     found = []
     for measure in measures(groups):
-        if len(measure.tasks) > 1 and not any(g.mixture == measure.name for g in measure.groups):
+        if len(measure.tasks) > 1 and not measure.is_mixture:
             continue
-        for base, some in grouped(measure.groups, lambda group: group.base).items():
-            if all(group.first.method_name == FROZEN for group in some) and measure.groups != some:
-                continue
+        for base, some in measure.by_base.items():
             for task in measure.tasks:
                 name = task if task == measure.name else f"{task} in {measure.name}"
                 found += _examples(f"{name}, {base}", [g for g in some if g.scores(task)], task)

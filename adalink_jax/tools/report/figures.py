@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from adalink_jax.tools.report.groups import Group
+from adalink_jax.tools.report.groups import Group, grouped
 from adalink_jax.tools.report.intervals import estimate
 from adalink_jax.tools.report.plots import Heat, Level, Panel, Point, Series
 from adalink_jax.tools.report.predictions import constant_score
@@ -11,11 +11,7 @@ from adalink_jax.tools.report.runs import FROZEN
 from adalink_jax.tools.report.scores import Measure
 
 _CHANCE = "chance (always one answer)"
-
-
-def titled(measure: Measure, base: str, bases: int) -> str:
-    """Returns a panel's title: the measure, with the base where there are several."""
-    return f"{measure.name}, {base}" if bases > 1 else measure.name
+_MOST_LINES = 6
 
 
 def lines_by(
@@ -39,7 +35,7 @@ def lines_by(
 
 
 def by_number(
-    title: str, xlabel: str, lines: dict[str, list[tuple[int, Group]]], measure: Measure,
+    xlabel: str, lines: dict[str, list[tuple[int, Group]]], measure: Measure,
     groups: Sequence[Group],
 ) -> Panel:  # fmt: skip
     """Returns score by rank, or by number of examples."""
@@ -47,11 +43,12 @@ def by_number(
         Series(name, line[0][1].first.method_name, tuple(_point(x, g, measure) for x, g in line))
         for name, line in lines.items()
     )
-    return Panel(title, xlabel, series, _levels(groups, measure), "steps of two")
+    levels = _levels(groups, measure, bands=False)
+    return Panel(measure.title(groups[0]), xlabel, series, levels, "steps of two")
 
 
 def by_cost(
-    title: str, xlabel: str, measure: Measure, groups: Sequence[Group],
+    xlabel: str, measure: Measure, groups: Sequence[Group],
     cost: Callable[[Group], int | None],
 ) -> Panel | None:  # fmt: skip
     """Returns score by what a method stores or computes; None if fewer than two can be compared.
@@ -66,10 +63,11 @@ def by_cost(
     series = tuple(
         Series(g.line, g.first.method_name, (_point(cost(g) or 0, g, measure),)) for g in points
     )
-    levels = tuple(_level(group, measure) for group in lines) + _levels(groups, measure)
+    levels = tuple(_level(group, measure, True) for group in lines)
+    levels += _levels(groups, measure, bands=True)
     if not series or len(series) + len(levels) < 2:
         return None
-    return Panel(title, xlabel, series, levels, "log")
+    return Panel(measure.title(groups[0]), xlabel, series, levels, "log")
 
 
 def stored(group: Group) -> int | None:
@@ -82,8 +80,11 @@ def operations(group: Group) -> int | None:
     return group.first.step_flops
 
 
-def learning(title: str, measure: Measure, groups: Sequence[Group]) -> Panel | None:
-    """Returns score by step, from step 0 where that is the frozen base's score."""
+def learning(measure: Measure, groups: Sequence[Group]) -> list[Panel]:
+    """Returns score by step, from step 0 where that is the frozen base's score.
+
+    Many lines are drawn in a panel for each method.
+    """
     bases = [g for g in groups if g.first.method_name == FROZEN and not g.first.in_context]
     series = []
     for group in groups:
@@ -99,9 +100,14 @@ def learning(title: str, measure: Measure, groups: Sequence[Group]) -> Panel | N
             for step, ys in sorted(curve.items())
         )
         series.append(Series(group.line, group.first.method_name, points))
-    if not series:
-        return None
-    return Panel(title, "step", tuple(series), _levels(groups, measure))
+    title, levels = measure.title(groups[0]), _levels(groups, measure, bands=False)
+    if len(series) <= _MOST_LINES:
+        return [Panel(title, "step", tuple(series), levels)] if series else []
+    by_method = grouped(series, lambda one: one.method)
+    return [
+        Panel(f"{title}, {method}", "step", tuple(some), levels)
+        for method, some in by_method.items()
+    ]
 
 
 def _curve(group: Group, tasks: Sequence[str]) -> dict[int, list[float]]:
@@ -137,16 +143,17 @@ def _point(x: float, group: Group, measure: Measure) -> Point:
     return Point(x, found.mean, found.interval, dots if len(dots) > 1 else ())
 
 
-def _level(group: Group, measure: Measure) -> Level:
+def _level(group: Group, measure: Measure, band: bool) -> Level:
     found = estimate(group, measure.tasks)
     assert found is not None, "asked for groups with a mean only"
-    return Level(group.line, group.first.method_name, found.mean, found.interval)
+    interval = found.interval if band else None
+    return Level(group.line, group.first.method_name, found.mean, interval)
 
 
-def _levels(groups: Sequence[Group], measure: Measure) -> tuple[Level, ...]:
-    """Returns the frozen base's scores, and chance."""
+def _levels(groups: Sequence[Group], measure: Measure, bands: bool) -> tuple[Level, ...]:
+    """Returns the frozen base's scores, with their intervals or without, and chance."""
     frozen = [g for g in groups if g.first.method_name == FROZEN and g.means(measure.tasks)]
-    levels = [_level(group, measure) for group in frozen]
+    levels = [_level(group, measure, bands) for group in frozen]
     chance = [_chance(groups, task) for task in measure.tasks]
     if chance and None not in chance:
         mean = sum(value or 0.0 for value in chance) / len(chance)

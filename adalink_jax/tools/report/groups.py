@@ -87,16 +87,16 @@ class Group:
         return {seed: statistics.fmean(one[seed] for one in scores) for seed in scores[0]}
 
     def lacks(self, tasks: Sequence[str]) -> str:
-        """Returns why there is no mean over the tasks: "no run of a; no seed 1 of b"."""
+        """Returns why there is no mean over the tasks: "no run of a, no seed 1 of b"."""
         seeds = sorted({seed for task in tasks for seed in self.scores(task)})
-        gaps = []
-        for task in tasks:
-            missing = [str(seed) for seed in seeds if seed not in self.scores(task)]
-            if missing and len(missing) == len(seeds):
-                gaps.append(f"no run of {task}")
-            elif missing:
-                gaps.append(f"no seed {', '.join(missing)} of {task}")
-        return "; ".join(gaps)
+        gaps = grouped(tasks, lambda t: tuple(s for s in seeds if s not in self.scores(t)))
+        said = []
+        for missing, some in gaps.items():
+            numbers = f"seed {', '.join(map(str, missing))}"
+            if missing or not seeds:
+                what = "run" if len(missing) == len(seeds) else numbers
+                said.append(f"no {what} of {', '.join(some)}")
+        return ", ".join(said)
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
@@ -151,7 +151,7 @@ def _fingerprint(run: Run) -> str:
 
 
 def _key(run: Run) -> tuple:
-    mixture = run.mixture if len(run.tasks) > 1 and run.method_name != FROZEN else ""
+    mixture = "" if run.alone or run.method_name == FROZEN else run.mixture
     return run.method_name, mixture, tuple(sorted(run.settings.items()))
 
 
@@ -186,7 +186,7 @@ def _latest(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Returns the runs that count, the last started of each task and seed, and the others."""
     last = {}
     for run in sorted(runs, key=lambda run: (run.started, run.path)):
-        for task in run.tasks:
+        for task in {*run.tasks, *run.results}:
             last[task, run.seed] = run
     used = [run for run in runs if any(run is one for one in last.values())]
     return used, [run for run in runs if not any(run is one for one in used)]

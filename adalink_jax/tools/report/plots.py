@@ -112,6 +112,13 @@ def looks(panels: Sequence[Panel | Heat]) -> dict[str, Look]:
     return found
 
 
+def labels(panel: Panel | Heat) -> list[str]:
+    """Returns the labels that a panel shows, in its legend's order."""
+    if isinstance(panel, Heat):
+        return []
+    return [one.label for one in (*panel.series, *panel.levels)]
+
+
 def _color(method: str) -> str:
     if method in ("", FROZEN):
         return _PALE
@@ -240,7 +247,7 @@ def _x_axis(axes: Any, panel: Panel) -> None:
 
     xs = sorted({point.x for series in panel.series for point in series.points})
     if panel.scale == "linear" or not xs:
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         return
     axes.set_xscale("log", base=2 if panel.scale == "steps of two" else 10)
@@ -250,8 +257,9 @@ def _x_axis(axes: Any, panel: Panel) -> None:
         axes.set_xticks(_apart(xs))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         return
-    few = xs[-1] / xs[0] < 300
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    ratio = xs[-1] / xs[0]
+    subs = (1, 1.5, 2, 3, 5, 7) if ratio < 6 else (1, 2, 5) if ratio < 300 else (1,)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(lambda x, _: tables.in_thousands(x))
 
 

@@ -88,8 +88,10 @@ def grids_of(runs: Sequence[Run]) -> dict[tuple[str, str], dict[float, Group]]:
 
 
 def _check_complete(kind: tuple[str, str], grid: dict[float, Group]) -> None:
-    """Raises `UserError` unless all rates have the same tasks, each with the same seeds."""
+    """Raises `UserError` unless all rates have scores of the same tasks and seeds."""
     tasks = tasks_of(grid.values())
+    if not tasks:
+        raise UserError(f"the runs of {', '.join(kind)} have no scores to choose by")
     seeds = sorted({seed for group in grid.values() for t in tasks for seed in group.scores(t)})
     for rate, group in grid.items():
         for task in tasks:

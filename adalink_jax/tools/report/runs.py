@@ -125,6 +125,11 @@ class Run:
         return "per task" if self.method.routes > 1 else "shared"
 
     @property
+    def alone(self) -> bool:
+        """Whether it was trained and scored on one task and nothing else."""
+        return len({*self.tasks, *self.results}) == 1
+
+    @property
     def size(self) -> int | None:
         """The method's size, such as a rank; None for a method without one."""
         return self.method.size
@@ -139,7 +144,7 @@ def read(folder: pathlib.Path) -> Run | None:
     try:
         record, results = (read_json(folder / name) for name in ("run.json", "results.json"))
         digests = record.get("files", {})
-        check_digests(folder, {name: digests[name] for name in _READ if name in digests})
+        check_digests(folder, {name: digests[name] for name in digests if _is_read(folder, name)})
         if "adapter_path" in record["configuration"]:
             without_adapter = record["configuration"]["adapter_path"] is None
             return _evaluation(folder, record, results) if without_adapter else None
@@ -153,6 +158,11 @@ def read(folder: pathlib.Path) -> Run | None:
         raise UserError(f"{folder}: a file of the run is no JSON; it is damaged") from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{folder}: not the record of a run ({error!r})") from error
+
+
+def _is_read(folder: pathlib.Path, name: str) -> bool:
+    """Whether a file of a run's record is read; predictions are only if they are still there."""
+    return name in _READ or name.startswith("predictions/") and (folder / name).exists()
 
 
 def _outcome(folder: pathlib.Path, record: Any, results: Any) -> dict[str, Any]:
@@ -276,9 +286,6 @@ def _settings(record: Any, steps: int) -> dict[str, str]:
     else:
         base.pop("architecture", None)  # It is the fingerprint's.
     parts = {
-        **{
-            part: record[part] for part in record if part not in ("configuration", "data", "starts")
-        },
         "": record["configuration"],
         "base": base,
         "data": {"vocabulary": record["data"].get("vocabulary")},
@@ -301,7 +308,9 @@ def _unseeded(data: Any, chosen_by_seed: bool) -> Any:
     """Returns a record of data without what truncation or, where it chose them, a seed changes."""
     if not isinstance(data, Mapping):
         return data
-    left_out = {"truncated", *(("sha256", "seed") if chosen_by_seed else ())}
+    # What preprocessors draw at random is another draw for each seed.
+    chosen_by_seed = chosen_by_seed or "drawn" in data
+    left_out = {"truncated", *(("drawn", "sha256", "seed") if chosen_by_seed else ())}
     return {
         name: value if name == "source" else _unseeded(value, chosen_by_seed)
         for name, value in data.items()

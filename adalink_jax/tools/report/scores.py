@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from adalink_jax.tools.report.groups import Group
+from adalink_jax.tools.report.groups import Group, grouped
 from adalink_jax.tools.report.runs import FROZEN
 
 _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰ"
@@ -23,6 +23,20 @@ class Measure(NamedTuple):
     name: str
     tasks: tuple[str, ...]
     groups: tuple[Group, ...]
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the groups were trained on a mixture."""
+        return any(group.mixture for group in self.groups)
+
+    @property
+    def by_base(self) -> dict[str, list[Group]]:
+        """The groups of each base."""
+        return grouped(self.groups, lambda group: group.base)
+
+    def title(self, group: Group) -> str:
+        """Returns the name, with the group's base where there are several."""
+        return f"{self.name}, {group.base}" if len(self.by_base) > 1 else self.name
 
 
 def tasks_of(groups: Iterable[Group]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def _spread(groups: Sequence[Group]) -> str:
 def _score_table(groups: Sequence[Group], name: str, mixed: bool) -> Table:
     """Returns a table with one line per group and one column per task."""
     tasks = tasks_of(groups)
-    notes, rows, gaps = Footnotes(groups, tasks), [], []
+    notes, rows, gaps = Footnotes(groups, tasks), [], {}
     for group in groups:
         seeds = seeds_of(group, tasks)
         cells = [
@@ -53,14 +53,15 @@ def _score_table(groups: Sequence[Group], name: str, mixed: bool) -> Table:
         if len(tasks) > 1:
             cells.append(cell(means) + notes.marks(group, tasks if means else ()))
         if means is None and tasks:
-            gaps.append(f"{group.base}, {group.line}: {group.lacks(tasks)}")
+            gaps.setdefault(group.lacks(tasks), []).append(f"{group.base}, {group.line}")
         place = [group.mixture, group.label, group.sharing] if mixed else [group.label]
         rows.append([group.base, *place, f"{group.first.stored:,}", str(seeds), *cells])
     names = ["base", *(["mixture", "method", "modules"] if mixed else ["method"])]
     header = [*names, "stored", "seeds", *tasks, *(["mean"] if len(tasks) > 1 else [])]
     below = list(notes.texts())
     if gaps and len(tasks) > 1:
-        below.append(f"No mean over all {len(tasks)} tasks: {' | '.join(gaps)}.")
+        said = [f"{why} ({' | '.join(lines)})" for why, lines in gaps.items()]
+        below.append(f"No mean over all {len(tasks)} tasks: {'; '.join(said)}.")
     return Table(header, rows, len(names), name, tuple(below))
 
 
@@ -108,7 +109,8 @@ def _place(group: Group) -> list[str]:
     return [group.base, group.mixture or _ALONE, group.label, group.sharing]
 
 
-def _score(means: dict[int, float] | None, notes: Footnotes, group: Group, measure: Measure) -> str:
+def _score(group: Group, measure: Measure, notes: Footnotes) -> str:
+    means = group.means(measure.tasks)
     return cell(means) + notes.marks(group, measure.tasks) if means else ""
 
 
@@ -134,19 +136,17 @@ def _by(groups: Sequence[Group], field: str, names: tuple[str, str, str], note: 
     title, column, file = names
     panels, rows, joined = [], [], []
     notes = Footnotes(groups, tasks_of(groups))
-    bases = len({group.base for group in groups})
     for measure in measures(groups):
-        for base, some in grouped(measure.groups, lambda group: group.base).items():
+        for base, some in measure.by_base.items():
             lines = figures.lines_by(some, field, measure)
             lines = {name: line for name, line in lines.items() if len(line) > 1}
             if not lines:
                 continue
-            head = figures.titled(measure, base, bases)
-            panels.append(figures.by_number(head, column, lines, measure, some))
+            panels.append(figures.by_number(column, lines, measure, some))
             for name, line in lines.items():
                 joined.append([group for _, group in line])
                 for number, group in line:
-                    score = _score(group.means(measure.tasks), notes, group, measure)
+                    score = _score(group, measure, notes)
                     rows.append([base, measure.name, name, str(number), score])
     if not rows:
         return []
@@ -164,17 +164,19 @@ def equal_parameters(groups: Sequence[Group]) -> list[Block]:
     """Methods that store the same number of parameters, within the budget's tolerance."""
     rows, notes = [], Footnotes(groups, tasks_of(groups))
     for measure in _summaries(groups):
-        trained = [group for group in measure.groups if group.first.method_name != FROZEN]
-        for base, some in grouped(trained, lambda group: group.base).items():
-            some, used = sorted(some, key=lambda group: group.first.stored), set()
-            for group in some:
+        for base, some in measure.by_base.items():
+            trained, used = [g for g in some if g.first.method_name != FROZEN], set()
+            trained.sort(key=lambda group: group.first.stored)
+            for group in trained:
                 stored = group.first.stored
-                peers = [p for p in some if 0 <= p.first.stored - stored <= 2 * TOLERANCE * stored]
+                peers = [
+                    p for p in trained if 0 <= p.first.stored - stored <= 2 * TOLERANCE * stored
+                ]
                 if len({peer.first.method_name for peer in peers}) < 2 or group in used:
                     continue
                 used.update(peers)
                 for peer in peers:
-                    score = _score(peer.means(measure.tasks), notes, peer, measure)
+                    score = _score(peer, measure, notes)
                     place = [base, measure.name, peer.label, peer.sharing]
                     rows.append([*place, f"{peer.first.stored:,}", score])
     if not rows:
@@ -188,15 +190,11 @@ def equal_parameters(groups: Sequence[Group]) -> list[Block]:
 def _summaries(groups: Sequence[Group]) -> list[Measure]:
     """Returns what says most: the mean over the tasks alone, and each mixture's."""
     found = measures(groups)
-    alone = [measure for measure in found if len(measure.tasks) == 1 and not _is_mixture(measure)]
+    alone = [measure for measure in found if len(measure.tasks) == 1 and not measure.is_mixture]
     return found[len(alone) :] if len(alone) > 1 else found
 
 
-def _is_mixture(measure: Measure) -> bool:
-    return any(group.mixture == measure.name for group in measure.groups)
-
-
-def cost_table(groups: Sequence[Group], measure: Measure) -> Table:
+def cost_table(measure: Measure) -> Table:
     """Returns the costs of some groups beside their mean score over the same tasks."""
     rows, notes = [], Footnotes(measure.groups, measure.tasks)
     for group in measure.groups:
@@ -210,7 +208,7 @@ def cost_table(groups: Sequence[Group], measure: Measure) -> Table:
                 f"{first.step_flops:.3g}" if first.step_flops else "",
                 f"{statistics.fmean(seconds):.0f}" if seconds else "",
                 str(seeds_of(group, measure.tasks)),
-                _score(group.means(measure.tasks), notes, group, measure),
+                _score(group, measure, notes),
             ]
         )
     columns = ("parameters", "bytes", "operations a step", "seconds", "seeds", measure.name)
@@ -220,28 +218,27 @@ def cost_table(groups: Sequence[Group], measure: Measure) -> Table:
 
 def cost_and_score(groups: Sequence[Group]) -> list[Block]:
     """Stored parameters and the cost of a step, against the score."""
-    summaries, bases = _summaries(groups), len({group.base for group in groups})
-    figures_, blocks = [], []
+    if len(groups) < 2:
+        return []
+    summaries, drawn = _summaries(groups), []
     for file, xlabel, cost in (
         ("cost.png", "stored parameters", figures.stored),
         ("operations.png", "operations of a step", figures.operations),
     ):
         panels = [
-            figures.by_cost(figures.titled(measure, base, bases), xlabel, measure, some, cost)
+            figures.by_cost(xlabel, measure, some, cost)
             for measure in summaries
-            for base, some in grouped(measure.groups, lambda group: group.base).items()
+            for some in measure.by_base.values()
         ]
         if found := tuple(panel for panel in panels if panel):
-            figures_.append(Figure(file, f"score by {xlabel}", found))
-    if len(groups) > 1:
-        blocks += [cost_table(groups, measure) for measure in summaries]
+            drawn.append(Figure(file, f"score by {xlabel}", found))
     note = (
         "Parameters and bytes of one adapter. Operations are those of a training step's matrix"
         " products at the full lengths (two to a multiply-add); seconds are"
         " those of one training with its compiling and evaluations, on the machine that it ran on"
         " and beside whatever else ran there. Bars and bands are 95 % intervals."
     )
-    return [Heading("Cost and score"), Paragraph(note), *figures_, *blocks] if blocks else []
+    return [Heading("Cost and score"), Paragraph(note), *drawn, *map(cost_table, summaries)]
 
 
 def interference(groups: Sequence[Group]) -> list[Block]:
@@ -309,20 +306,18 @@ def _alone(mixed: Group, groups: Sequence[Group]) -> list[Group]:
 
 def learning(groups: Sequence[Group]) -> list[Block]:
     """The score at each evaluation: each task's, and the mean over a mixture's tasks."""
-    panels, bases = [], len({group.base for group in groups})
+    panels = []
     for measure in measures(groups):
-        if len(measure.tasks) > 1 and not _is_mixture(measure):
-            continue
-        for base, some in grouped(measure.groups, lambda group: group.base).items():
-            panels.append(figures.learning(figures.titled(measure, base, bases), measure, some))
-    found = tuple(panel for panel in panels if panel)
-    if not found:
+        if len(measure.tasks) == 1 or measure.is_mixture:
+            for some in measure.by_base.values():
+                panels += figures.learning(measure, some)
+    if not panels:
         return []
     note = "Mean over seeds, at the steps that all seeds have; dots are seeds."
     return [
         Heading("Learning curves"),
         Paragraph(note),
-        Figure("learning.png", "score by step", found),
+        Figure("learning.png", "score by step", tuple(panels)),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import html
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from adalink_jax.tools.report import plots
 from adalink_jax.tools.report.page import (
@@ -35,9 +35,9 @@ figure { margin: 1em 0; } figcaption { font-size: 0.85em; }
 .panels { display: flex; flex-wrap: wrap; gap: 0.5em; }
 .panels svg { width: 100%; height: auto; } .panels div { flex: 0 1 22.5em; min-width: 0; }
 .panels div.heat { flex-basis: 46em; }
-.legend span { white-space: nowrap; margin-right: 1.2em; }
+.legend { font-size: 0.85rem; } .legend span { margin-right: 1.2em; }
 code { font-size: 0.9em; white-space: pre-wrap; overflow-wrap: anywhere; }
-td details { max-width: 38em; white-space: normal; } summary { cursor: pointer; }
+td details { min-width: 13em; max-width: 38em; white-space: normal; } summary { cursor: pointer; }
 .filter { display: flex; flex-wrap: wrap; gap: 0.6em; }
 .examples td { white-space: normal; min-width: 7.5em; text-align: left; }
 .examples td:first-child { min-width: 15em; }
@@ -166,25 +166,29 @@ def _cell(cell: Cell) -> str:
 
 
 def _figure(figure: Figure, numbers: Iterator[int]) -> str:
-    styles = plots.looks(figure.panels)
-    legend = "".join(
-        f'<span><b style="color:{_web(look.color)}">{look.text}</b> {html.escape(label)}</span> '
-        for label, look in styles.items()
-    )
+    styles, labels = plots.looks(figure.panels), [plots.labels(panel) for panel in figure.panels]
+    # One legend for all panels, if they show the same; else one below each.
+    common = all(one == labels[0] for one in labels)
     drawn = "\n".join(
         f"<div{' class=heat' if isinstance(panel, plots.Heat) else ''}>"
-        f"{plots.svg(panel, styles, f'panel{next(numbers)}')}</div>"
-        for panel in figure.panels
+        f"{plots.svg(panel, styles, f'panel{next(numbers)}')}"
+        f"{'' if common else _legend(styles, own)}</div>"
+        for panel, own in zip(figure.panels, labels, strict=True)
     )
     caption = html.escape(figure.caption)
     return (
         f'<figure role="group" aria-label="{caption}">\n<div class="panels">\n{drawn}\n</div>\n'
-        f'<figcaption>{caption}<div class="legend">{legend}</div></figcaption></figure>'
+        f"<figcaption>{caption}{_legend(styles, labels[0]) if common else ''}</figcaption></figure>"
     )
 
 
-def _web(color: str) -> str:
-    return "currentColor" if color == plots.TEXT else color
+def _legend(styles: Mapping[str, plots.Look], labels: Sequence[str]) -> str:
+    entries = []
+    for label in labels:
+        color = styles[label].color.replace(plots.TEXT, "currentColor")
+        mark = f'<b style="color:{color}">{styles[label].text}</b>'
+        entries.append(f"<span>{mark} {html.escape(label)}</span> ")
+    return f'<div class="legend">{"".join(entries)}</div>'
 
 
 def _examples(block: Examples) -> str:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from adalink_jax import files
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools.cost.counts import stored_parameters
@@ -47,15 +48,12 @@ def write_run(
       scores: {task: score}; by default `score`'s.
       splits: {task: {split: a split's entry in results.json}}.
       data: stands for what the tasks' examples are.
-      changed: settings of `configuration`, and "time" of the start.
+      changed: settings of `configuration`; also "time" of the start, and "name" of the mixture.
     """
     tasks, time = list(tasks), changed.pop("time", f"2026-01-01T00:00:{seed:02}+00:00")
     scores = scores or {task: score(method, settings, len(tasks), task, seed) for task in tasks}
-    name = tasks[0] if len(tasks) == 1 else "mini_mixture"
-    of_metric = {
-        t: {"validation": {"metrics": {f"f1_{t}": s / 2}, "examples": 10}}
-        for t, s in scores.items()
-    }
+    name = changed.pop("name", tasks[0] if len(tasks) == 1 else "mini_mixture")
+    splits = splits or {t: _splits({f"f1_{t}": s / 2}) for t, s in scores.items()}
     few = changed.get("few_shot")
     chosen = {} if few is None else {"few_shot": {"of": 90, "seed": seed}, "examples": few}
     _write(
@@ -83,7 +81,7 @@ def write_run(
             "results.json": {
                 "step": steps,
                 "tasks": {
-                    t: {"score": s, "splits": (splits or of_metric)[t]} for t, s in scores.items()
+                    t: {"score": s, "splits": splits[t]} for t, s in scores.items()
                 },
             },
             "adapter/adapter.json": {
@@ -101,6 +99,7 @@ def write_run(
     ]
     text = "\n".join(json.dumps(line) for line in [{"step": 5, "train/loss": 1.0}, *lines])
     (folder / "metrics.jsonl").write_text(text + "\n")
+    seal(folder)
 
 
 def write_evaluation(folder, adapter_path, in_context=0, tasks=("mini_a", "mini_b", "mini_c")):
@@ -116,6 +115,17 @@ def write_evaluation(folder, adapter_path, in_context=0, tasks=("mini_a", "mini_
     }  # fmt: skip
     results = {t: {"score": 40.0 + in_context, "splits": _splits({})} for t in tasks}
     _write(folder, {"run.json": record, "results.json": {"tasks": results}})
+    seal(folder)
+
+
+def seal(folder):
+    """Writes run.json again with what its files hold, as a run does when it ends."""
+    record = json.loads((folder / "run.json").read_text())
+    record = {name: part for name, part in record.items() if name not in ("files", files._SEAL)}
+    paths = [folder / name for name in ("results.json", "metrics.jsonl", "adapter/adapter.json")]
+    paths = [path for path in (*paths, *folder.glob("predictions/*")) if path.exists()]
+    digests = {path.relative_to(folder).as_posix(): files.digest(path) for path in paths}
+    files.write_sealed(folder / "run.json", {**record, "files": digests})
 
 
 def _splits(metrics):
@@ -144,3 +154,4 @@ def write_predictions(folder, task, targets, predictions, metrics, labels=LABELS
     score = float(np.mean(list(metrics.values())))
     results["tasks"][task] = {"score": score, "splits": {"validation": entry}}
     (folder / "results.json").write_text(json.dumps(results))
+    seal(folder)

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adalink_jax.methods import METHODS
+from adalink_jax.runs.folder import RunFolder
 from adalink_jax.tools.report import sections
 from adalink_jax.tools.report.groups import groups_of
 from adalink_jax.tools.report.page import Table
 from adalink_jax.tools.report.runs import Scored, read
 from adalink_jax.tools.report.scores import measures, tasks_of
-from tests.tools.report.made import write_run
+from tests.tools.report.made import seal, write_run
 
 TASKS = ("mini_a", "mini_b", "mini_c")
 
@@ -97,7 +98,7 @@ def test_all_tables_show_the_same_number_for_the_same_thing(one, data, made):
     groups, _ = groups_of(runs)
     tasks = tasks_of(groups)
     blocks = [*sections.single_task(groups), *sections.by_size(groups), *sections.learning(groups)]
-    blocks += [sections.cost_table(groups, measure) for measure in measures(groups)]
+    blocks += [sections.cost_table(measure) for measure in measures(groups)]
     shown = {}
     for table in (block for block in blocks if isinstance(block, Table)):
         names = list(table.header)
@@ -175,11 +176,53 @@ def test_other_data_under_one_name_is_a_line_of_its_own(tmp_path):
     assert all("data " in group.label for group in groups if "mini_a" in group.by_task)
 
 
+def test_records_that_a_run_folder_writes_today_are_one_line(tmp_path):
+    for seed in (0, 1):
+        made, path = tmp_path / "made" / f"{seed}", tmp_path / "runs" / f"{seed}"
+        write_run(made, "lora", {"rank": 2}, TASKS[:1], seed)
+        record = json.loads((made / "run.json").read_text())
+        folder = RunFolder(path)
+        for part in ("configuration", "base", "data"):
+            folder.claim(part, record[part])
+        folder.start("", 0)
+        folder.log(10, {"eval/mini_a/score": 1.0 + seed})
+        for name in ("results.json", "adapter"):
+            (made / name).rename(path / name)
+        folder.record_seconds()
+        folder.record_outcome()
+        folder.close()
+    ((group,), notes) = groups_of(map(read, (tmp_path / "runs").iterdir()))
+    assert list(group.scores("mini_a")) == [0, 1] and group.label == "lora, rank 2" and not notes
+
+
 def test_few_examples_of_other_seeds_are_one_line(tmp_path):
     for seed in (0, 1, 2):
         write_run(tmp_path / f"{seed}", "lora", {"rank": 2}, TASKS[:1], seed, few_shot=4)
     ((group,), _) = groups_of(map(read, tmp_path.iterdir()))
     assert list(group.scores("mini_a")) == [0, 1, 2] and group.label == "lora, rank 2, 4 examples"
+
+
+def test_a_run_that_is_also_scored_on_other_tasks_is_no_run_of_these(tmp_path):
+    write_run(tmp_path / "b", "lora", {"rank": 2}, TASKS[1:2], 0, {"mini_b": 50.0})
+    both = {"mini_a": 60.0, "mini_b": 10.0}
+    write_run(tmp_path / "a", "lora", {"rank": 2}, TASKS[:1], 0, both, name="mixed", time="2027")
+    groups, _ = groups_of(map(read, tmp_path.iterdir()))
+    assert {group.mixture: group.scores("mini_b") for group in groups} == {
+        "": {0: 50.0},
+        "mixed": {0: 10.0},
+    }
+
+
+def test_data_that_a_seed_draws_is_one_line(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", "lora", {"rank": 2}, TASKS[:1], seed, data=f"of {seed}")
+        path = tmp_path / f"{seed}" / "run.json"
+        record = json.loads(path.read_text())
+        record["data"]["tasks"][0]["drawn"] = {"seed": seed, "anew_every_steps": 7 + seed}
+        path.write_text(json.dumps(record))
+        seal(path.parent)
+    ((group,), _) = groups_of(map(read, tmp_path.iterdir()))
+    assert len(group.scores("mini_a")) == 2
 
 
 def test_a_run_counts_once_however_often_it_is_found(tmp_path):
@@ -201,5 +244,6 @@ def test_seeds_of_several_versions_of_the_code_are_said(tmp_path):
         write_run(tmp_path / f"{seed}", "lora", {"rank": 2}, TASKS[:1], seed)
         path = tmp_path / f"{seed}" / "run.json"
         path.write_text(path.read_text().replace("0.10.2", version))
+        seal(path.parent)
     (_, (note,)) = groups_of(map(read, tmp_path.iterdir()))
     assert note == "tuned (abcdef), lora, rank 2: runs of 2 versions of the code"

@@ -100,9 +100,13 @@ def test_examples_are_not_drawn_where_the_metric_is_another(tmp_path):
 def test_damaged_predictions_are_one_line(tmp_path, text):
     group = made(tmp_path / "runs", 1, 0.8, count=4)
     path = tmp_path / "runs" / "seed0" / "predictions" / f"{TASK}-validation.jsonl"
-    path.write_text("\n".join([*path.read_text().split("\n")[:3], text]) + "\n")
+    whole = path.read_text()
+    path.write_text("\n".join([*whole.split("\n")[:3], text]) + "\n")
     with pytest.raises(UserError, match="damaged"):
         intervals.estimate(group, (TASK,))
+    path.write_text(whole.replace("no", "on"))
+    with pytest.raises(UserError, match="damaged"):
+        read(path.parent.parent)
 
 
 def test_intervals_are_students_over_seeds_and_normal_over_examples(tmp_path):

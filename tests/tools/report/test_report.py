@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import json
 import re
 import shlex
 import statistics
@@ -12,7 +13,7 @@ from adalink_jax import cli
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost.counts import stored_parameters
 from adalink_jax.tools.report import page
-from tests.tools.report.made import CONFIG, score, write_evaluation, write_run
+from tests.tools.report.made import CONFIG, score, seal, write_evaluation, write_run
 
 TASKS = ("mini_a", "mini_b", "mini_c")
 
@@ -78,7 +79,7 @@ def test_single_tasks_have_mean_spread_and_what_is_missing(report):
     # One seed of one task is missing: no mean, and it is said why.
     assert by_method["full"][5] == f"{score('full', {}, 1, 'mini_b', 0):.1f} (1)"
     assert by_method["full"][7] == ""
-    assert "No mean over all 3 tasks: tuned (abcdef), full: no seed 1 of mini_b." in text
+    assert "No mean over all 3 tasks: no seed 1 of mini_b (tuned (abcdef), full)." in text
 
 
 def test_mixtures_say_what_is_shared_and_what_mixing_costs(report):
@@ -207,6 +208,55 @@ def test_every_table_is_there_as_csv_and_latex(report):
     assert len(list((report / "tables").iterdir())) == 2 * len(names)
 
 
+def test_a_run_without_scores_is_in_the_report(tmp_path, capsys):
+    write_run(tmp_path / "a", "adalink", {"rank": 2}, TASKS[:1], 0)
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    results["tasks"]["mini_a"]["score"] = None
+    (tmp_path / "a" / "results.json").write_text(json.dumps(results))
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a" / "metrics.jsonl").write_text(lines[0])
+    seal(tmp_path / "a")
+    assert cli.main(["report", str(tmp_path / "a"), f"--to={tmp_path / 'to'}"]) == 0
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert table(text, "One task at a time")[2] == ["tuned (abcdef)", "adalink, rank 2", "32", "0"]
+    assert len(table(text, "Runs")) == 3
+    assert cli.main(["learning-rates", str(tmp_path / "a")]) == 2
+    assert "have no scores to choose by" in capsys.readouterr().err
+
+
+def test_what_a_score_does_not_cover_stands_beside_it(tmp_path):
+    for method, limit, cut, examples in (
+        ("lora", None, 0, 40),
+        ("adalink", None, 3, 40),
+        ("prompt_tuning", 16, 0, 16),
+    ):
+        entry = {"metrics": {}, "examples": examples, "truncated_inputs": cut}
+        settings = {"length" if method == "prompt_tuning" else "rank": 2}
+        folder, splits = tmp_path / "runs" / method, {"mini_a": {"validation": entry}}
+        scores = {"mini_a": 50.0}
+        write_run(folder, method, settings, TASKS[:1], 0, scores, splits=splits, eval_limit=limit)
+        if method == "lora":
+            results = json.loads((folder / "results.json").read_text())
+            results["tasks"]["mini_a"]["absent_splits"] = ["other"]
+            (folder / "results.json").write_text(json.dumps(results))
+            seal(folder)
+    assert cli.main(["report", str(tmp_path / "runs"), f"--to={tmp_path / 'to'}"]) == 0
+    text = (tmp_path / "to" / "report.md").read_text()
+    cells = {line[1]: line[4] for line in table(text, "One task at a time")[2:]}
+    assert cells == {
+        "adalink, rank 2": "50.0ᵃ",
+        "lora, rank 2": "50.0ᵇ",
+        "prompt_tuning, length 2": "50.0ᶜᵈ",
+    }
+    for note in (
+        "ᵃ Inputs longer than the configured length are cut: mini_a 3 of 40.",
+        "ᵇ Splits that were not there: mini_a other.",
+        "ᶜ Only the first examples of each split are scored: mini_a 16.",
+        "ᵈ Scored on other examples than most lines: mini_a 16 rather than 40.",
+    ):
+        assert note in text
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     def error(*runs):
         assert cli.main(["report", *map(str, runs), f"--to={tmp_path / 'to'}"]) == 2
@@ -218,16 +268,29 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     write_run(tmp_path / "a", "adalink", {"rank": 2}, TASKS[:1], 0)
     (tmp_path / "a" / "run.json").write_text("{")
     assert "damaged" in error(tmp_path)
-    (tmp_path / "a" / "run.json").write_text("{}")
-    assert "not the record of a run" in error(tmp_path)
+    for text in ("{}", '{"configuration": []}', '{"configuration": {}, "base": 1}'):
+        (tmp_path / "a" / "run.json").write_text(text)
+        assert "not the record of a run" in error(tmp_path)
+    (tmp_path / "a" / "run.json").write_text("[]")
+    assert "damaged" in error(tmp_path)
+    write_run(tmp_path / "b", "adalink", {"rank": 2}, TASKS[:1], 0)
+    path = tmp_path / "b" / "results.json"
+    path.write_text(path.read_text().replace('"score": ', '"score": "much", "x": '))
+    seal(path.parent)
+    assert "not the record of a run" in error(tmp_path / "b")
 
 
-def test_the_command(runs, tmp_path, capsys):
+def test_the_command(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    write_run(runs / "a", "adalink", {"rank": 4}, TASKS[:1], 0)
+    write_evaluation(runs / "again", "a")
+    (runs / "unfinished").mkdir()
+    (runs / "unfinished" / "run.json").write_text("{}")
     assert cli.main(["report", str(runs), f"--to={tmp_path / 'out'}"]) == 0
     output, errors = capsys.readouterr()
     assert "not finished, left out" in errors
     assert "the evaluation of an adapter, left out" in errors
-    assert output.splitlines()[-1].startswith("33 runs")
+    assert output.splitlines()[-1].startswith("1 runs")
     assert "adalink, rank 4" in output  # The tables, on the terminal too.
 
 
