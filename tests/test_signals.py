@@ -14,9 +14,12 @@ from adalink_jax import cli, signals
 ROOT = pathlib.Path(signals.__file__).resolve().parents[1]
 # The main thread is where Python's own handlers never run: in a call of C.
 BUSY = """
-import ctypes, signal, sys
+import ctypes, signal, sys, time
 from adalink_jax import signals
-busy = lambda seconds: ctypes.CDLL(None).usleep(int(seconds * 1e6))
+def busy(seconds):
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:  # A signal cuts the call short.
+        ctypes.CDLL(None).usleep(int(left * 1e6))
 with signals.listening():
     print("ready", flush=True)
     {inside}
