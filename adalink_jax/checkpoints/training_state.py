@@ -4,11 +4,13 @@ Orbax and TensorStore see only some damage of their files. Other damage gives ot
 wait without end. So each step has a ``SHA256SUMS``, which is checked before they read anything.
 """
 
+import contextlib
 import itertools
+import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -101,7 +103,8 @@ class Store:
             raise ValueError(f"step {step} after step {latest} in {self._folder}")
         arguments = _Save(_named(tree))
         try:
-            saved = self._manager.save(step, args=arguments)
+            with _without_logs():
+                saved = self._manager.save(step, args=arguments)
         except Exception as error:
             self._raise_if_refused(f"step {step} cannot be written", error)
             raise
@@ -229,6 +232,17 @@ class Store:
         else:
             return
         raise UserError(f"training checkpoints {self._folder}: {what}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _without_logs() -> Iterator[None]:
+    """Keeps Orbax's threads from logging, with tracebacks, what a save raises anyway."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _on_all_hosts(what: str, call: Callable[[], Any]) -> Any:

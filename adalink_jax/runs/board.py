@@ -5,7 +5,6 @@ next value waits for it for ever. Here an error is said once and ends the file, 
 """
 
 import contextlib
-import errno
 import logging
 import os
 import pathlib
@@ -67,8 +66,8 @@ class Board:
             for part in (length, content):
                 records += part + struct.pack("<I", self._checksum(part))
         try:
-            if self._file.write(records) < len(records):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while records:  # What a full disk does not take is refused the next time.
+                del records[: self._file.write(records)]
         except OSError as error:
             self._end(error)
 
