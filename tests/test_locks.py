@@ -59,6 +59,13 @@ def put(folder: pathlib.Path, content: bytes | dict) -> pathlib.Path:
 ELSEWHERE = {"process": "01234567-7-7", "pid": 7, "host": "node-7", "since": "2026-01-01"}
 
 
+@pytest.fixture
+def dead(tmp_path):
+    """The lock of a process of this machine that has ended."""
+    machine, pid, started = locks.process().split("-")
+    return put(tmp_path, {**ELSEWHERE, "process": f"{machine}-{pid}-{int(started) - 1}"})
+
+
 def test_the_second_is_told_who_holds_the_folder(tmp_path, owner):
     first = owner()
     with pytest.raises(UserError) as caught:
@@ -90,9 +97,7 @@ def test_a_stopped_owner_holds_its_folder(tmp_path, owner, soon):
         files.held(tmp_path, "FOLDER").__enter__()
 
 
-def test_another_process_of_the_same_number_is_not_the_owner(tmp_path):
-    machine, pid, started = locks.process().split("-")
-    put(tmp_path, {**ELSEWHERE, "process": f"{machine}-{pid}-{int(started) - 1}"})
+def test_another_process_of_the_same_number_is_not_the_owner(tmp_path, dead):
     with files.held(tmp_path, "FOLDER"):
         pass
 
@@ -150,44 +155,37 @@ def test_whose_lock_was_taken_is_told_and_leaves_the_new_one(tmp_path):
     assert json.loads((tmp_path / ".lock").read_text()) == ELSEWHERE
 
 
-CONTENDS = """
-import os, pathlib, sys, time
-from adalink_jax import files
-from adalink_jax.errors import UserError
-folder = pathlib.Path(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-won = 0
-until = time.monotonic() + 1
-while time.monotonic() < until:
-    try:
-        with files.held(folder, "FOLDER"):
-            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))  # Nobody else is.
-            time.sleep(0.001)
-            os.unlink(folder / "inside")
-            won += 1
-            if won % 5 == 0:
-                os.link(folder / ".lock", folder / "copy")
-                dead = (folder / "copy").read_bytes().replace(b"%d" % os.getpid(), b"4194304")
-                os.unlink(folder / "copy")
-                os.unlink(folder / ".lock")
-                (folder / ".lock").write_bytes(dead)  # As if the owner had died.
-    except UserError:
-        pass
-print(won)
-"""
+def test_who_finds_a_lock_dead_leaves_that_of_who_was_quicker(tmp_path, dead, owner, monkeypatch):
+    lives, quicker = locks._lives, []
+
+    def slowly(*found):
+        answer = lives(*found)
+        if not answer and not quicker:
+            quicker.append(owner())
+        return answer
+
+    monkeypatch.setattr(locks, "_lives", slowly)
+    with pytest.raises(UserError, match="in use by process") as caught:
+        files.held(tmp_path, "FOLDER").__enter__()
+    assert f"process {quicker[0].pid} on" in str(caught.value)
+    assert json.loads(dead.read_text())["pid"] == quicker[0].pid
 
 
-def test_of_many_who_find_a_lock_dead_one_gets_it(tmp_path):
-    """Processes take a lock again and again; every fifth time its owner seems to have died."""
-    command = [sys.executable, "-c", CONTENDS, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    several = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(4)]
-    for process in several:
-        assert process.stdout.readline() == "ready\n"
-    won = [int(process.communicate("\n", timeout=60)[0]) for process in several]
-    assert [process.returncode for process in several] == [0] * 4
-    assert sum(won) > 20
+def test_while_one_removes_a_dead_lock_no_other_does(tmp_path, dead, monkeypatch):
+    lock_at, looked = locks._lock_at, []
+
+    def looking(path):
+        looked.append(path)
+        if len(looked) == 2:  # Again, before it is removed.
+            command = [sys.executable, "-c", HOLDS.format(inside=""), str(tmp_path)]
+            other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert f"FOLDER {tmp_path} is in use by process {os.getpid()} on" in other.stderr
+        return lock_at(path)
+
+    monkeypatch.setattr(locks, "_lock_at", looking)
+    with files.held(tmp_path, "FOLDER"):
+        assert len(looked) == 2
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
