@@ -194,9 +194,18 @@ def checked(name: str, value: Any, wanted: Any) -> Any:
         )
     if isinstance(value, str) and any(isinstance(rule, Path) for rule in _rules(wanted)):
         return os.path.expanduser(value)
-    if isinstance(value, str | list) and any(map(_is_list, _alternatives(wanted))):
-        return (value,) if isinstance(value, str) else tuple(value)
+    if isinstance(value, str | list | tuple) and any(map(_is_list, _alternatives(wanted))):
+        return (value,) if isinstance(value, str) else _as_tuple(value)
     return value
+
+
+def _as_tuple(value: Any) -> Any:
+    """Returns a list, and lists in it, as tuples; a value without lists itself."""
+    if not isinstance(value, list | tuple):
+        return value
+    items = tuple(map(_as_tuple, value))
+    same = isinstance(value, tuple) and all(a is b for a, b in zip(value, items, strict=True))
+    return value if same else items
 
 
 def _hint(value: Any, wanted: Any) -> str:
@@ -265,7 +274,9 @@ def _fits(value: Any, wanted: Any) -> bool:
         )
     if origin is tuple:
         return (
-            isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+            isinstance(value, list | tuple)
+            and len(value) == len(parts)
+            and all(map(_fits, value, parts))
         )
     if origin is Mapping or origin is collections.abc.Mapping:
         return (
@@ -348,6 +359,8 @@ def _expected(wanted: Any) -> str:
         return text
     if len(_alternatives(wanted)) > 1:
         return " or ".join(dict.fromkeys(map(_expected, parts)))
+    if origin is tuple and not _is_list(wanted):
+        return f"({', '.join(map(_expected, parts))})"
     if _is_list(wanted):
         return f"a list, each {_expected(parts[0])}"
     if _is_callable(wanted):

@@ -5,7 +5,6 @@ names, as in the safetensors files. They hold no weights, so one export serves e
 the same method and settings. Batch size and lengths are symbolic.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -101,7 +100,7 @@ def save_programs(
     adapter, base = (traverse_util.flatten_dict(t, sep="/") for t in split(whole, method))
     signature = {
         "architecture": describe_architecture(config),
-        "method": {"name": method.scope, **dataclasses.asdict(method)},
+        "method": {"name": method.scope, **method.settings()},
         "jax_version": jax.__version__,
         "platforms": PLATFORMS,
         "base": shapes_of(base),

@@ -1,6 +1,5 @@
 """Stacks adapters as the routes of one, splits them again, and imports adapters from PEFT."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ def import_peft(peft: str, base: str, to: str) -> int:
         to,
         tree,
         method_name=method.scope,
-        settings=dataclasses.asdict(method),
+        settings=method.settings(),
         architecture=config,
         base_fingerprint=fingerprint(params),
         route_names=("all",),
@@ -148,7 +147,7 @@ def _save(
         to,
         tree,
         method_name=like.method_name,
-        settings=dataclasses.asdict(method),
+        settings=method.settings(),
         architecture=like.architecture,
         base_fingerprint=like.base_fingerprint,
         route_names=routes,

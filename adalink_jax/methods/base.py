@@ -9,7 +9,9 @@ dropouts.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Self, cast
 
 import flax.struct
@@ -19,8 +21,8 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Bool, Float, Int, Num
 
-from adalink_jax.errors import UserError
-from adalink_jax.values import Checked, OneOf
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.values import Checked, NotNegative, OneOf, Range
 
 Params = Mapping[str, Any]
 # Arrays on devices or on the host; jaxtyping checks their shapes under pytest.
@@ -40,6 +42,9 @@ LINEAR_SITES: Mapping[str, tuple[str, ...]] = {
     + _MLP,
 }
 Stacks = tuple[Annotated[str, OneOf(tuple(LINEAR_SITES))], ...]
+Layers = tuple[Annotated[int, Range(0)], ...] | None
+# Factors of the learning rate, by shell pattern over the names of leaves.
+RateFactors = tuple[tuple[str, NotNegative], ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Site:
 
     Attributes:
       stack: "encoder" or "decoder".
-      block: "attention", "self_attention", "encoder_decoder_attention" or "mlp".
+      block: "attention", "self_attention", "encoder_decoder_attention" or "mlp"; "" for a whole
+        layer, and for the norm after the last one.
       layer: the linear layer inside the block; "" for the whole block.
     """
 
@@ -71,23 +77,45 @@ class Context:
 
     Attributes:
       mask: True where a token is real, False on padding.
+      tokens: the token ids, for `Method.inputs`; None elsewhere.
       routes: which module adapts each token, in [0, K); None if the caller gave none.
       segment_ids: the packed example of each token, from 1; None if a row is one example.
       positions: position of each token in its example; None if a row is one example.
       gate: 1.0; if layers are scanned, this layer's entry of `Method.gates`.
+      shared: what `Method.prepare` returned for this stack.
+      memory_bias: in self-attention, the biases of the `Method.memory_positions` in front of the
+        sequence; T is the length that is decoded if there is a cache.
       stack: "encoder" or "decoder".
+      width: D, the width of the stream.
+      vocab_size: number of rows of the token table.
       route_slots: how many distinct routes one row may hold.
       deterministic: True if dropout is off.
     """
 
     mask: Bool[Array, "B T"]
+    tokens: Int[Array, "B T"] | None = None
     routes: Int[Array, "B T"] | None = None
     segment_ids: Int[Array, "B T"] | None = None
     positions: Int[Array, "B T"] | None = None
     gate: Any = 1.0
+    shared: Any = None
+    memory_bias: Float[Array, "1 N T P"] | None = None
     stack: str = flax.struct.field(pytree_node=False, default="encoder")
+    width: int = flax.struct.field(pytree_node=False, default=0)
+    vocab_size: int = flax.struct.field(pytree_node=False, default=0)
     route_slots: int = flax.struct.field(pytree_node=False, default=1)
     deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+
+    def example_positions(self) -> Int[Array, "#B T"]:
+        """Returns the position of each token in its example."""
+        if self.positions is not None:
+            return self.positions
+        place = jnp.arange(self.mask.shape[1])[None]
+        if self.segment_ids is None:
+            return place
+        ids = self.segment_ids
+        starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+        return place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
 
     def lengthened(self, extra: int) -> "Context":
         """Returns the context with `extra` real tokens in front, on the row's first route."""
@@ -100,7 +128,26 @@ class Context:
             front = x[:, :1] if value is None else jnp.full_like(x[:, :1], value)
             return jnp.concatenate([jnp.repeat(front, extra, axis=1), x], axis=1)
 
-        return dataclasses.replace(self, mask=widen(self.mask, 1), routes=widen(self.routes))
+        return dataclasses.replace(
+            self, mask=widen(self.mask, 1), tokens=None, routes=widen(self.routes)
+        )
+
+
+@flax.struct.dataclass
+class Memory:
+    """Keys and values that a method adds to those of an attention block.
+
+    Attributes:
+      keys: P keys for each row.
+      values: their values.
+      mask: True where a query may see a key; None if all may see all.
+      bias: added to the logits; None for zero.
+    """
+
+    keys: Float[Array, "B P N C"]
+    values: Float[Array, "B P N C"]
+    mask: Bool[Array, "B Tq P"] | None = None
+    bias: Float[Array, "#B N Tq P"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,15 +162,15 @@ class Method(Checked):
     scope: ClassVar[str] = ""
     # Whether the base itself trains. The method then has no parameters of its own.
     trains_base: ClassVar[bool] = False
-    # A method may declare the next two as fields. They have no annotation here, since that would
+    # A method may declare the next four as fields. They have no annotation here, since that would
     # put them before all other fields.
     # K, the number of independent modules that each leaf stacks on its leading axis.
     routes = 1
-    # The numbers of the adapted layers in each stack; None for all.
-    layers = cast(tuple[int, ...] | None, None)
-    # How a new adapter's logits compare with the base's: "base" (equal, bit for bit), "near" or
-    # "elsewhere".
-    start: ClassVar[str] = "base"
+    # The adapted stacks, and the numbers of the adapted layers in each; None for all layers.
+    stacks = cast(Stacks, ("encoder", "decoder"))
+    layers = cast(Layers, None)
+    # Factors of the learning rate of some leaves, e.g. (("*/up", 16.0),); 0 freezes a leaf.
+    rate_factors = cast(RateFactors, None)
     # The field that sets how much is stored, e.g. "rank"; None if the method has only one size.
     size_field: ClassVar[str | None] = None
     # Whether an adapter padded with zeros to the shapes of `resized` computes the same function.
@@ -133,9 +180,34 @@ class Method(Checked):
     training_only: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def start(self) -> str:
+        """How a new adapter's logits compare with the base's.
+
+        "base" (equal, bit for bit), "near" or "elsewhere".
+        """
+        return "base"
+
+    @property
     def routed(self) -> bool:
         """Whether the method's leaves have a leading axis of routes."""
         return any(field.name == "routes" for field in dataclasses.fields(self))
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scopes of its parameters."""
+        return (self.scope,)
+
+    def part(self, name: str) -> "Method | None":
+        """Returns the part that is the method of this name; None if there is none."""
+        return self if name == self.scope else None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what JSON can hold and ``METHODS[method.scope](**settings)`` makes it of."""
+        return dataclasses.asdict(self)
+
+    def with_routes(self, routes: int) -> Self:
+        """Returns the method with another number of routes."""
+        return cast(Any, dataclasses.replace)(self, routes=routes)
 
     @property
     def size(self) -> int | None:
@@ -156,6 +228,10 @@ class Method(Checked):
         """
         yield self
 
+    def prepare(self, ctx: Context) -> Any:
+        """Hook before the layers of a stack: what they share, which is `Context.shared` in them."""
+        return None
+
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context
     ) -> tuple[Float[Array, "B T2 D"], Context]:
@@ -166,34 +242,109 @@ class Method(Checked):
         """
         return x, ctx
 
+    def norm(self, y: Float[Array, "B T D"], site: Site, ctx: Context) -> Float[Array, "B T D"]:
+        """Hook after a layer norm: that of the site's block, or a stack's last one."""
+        return y
+
+    def operand(
+        self, x: Float[Array, "B T Din"], site: Site, ctx: Context
+    ) -> Float[Array, "B T Din"]:
+        """Hook before a linear layer."""
+        return x
+
     def linear(
-        self, x: Float[Array, "B T Din"], y: Float[Array, "B T Dout"], site: Site, ctx: Context
+        self,
+        x: Float[Array, "B T Din"],
+        y: Float[Array, "B T Dout"],
+        kernel: Callable[[], Float[Array, "Din Dout"]],
+        site: Site,
+        ctx: Context,
     ) -> Float[Array, "B T Dout"]:
-        """Hook after a linear layer that mapped x to y."""
+        """Hook after a linear layer that mapped x to y. `kernel` returns its float32 weights."""
         return y
 
     def keys_values(
-        self, k: Float[Array, "B T N K"], v: Float[Array, "B T N K"], site: Site, ctx: Context
-    ) -> tuple[Float[Array, "B T2 N K"], Float[Array, "B T2 N K"]]:
-        """Hook before attention. It may put P keys and values in front, which all queries see."""
-        return k, v
+        self, k: Float[Array, "B T N C"], v: Float[Array, "B T N C"], site: Site, ctx: Context
+    ) -> Memory | None:
+        """Hook before attention: keys and values in front of k and v, for the queries of `ctx`."""
+        return None
 
-    def sublayer(self, y: Float[Array, "B T D"], site: Site, ctx: Context) -> Float[Array, "B T D"]:
-        """Hook on a block's output, before its dropout and the residual add."""
+    def memory_positions(self, stack: str) -> int:
+        """Returns how many positions before a stack's text the keys of `keys_values` take.
+
+        They have biases of relative position in self-attention (`Context.memory_bias`).
+        """
+        return 0
+
+    def attended(
+        self,
+        q: Float[Array, "B Tq N C"],
+        y: Float[Array, "B Tq N C"],
+        project: Callable[..., tuple[Array, Array]],
+        site: Site,
+        ctx: Context,
+    ) -> Float[Array, "B Tq N C"]:
+        """Hook on what attention gives the queries q, before its last linear layer.
+
+        `project(vectors, routes)` returns the block's keys and values [B,P,N,C] of vectors [B,P,D]
+        and their routes [B,P] (or None).
+        """
         return y
 
-    def gates(self, stack: str, num_layers: int) -> np.ndarray:
+    def sublayer(
+        self,
+        y: Float[Array, "B T D"],
+        x: Float[Array, "B T D"],
+        residual: Float[Array, "B T D"],
+        site: Site,
+        ctx: Context,
+    ) -> Float[Array, "B T D"]:
+        """Hook on a block's output y, before its dropout and the residual add.
+
+        x is the block's normed input, and `residual` the stream to which y is added.
+        """
+        return y
+
+    def layer(self, x: Float[Array, "B T D"], site: Site, ctx: Context) -> Float[Array, "B T D"]:
+        """Hook on the stream after a whole layer."""
+        return x
+
+    def gates(self, stack: str, num_layers: int) -> Any:
         """Returns which layers of a stack the method adapts, as bools [num_layers].
 
         Hooks are not called in the other layers. In scanned layers they are called in all, and
         multiply what they add by `Context.gate`; parameters of the other layers are zeros.
         """
         numbers = np.arange(num_layers)
-        return np.isin(numbers, numbers if self.layers is None else self.layers)
+        if self.layers is None:
+            return numbers >= 0
+        if stack in self.stacks and max(self.layers) >= num_layers:
+            raise UserError(
+                f"{type(self).__name__}.layers is {self.layers}; the {stack} has layers 0 to "
+                f"{num_layers - 1}"
+            )
+        return np.isin(numbers, self.layers)
+
+    def where(self, gate: Any) -> "Method":
+        """Returns the method as it acts in a layer with this entry of `gates`."""
+        return self if gate else Method()
 
     def owns(self, name: str) -> bool:
         """Returns whether a parameter, given by its "/"-joined name, belongs to the method."""
-        return self.scope in name.split("/")
+        return not set(self.scopes).isdisjoint(name.split("/"))
+
+    def rate_factor(self, name: str) -> float:
+        """Returns the factor of the learning rate of a leaf, given by its "/"-joined name."""
+        return math.prod(f for pattern, f in self.rate_factors or () if fnmatchcase(name, pattern))
+
+    def check_rate_factors(self, names: Sequence[str]) -> None:
+        """Raises `UserError` if a pattern of `rate_factors` matches none of the trained leaves."""
+        for pattern, _ in self.rate_factors or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(
+                    f"{type(self).__name__}.rate_factors has {pattern!r}, which matches no trained "
+                    f"parameter{nearest(pattern, names)}; the first of {len(names)} is {min(names)}"
+                )
 
     def trainable(self, name: str) -> bool:
         """Returns whether a parameter, given by its "/"-joined name, trains.
@@ -239,8 +390,7 @@ class Method(Checked):
         """
         flat = self._flat_with_routes(adapter)
         one = {n: leaf[route : route + 1] if self.owns(n) else leaf for n, leaf in flat.items()}
-        method = dataclasses.replace(self, routes=1)
-        return method, traverse_util.unflatten_dict(one, sep="/")
+        return self.with_routes(1), traverse_util.unflatten_dict(one, sep="/")
 
     def stack(self, adapters: Sequence[Params]) -> tuple["Method", Params]:
         """Joins adapters of this method into one, with their modules as routes in the same order.
@@ -257,7 +407,7 @@ class Method(Checked):
         joined = {name: np.concatenate([one[name] for one in flat]) for name in flat[0]}
         routes = len(next(iter(joined.values())))
         tree = traverse_util.unflatten_dict(joined, sep="/")
-        return dataclasses.replace(self, routes=routes), tree
+        return self.with_routes(routes), tree
 
     def _flat_with_routes(self, adapter: Params) -> dict[str, Any]:
         if not self.routed:

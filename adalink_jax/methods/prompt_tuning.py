@@ -108,7 +108,6 @@ class PromptTuning(Method):
     routes: Size = 1
 
     scope: ClassVar[str] = "prompt_tuning"
-    start: ClassVar[str] = "elsewhere"
     size_field: ClassVar[str] = "length"
     training_only: ClassVar[tuple[str, ...]] = (
         *("reparameterise", "bottleneck", "dropout_rate", "initialisation", "text"),
@@ -121,6 +120,10 @@ class PromptTuning(Method):
                 "PromptTuning.text goes with PromptTuning.initialisation = 'text'; got "
                 f"text {self.text!r} with initialisation {self.initialisation!r}"
             )
+
+    @property
+    def start(self) -> str:
+        return "elsewhere"
 
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context

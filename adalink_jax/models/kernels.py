@@ -31,11 +31,12 @@ def product(x: Float[Array, "M Din"], kernel: Any, dtype: Any) -> Float[Array, "
     """
     if isinstance(kernel, jax.Array | np.ndarray) and kernel.dtype == dtype:
         return x @ kernel
-    cast = jax.checkpoint(lambda x, kernel: x @ _values(kernel).astype(dtype), prevent_cse=False)
+    cast = jax.checkpoint(lambda x, kernel: x @ values(kernel).astype(dtype), prevent_cse=False)
     return cast(x, kernel)
 
 
-def _values(kernel: Any) -> Array:
+def values(kernel: Any) -> Float[Array, "Din Dout"]:
+    """Returns a stored kernel's values; those of int8 in float32."""
     if isinstance(kernel, jax.Array | np.ndarray):
         return kernel
     import qwix

@@ -4,6 +4,7 @@ Source: T5X's minimal T5 (``t5x/examples/t5/layers.py``), whose checkpoints load
 calls its method's hooks at the sites described in `adalink_jax.methods.base`.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -17,9 +18,9 @@ from flax.linen.partitioning import param_with_axes
 from flax.linen.spmd import with_logical_constraint as with_sharding_constraint
 from jaxtyping import Bool, Float, Int
 
-from adalink_jax.methods.base import Array, Context, Method, Site
+from adalink_jax.methods.base import Array, Context, Memory, Method, Site
 from adalink_jax.models.config import T5Config
-from adalink_jax.models.kernels import product
+from adalink_jax.models.kernels import product, values
 
 # An int, or a symbolic expression if `jax.export` traces with symbolic shapes.
 Size = Any
@@ -32,13 +33,13 @@ _TRUNCATED_NORMAL = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_n
 
 
 class Linear(nn.Module):
-    """A linear layer without bias, followed by the method's `linear` hook.
+    """A linear layer without bias, between the method's hooks `operand` and `linear`.
 
     Attributes:
       features: Dout.
       axes: the kernel's logical axes.
       site: the layer's place in the network.
-      method: the method whose hook is called.
+      method: the method whose hooks are called.
       dtype: dtype of the product.
       kernel_init: initializer of the float32 kernel [Din, Dout].
     """
@@ -54,28 +55,37 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "B T Din"], ctx: Context) -> Float[Array, "B T Dout"]:
         shape = (x.shape[-1], self.features)
         kernel = param_with_axes("kernel", self.kernel_init, shape, jnp.float32, axes=self.axes)
-        x = x.astype(self.dtype)
+        x = self.method.operand(x.astype(self.dtype), self.site, ctx)
         # Tokens are flattened, because a contraction over two axes in the kernel's gradient makes
         # XLA transpose whole activations and recompute what is fused into them.
         y = product(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         y = y.reshape(*x.shape[:-1], self.features)
-        return self.method.linear(x, y, self.site, ctx)
+
+        def weights() -> Float[Array, "Din Dout"]:
+            return values(kernel).astype(jnp.float32)
+
+        return self.method.linear(x, y, weights, self.site, ctx)
 
 
 class LayerNorm(nn.Module):
-    """T5's layer norm: division by the root mean square, no mean, no bias, in float32."""
+    """T5's layer norm: division by the root mean square, no mean, no bias, in float32.
 
+    The method's `norm` hook follows it.
+    """
+
+    site: Site
+    method: Method
     dtype: Any
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], ctx: Context) -> Float[Array, "B T D"]:
         shape = (x.shape[-1],)
         scale = param_with_axes("scale", nn.initializers.ones, shape, jnp.float32, axes=("embed",))
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jax.lax.square(x), axis=-1, keepdims=True)
         y = (x * jax.lax.rsqrt(mean_square + self.epsilon)).astype(self.dtype)
-        return y * scale.astype(self.dtype)
+        return self.method.norm(y * scale.astype(self.dtype), self.site, ctx)
 
 
 class Embed(nn.Module):
@@ -170,6 +180,7 @@ class Attention(nn.Module):
         source: Float[Array, "B Tk D"],
         ctx: Context,
         source_ctx: Context,
+        residual: Float[Array, "B Tq D"],
         mask: Bool[Array, "B 1 Tq Tk"] | None = None,
         bias: Float[Array, "1 N L M"] | None = None,
         decode: bool = False,
@@ -181,6 +192,7 @@ class Attention(nn.Module):
           source: sequence of the keys and values.
           ctx: context of x.
           source_ctx: context of source.
+          residual: the stream to which the result is added.
           mask: True where a query may see a key.
           bias: added to the logits; with a cache, for the cache's whole length.
           decode: whether to use a cache of keys and values. If the variables have none, it is
@@ -193,26 +205,37 @@ class Attention(nn.Module):
         def query_init(key, shape, dtype=None, out_sharding=None):
             return _NORMAL(key, shape, dtype, out_sharding) / jnp.sqrt(cfg.head_dim)
 
-        q = self._linear("query", width, ("embed", "joined_kv"), query_init)(x, ctx)
-        k = self._linear("key", width, ("embed", "joined_kv"))(source, source_ctx)
-        v = self._linear("value", width, ("embed", "joined_kv"))(source, source_ctx)
-        q, k, v = (
-            with_sharding_constraint(
-                t.reshape(*t.shape[:2], *heads), ("batch", "length", "heads", "kv")
+        def split(t: Float[Array, "B T W"]) -> Float[Array, "B T N C"]:
+            t = t.reshape(*t.shape[:2], *heads)
+            return with_sharding_constraint(t, ("batch", "length", "heads", "kv"))
+
+        key = self._linear("key", width, ("embed", "joined_kv"))
+        value = self._linear("value", width, ("embed", "joined_kv"))
+
+        def project(vectors: Float[Array, "B P D"], routes: Int[Array, "B P"] | None):
+            own = dataclasses.replace(
+                ctx,
+                mask=jnp.ones(vectors.shape[:2], bool),
+                routes=routes,
+                segment_ids=None,
+                positions=None,
             )
-            for t in (q, k, v)
-        )
+            return split(key(vectors, own)), split(value(vectors, own))
+
+        q = split(self._linear("query", width, ("embed", "joined_kv"), query_init)(x, ctx))
+        k, v = split(key(source, source_ctx)), split(value(source, source_ctx))
+        biases = (bias, ctx.memory_bias if bias is not None else None)
         if decode:
-            k, v, mask, bias = self._cached(k, v, mask, bias)
-        length = k.shape[1]
-        k, v = self.method.keys_values(k, v, self.site, source_ctx)
-        if extra := k.shape[1] - length:
-            # Every query sees the method's keys, which have no relative position.
-            mask = None if mask is None else _pad_front(mask, extra, True)
-            bias = None if bias is None else _pad_front(bias, extra, 0)
+            k, v, mask, biases = self._cached(k, v, mask, biases)
+        bias, memory_bias = biases
+        queries = dataclasses.replace(ctx, memory_bias=memory_bias)
+        if memory := self.method.keys_values(k, v, self.site, queries):
+            k, v, mask, bias = _with_memory(memory, k, v, mask, bias)
         y = self._attend(q, k, v, mask, bias, ctx.deterministic)
+        y = self.method.attended(q, y, project, self.site, ctx)
         y = y.reshape(*y.shape[:2], width)
-        return self._linear("out", x.shape[-1], ("joined_kv", "embed"))(y, ctx)
+        y = self._linear("out", x.shape[-1], ("joined_kv", "embed"))(y, ctx)
+        return self.method.sublayer(y, x, residual, self.site, ctx)
 
     def _attend(self, q, k, v, mask, bias, deterministic: bool) -> Float[Array, "B Tq N K"]:
         cfg = self.config
@@ -231,14 +254,14 @@ class Attention(nn.Module):
             weights = weights * (keep / keep_rate).astype(cfg.dtype)
         return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
 
-    def _cached(self, k, v, mask, bias):
+    def _cached(self, k, v, mask, biases):
         """Adds one token's key and value to the cache; returns what its query may see."""
         ready = self.has_variable("cache", "cached_key")
         keys = self.variable("cache", "cached_key", jnp.zeros, k.shape, k.dtype)
         values = self.variable("cache", "cached_value", jnp.zeros, v.shape, v.dtype)
         index = self.variable("cache", "cache_index", lambda: jnp.zeros((), jnp.int32))
         if not ready:
-            return k, v, mask, bias
+            return k, v, mask, biases
         if k.shape[1] != 1:
             raise ValueError(f"with a cache, one token is decoded at a time; got {k.shape[1]}")
         now = index.value
@@ -246,14 +269,32 @@ class Attention(nn.Module):
         values.value = jax.lax.dynamic_update_slice_in_dim(values.value, v, now, axis=1)
         index.value = now + 1
         length = keys.value.shape[1]
-        if bias is not None:
-            bias = jax.lax.dynamic_slice_in_dim(bias, now, 1, axis=2)
+        biases = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, now, 1, axis=2), biases)
         past = (jnp.arange(length) <= now)[None, None, None, :]
-        return keys.value, values.value, past, bias
+        return keys.value, values.value, past, biases
 
 
-def _pad_front(x: Array, extra: int, value) -> Array:
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(extra, 0)], constant_values=value)
+def _with_memory(memory: Memory, k, v, mask, bias):
+    """Puts a method's keys in front of the block's own."""
+    extra, length = memory.keys.shape[1], k.shape[1]
+    if mask is not None or memory.mask is not None:
+        front = jnp.ones((1, 1, extra), bool) if memory.mask is None else memory.mask
+        own = jnp.ones((1, 1, 1, length), bool) if mask is None else mask
+        mask = _joined(front[:, None], own)
+    if bias is not None or memory.bias is not None:
+        front = jnp.zeros((1, 1, 1, extra), k.dtype) if memory.bias is None else memory.bias
+        own = jnp.zeros((1, 1, 1, length), k.dtype) if bias is None else bias
+        bias = _joined(front, own)
+    k = jnp.concatenate([memory.keys.astype(k.dtype), k], axis=1)
+    v = jnp.concatenate([memory.values.astype(v.dtype), v], axis=1)
+    return k, v, mask, bias
+
+
+def _joined(front: Array, own: Array) -> Array:
+    """Concatenates along the last axis; the other axes are equal or 1."""
+    common = jnp.broadcast_shapes(front.shape[:-1], own.shape[:-1])
+    both = [jnp.broadcast_to(x, (*common, x.shape[-1])) for x in (front, own)]
+    return jnp.concatenate(both, axis=-1)
 
 
 class MlpBlock(nn.Module):
@@ -264,7 +305,10 @@ class MlpBlock(nn.Module):
     method: Method
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], ctx: Context) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], ctx: Context, residual: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """Transforms x; the result is added to `residual`."""
         cfg = self.config
 
         def linear(layer: str, features: int, axes: tuple[str, str]) -> Linear:
@@ -279,4 +323,5 @@ class MlpBlock(nn.Module):
         hidden = functools.reduce(operator.mul, branches)
         hidden = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(hidden, ctx.deterministic)
         hidden = with_sharding_constraint(hidden, ("batch", "length", "mlp"))
-        return linear("wo", x.shape[-1], ("mlp", "embed"))(hidden, ctx)
+        y = linear("wo", x.shape[-1], ("mlp", "embed"))(hidden, ctx)
+        return self.method.sublayer(y, x, residual, self.site, ctx)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from adalink_jax.errors import UserError
@@ -34,7 +35,9 @@ def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
     depths = {stack: getattr(config, f"num_{stack}_layers") for stack in STACKS}
     gates = {stack: method.gates(stack, depth) for stack, depth in depths.items()}
     everywhere = method if method.layers is None else dataclasses.replace(method, layers=None)
-    if not all(everywhere.gates(stack, 1).all() for stack in STACKS):
+    if everywhere == method and not _all_on(gates):
+        return _traced(config, method)
+    if not _all_on({stack: everywhere.gates(stack, 1) for stack in STACKS}):
         return _traced(config, method)
     # All layers of a stack have the same shapes, so one layer is traced.
     shallow = dataclasses.replace(config, num_encoder_layers=1, num_decoder_layers=1)
@@ -45,13 +48,17 @@ def abstract_params(config: T5Config, method: Method) -> tuple[Params, Params]:
             if name[1] != f"{STACKED}_0":
                 flat[name] = leaf
                 continue
-            for i, on in enumerate(gates[name[0]]):
-                if on or not method.owns("/".join(name)):
+            for i in range(depths[name[0]]):
+                if _all_on(gates[name[0]]) or gates[name[0]][i] or not method.owns("/".join(name)):
                     flat[name[0], f"{STACKED}_{i}", *name[2:]] = leaf
         return traverse_util.unflatten_dict(flat)
 
     shapes, axes = _traced(shallow, everywhere)
     return deep(shapes), deep(axes)
+
+
+def _all_on(gates: Any) -> bool:
+    return all(map(np.all, jax.tree.leaves(gates)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from adalink_jax.methods.base import Array, Method, Params
+from adalink_jax.methods.base import Array, Params
 from adalink_jax.models.config import T5Config
 
 STACKS = ("encoder", "decoder")
@@ -172,8 +172,9 @@ def run_layers(
     gates = method.gates(stack.name, num_layers)
     if not stack.has_variable("params", STACKED):
         run = _rematerialized(run, config, prevent_cse=True)
-        for i, on in enumerate(gates):
-            x = run(layer(config, method if on else Method(), name=f"{STACKED}_{i}"), x)
+        for i in range(num_layers):
+            own = method.where(jax.tree.map(operator.itemgetter(i), gates))
+            x = run(layer(config, own, name=f"{STACKED}_{i}"), x)
         return x
 
     def body(layer: nn.Module, x: Array, gate: Array | None) -> tuple[Array, None]:
@@ -186,7 +187,9 @@ def run_layers(
         split_rngs={"params": True, "dropout": True},
         length=num_layers,
     )
-    on_some = None if all(gates) else jnp.asarray(gates, config.dtype)
+    on_some = None
+    if not all(map(np.all, jax.tree.leaves(gates))):
+        on_some = jax.tree.map(lambda on: jnp.asarray(on, config.dtype), gates)
     return scan(layer(config, method, name=STACKED), x, on_some)[0]
 
 

@@ -33,12 +33,20 @@ def _dropout(config: T5Config) -> nn.Dropout:
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
-def _biases(config: T5Config, bidirectional: bool, length: Size) -> Float[Array, "1 N M M"]:
-    """Returns the biases of a stack, or of the layer in whose scope this is called."""
+def _biases(
+    config: T5Config, bidirectional: bool, length: Size, before: int
+) -> tuple[Float[Array, "1 N M M"], Float[Array, "1 N M P"] | None]:
+    """Returns the biases of a stack, or of the layer in whose scope this is called.
+
+    They are those of a sequence, and of its tokens to `before` positions in front of it.
+    """
     biases = RelativePositionBiases(
         config.num_heads, bidirectional, config.dtype, name="relpos_bias"
     )
-    return biases(length, length)
+    if not before:
+        return biases(length, length), None
+    longer = biases(length + before, length + before)[:, :, before:]
+    return longer[..., before:], longer[..., :before]
 
 
 class EncoderLayer(nn.Module):
@@ -57,18 +65,18 @@ class EncoderLayer(nn.Module):
     ) -> Float[Array, "B T D"]:
         cfg, method = self.config, self.method
         if cfg.relpos_bias_per_layer:
-            bias = _biases(cfg, True, x.shape[1])
+            bias, front = _biases(cfg, True, x.shape[1], method.memory_positions("encoder"))
+            ctx = dataclasses.replace(ctx, memory_bias=front)
         site = Site("encoder", "attention")
-        y = LayerNorm(cfg.dtype, name="pre_attention_layer_norm")(x)
-        y = Attention(cfg, site, method, name=site.block)(y, y, ctx, ctx, mask, bias)
-        y = method.sublayer(y, site, ctx)
+        y = LayerNorm(site, method, cfg.dtype, name="pre_attention_layer_norm")(x, ctx)
+        y = Attention(cfg, site, method, name=site.block)(y, y, ctx, ctx, x, mask, bias)
         x = x + _dropout(cfg)(y, ctx.deterministic)
 
         site = Site("encoder", "mlp")
-        y = LayerNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
-        y = MlpBlock(cfg, site, method, name=site.block)(y, ctx)
-        y = method.sublayer(y, site, ctx)
-        return x + _dropout(cfg)(y, ctx.deterministic)
+        y = LayerNorm(site, method, cfg.dtype, name="pre_mlp_layer_norm")(x, ctx)
+        y = MlpBlock(cfg, site, method, name=site.block)(y, ctx, x)
+        x = x + _dropout(cfg)(y, ctx.deterministic)
+        return method.layer(x, Site("encoder", ""), ctx)
 
 
 class DecoderLayer(nn.Module):
@@ -92,26 +100,25 @@ class DecoderLayer(nn.Module):
     ) -> Float[Array, "B L D"]:
         cfg, method = self.config, self.method
         if cfg.relpos_bias_per_layer:
-            bias = _biases(cfg, False, length)
+            bias, front = _biases(cfg, False, length, method.memory_positions("decoder"))
+            ctx = dataclasses.replace(ctx, memory_bias=front)
         site = Site("decoder", "self_attention")
-        y = LayerNorm(cfg.dtype, name="pre_self_attention_layer_norm")(x)
+        y = LayerNorm(site, method, cfg.dtype, name="pre_self_attention_layer_norm")(x, ctx)
         attention = Attention(cfg, site, method, name=site.block)
-        y = attention(y, y, ctx, ctx, mask, bias, decode=decode)
-        y = method.sublayer(y, site, ctx)
+        y = attention(y, y, ctx, ctx, x, mask, bias, decode=decode)
         x = x + _dropout(cfg)(y, ctx.deterministic)
 
         site = Site("decoder", "encoder_decoder_attention")
-        y = LayerNorm(cfg.dtype, name="pre_cross_attention_layer_norm")(x)
+        y = LayerNorm(site, method, cfg.dtype, name="pre_cross_attention_layer_norm")(x, ctx)
         attention = Attention(cfg, site, method, name=site.block)
-        y = attention(y, encoded, ctx, encoder_ctx, cross_mask)
-        y = method.sublayer(y, site, ctx)
+        y = attention(y, encoded, ctx, encoder_ctx, x, cross_mask)
         x = x + _dropout(cfg)(y, ctx.deterministic)
 
         site = Site("decoder", "mlp")
-        y = LayerNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
-        y = MlpBlock(cfg, site, method, name=site.block)(y, ctx)
-        y = method.sublayer(y, site, ctx)
-        return x + _dropout(cfg)(y, ctx.deterministic)
+        y = LayerNorm(site, method, cfg.dtype, name="pre_mlp_layer_norm")(x, ctx)
+        y = MlpBlock(cfg, site, method, name=site.block)(y, ctx, x)
+        x = x + _dropout(cfg)(y, ctx.deterministic)
+        return method.layer(x, Site("decoder", ""), ctx)
 
 
 class Encoder(nn.Module):
@@ -123,22 +130,25 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], ctx: Context) -> Float[Array, "B T2 D"]:
-        cfg = self.config
+        cfg, method = self.config, self.method
         embed = self.shared_embedding
         if cfg.separate_encoder_embedding:
             embed = Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype, name="token_embedder")
-        x, ctx = self.method.inputs(embed(tokens), ctx)
+        x, ctx = method.inputs(embed(tokens), dataclasses.replace(ctx, tokens=tokens))
         x = _dropout(cfg)(x, ctx.deterministic).astype(cfg.dtype)
         mask = pair_mask(ctx.mask, ctx.mask)
         if ctx.segment_ids is not None:
             mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
-        bias = None if cfg.relpos_bias_per_layer else _biases(cfg, True, x.shape[1])
+        bias, front = None, None
+        if not cfg.relpos_bias_per_layer:
+            bias, front = _biases(cfg, True, x.shape[1], method.memory_positions("encoder"))
+        ctx = dataclasses.replace(ctx, tokens=None, memory_bias=front, shared=method.prepare(ctx))
 
         def run(layer: EncoderLayer, x: Array, gate: Any = 1.0) -> Array:
             return layer(x, mask, bias, dataclasses.replace(ctx, gate=gate))
 
         x = run_layers(self, EncoderLayer, cfg.num_encoder_layers, run, x)
-        x = LayerNorm(cfg.dtype, name="encoder_norm")(x)
+        x = LayerNorm(Site("encoder", ""), method, cfg.dtype, name="encoder_norm")(x, ctx)
         # Unlike the others, T5's last encoder dropout is drawn per position.
         return nn.Dropout(cfg.dropout_rate)(x, ctx.deterministic)
 
@@ -160,11 +170,13 @@ class Decoder(nn.Module):
         decode: bool = False,
         max_decode_length: Size | None = None,
     ) -> Float[Array, "B L V"]:
-        cfg = self.config
-        x, lengthened = self.method.inputs(self.shared_embedding(tokens), ctx)
+        cfg, method = self.config, self.method
+        x, lengthened = method.inputs(
+            self.shared_embedding(tokens), dataclasses.replace(ctx, tokens=tokens)
+        )
         if x.shape[1] != tokens.shape[1]:
             raise UserError(
-                f"{type(self.method).__name__} lengthens the decoder's sequence, whose positions "
+                f"{type(method).__name__} lengthens the decoder's sequence, whose positions "
                 "are the predictions; only the encoder's may be lengthened"
             )
         ctx = lengthened
@@ -178,7 +190,11 @@ class Decoder(nn.Module):
             assert encoder_ctx.segment_ids is not None  # Both sequences are packed, or none.
             cross_mask &= pair_equal(ctx.segment_ids, encoder_ctx.segment_ids)
         length = max_decode_length if decode and max_decode_length else x.shape[1]
-        bias = None if cfg.relpos_bias_per_layer else _biases(cfg, False, length)
+        bias, front = None, None
+        if not cfg.relpos_bias_per_layer:
+            bias, front = _biases(cfg, False, length, method.memory_positions("decoder"))
+        ctx = dataclasses.replace(ctx, tokens=None, memory_bias=front, shared=method.prepare(ctx))
+        encoder_ctx = dataclasses.replace(encoder_ctx, shared=ctx.shared)
 
         def run(layer: DecoderLayer, x: Array, gate: Any = 1.0) -> Array:
             own = dataclasses.replace(ctx, gate=gate)
@@ -186,7 +202,7 @@ class Decoder(nn.Module):
             return layer(x, encoded, mask, cross_mask, bias, length, own, crossed, decode)
 
         x = run_layers(self, DecoderLayer, cfg.num_decoder_layers, run, x)
-        x = LayerNorm(cfg.dtype, name="decoder_norm")(x)
+        x = LayerNorm(Site("decoder", ""), method, cfg.dtype, name="decoder_norm")(x, ctx)
         x = _dropout(cfg)(x, ctx.deterministic)
         if cfg.logits_via_embedding:
             return self.shared_embedding.attend(x)
@@ -258,6 +274,8 @@ class Transformer(nn.Module):
             segment_ids=segment_ids,
             positions=positions,
             stack=stack,
+            width=self.config.emb_dim,
+            vocab_size=self.config.vocab_size,
             route_slots=self.route_slots,
             deterministic=not enable_dropout,
         )

@@ -1,6 +1,5 @@
 """Describes a configuration without running it: parameters, bytes and placement."""
 
-import dataclasses
 from collections.abc import Mapping
 from json import dumps
 from typing import TYPE_CHECKING, Any
@@ -81,14 +80,16 @@ def description(config: T5Config, method: Method) -> dict[str, Any]:
             "axes": names,
             "mesh_axes": [rules[axis] for axis in names],
             "trainable": trains,
+            **({"rate_factor": method.rate_factor(name)} if trains else {}),
         }
         group = groups.setdefault(_group(name, method), {"total": 0, "trainable": 0, "frozen": 0})
         group["total"] += leaf.size
         group["trainable" if trains else "frozen"] += leaf.size
     parameters = {key: sum(g[key] for g in groups.values()) for key in next(iter(groups.values()))}
+    method.check_rate_factors([name for name in flat if method.trainable(name)])
     return {
         "architecture": describe_architecture(config),
-        "method": {"name": method.scope, **dataclasses.asdict(method)},
+        "method": {"name": method.scope, **method.settings()},
         "parameters": parameters,
         "bytes": {key: 4 * count for key, count in parameters.items()},
         "groups": groups,
@@ -100,7 +101,7 @@ def _group(name: str, method: Method) -> str:
     """Returns the part of the network that a parameter belongs to, e.g. "encoder layers"."""
     parts = name.split("/")
     if method.owns(name):
-        return f"{parts[0]} {method.scope}"
+        return f"{parts[0]} {next(scope for scope in method.scopes if scope in parts)}"
     if len(parts) > 1 and parts[1].startswith("layers_"):
         return f"{parts[0]} layers"
     return f"{parts[0]} {parts[1]}" if len(parts) > 2 else parts[0]
@@ -124,9 +125,13 @@ def print_description(described: Mapping[str, Any]) -> None:
         table.add_row(name, *(f"{n / scale:,.3f}" if scale else f"{n:,}" for n in counts.values()))
     console.print(table)
     trainable = {n: t for n, t in described["tensors"].items() if t["trainable"]}
-    table = Table("trained", "shape", "mesh axes", title=None)
+    factors = [tensor["rate_factor"] for tensor in trainable.values()]
+    several = len(set(factors)) > 1
+    table = Table("trained", "shape", "mesh axes", *(["learning rate"] if several else []))
     for name, tensor in list(trainable.items())[:12]:
-        table.add_row(name, str(tensor["shape"]), ", ".join(map(str, tensor["mesh_axes"])))
+        factor = [f"× {tensor['rate_factor']:g}"] if several else []
+        axes = ", ".join(map(str, tensor["mesh_axes"]))
+        table.add_row(name, str(tensor["shape"]), axes, *factor)
     console.print(table)
     if len(trainable) > 12:
         console.print(f"… and {len(trainable) - 12} more; --json lists all")

@@ -29,7 +29,7 @@ from adalink_jax.checkpoints.fingerprint import check_finite
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import BEAM_SIZE, Evaluator
-from adalink_jax.methods.base import Method, Params
+from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import memory
@@ -125,6 +125,8 @@ def prepared_base(
 def with_adapter(base: Base, path: str | None, method: Method) -> Base:
     """Loads the adapter that training starts from, and checks that it is this method's and base's.
 
+    An adapter of one part of a composed method fills that part.
+
     Args:
       base: the base.
       path: the adapter's folder, or its run's; None for a new adapter.
@@ -143,25 +145,25 @@ def with_adapter(base: Base, path: str | None, method: Method) -> Base:
             "INITIAL_CHECKPOINT_PATH gives"
         )
     folder = adapter_folder(path)
-    adapter = load_adapter(
-        folder,
-        architecture=base.config,
-        base_fingerprint=base.fingerprint,
-        method_name=method.scope,
-    )
+    adapter = load_adapter(folder, architecture=base.config, base_fingerprint=base.fingerprint)
+    part = method.part(adapter.method_name)
+    if part is None:
+        expected = " or ".join(f"'{one}'" for one in dict.fromkeys((method.scope, *method.scopes)))
+        raise UserError(f"adapter {folder}: of method '{adapter.method_name}', expected {expected}")
+    name = type(part).__name__
     differing = {
         field.name: getattr(adapter.method, field.name)
-        for field in dataclasses.fields(method)
-        if getattr(adapter.method, field.name) != getattr(method, field.name)
+        for field in dataclasses.fields(part)
+        if getattr(adapter.method, field.name) != getattr(part, field.name)
     }
     for field, theirs in differing.items():
-        if field not in method.training_only:
+        if field not in part.training_only:
             raise UserError(
-                f"{name}.{field} is {getattr(method, field)!r}, but {theirs!r} in the adapter "
+                f"{name}.{field} is {getattr(part, field)!r}, but {theirs!r} in the adapter "
                 f"{folder} that training starts from; set it to that"
             )
     try:
-        check_adapter(base.config, method, adapter.tree, f"adapter {folder}")
+        check_adapter(base.config, part, adapter.tree, f"adapter {folder}")
     except UserError as error:
         settings = ", ".join(f"{name}.{field} = {value!r}" for field, value in differing.items())
         raise UserError(f"{error}; training can start from it with {settings}") from error
@@ -245,13 +247,15 @@ def initial_state(
     """Makes the state before the first step, from the base's adapter or one initialized for it."""
     from tasks import LABELS
 
-    if base.adapter is not None:
+    if base.adapter is not None and base.adapter.method_name == method.scope:
         adapter: Params = base.adapter.tree
     else:
         labels = [label for task in batches.tasks for label in LABELS.get(task, ())]
         token_ids = [batches.vocabulary.encode(text) for text in method.texts(labels)]
         key = jax.random.key(seed)
         adapter = parameters.init_adapter(base.config, method, base.params, key, token_ids)
+        if base.adapter is not None:  # Of a part.
+            adapter = merge(adapter, base.adapter.tree)
     state = states.create(
         base.config, method, base.params, adapter, transformation, mesh, layout, frozen_dtype
     )

@@ -225,7 +225,7 @@ def _write_outcome(
             folder.path / "adapter",
             tree,
             method_name=method.scope,
-            settings=dataclasses.asdict(exported),
+            settings=exported.settings(),
             architecture=base.config,
             base_fingerprint=base.fingerprint,
             route_names=tasks if method.routes > 1 else ("all",),

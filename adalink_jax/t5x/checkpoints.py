@@ -130,7 +130,7 @@ class AdapterWriter:
                 pathlib.Path(self.model_dir) / "adapter",
                 tree,
                 method_name=self.method.scope,
-                settings=dataclasses.asdict(exported),
+                settings=exported.settings(),
                 architecture=self.config,
                 base_fingerprint=self._fingerprint,
                 route_names=names,

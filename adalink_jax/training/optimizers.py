@@ -108,13 +108,40 @@ def per_module(
     of one task must not depend on another task, so the transformation is mapped over that axis.
     Leaves of the base that the method unlocks have no such axis. If the base trains, it may hold
     stacked layers (`adalink_jax.models.stacking`); the transformation is mapped over these.
+
+    The updates of some leaves are multiplied by the method's `rate_factors`.
     """
     if method.routed:
         transformation = _per_route(transformation, method)
     if method.trains_base:
         for stack in STACKS:
             transformation = _per_layer(transformation, stack)
-    return transformation
+    return _with_factors(transformation, method)
+
+
+def _with_factors(
+    inner: optax.GradientTransformation, method: Method
+) -> optax.GradientTransformation:
+    """Multiplies updates by factors, which is a learning rate of its own for each leaf."""
+
+    def name_of(path: Any) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    def init(params):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        method.check_rate_factors(list(map(name_of, paths)))
+        return inner.init(params)
+
+    def update(updates, state, params=None):
+        updates, state = inner.update(updates, state, params)
+
+        def scaled(path, leaf):
+            factor = method.rate_factor(name_of(path))
+            return leaf if factor == 1 else leaf * factor
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.GradientTransformation:

@@ -38,7 +38,7 @@ class Crook(Method):
     scope: ClassVar[str] = "crook"
     size_field: ClassVar[str] = "bend"
 
-    def linear(self, x, y, site, ctx):
+    def linear(self, x, y, kernel, site, ctx):
         if site.linear != "attention/query":
             return y
         delta = LowRank(

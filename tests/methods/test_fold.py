@@ -120,13 +120,13 @@ def test_every_token_is_folded_as_the_encoder_embeds_it(based):
 
 
 def test_folding_goes_over_the_table_in_parts(based, monkeypatch):
-    from adalink_jax.methods import adalink
+    from adalink_jax.methods import embeddings
 
     config, base, _ = based
     method = METHODS["adalink"](rank=3)
     adapter = random_adapter(config, method, base)
     whole = method.fold(base, adapter, 0)["encoder"]["token_embedder"]["embedding"]
-    monkeypatch.setattr(adalink, "_FOLDED_ROWS", 7)
+    monkeypatch.setattr(embeddings, "_ROWS", 7)
     parts = method.fold(base, adapter, 0)["encoder"]["token_embedder"]["embedding"]
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-6)
 

@@ -278,7 +278,7 @@ def test_each_scanned_layer_draws_its_own_dropout(small):
         def inputs(self, x, ctx):
             return jnp.zeros_like(x), ctx
 
-        def sublayer(self, y, site, ctx):
+        def sublayer(self, y, x, residual, site, ctx):
             if site.block != "attention":
                 return jnp.zeros_like(y)
             dropout = nn.Dropout(0.5, deterministic=ctx.deterministic, name="noise")

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import LINEAR_SITES, Method
+from adalink_jax.methods.base import LINEAR_SITES, Memory, Method
 from adalink_jax.models.layers import RelativePositionBiases
 from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -179,7 +179,7 @@ def test_linear_sites_are_those_that_the_network_calls(tiny):
 
     @dataclasses.dataclass(frozen=True)
     class Recorder(Method):
-        def linear(self, x, y, site, ctx):
+        def linear(self, x, y, kernel, site, ctx):
             seen[site.stack].add(site.linear)
             # Keys and values of cross-attention belong to the encoder's sequence.
             crossing = site.linear in (
@@ -210,13 +210,11 @@ def test_keys_values_and_sublayer_hooks(tiny):
 
         def keys_values(self, k, v, site, ctx):
             front = jnp.zeros_like(k[:, :2])
-            if site.block == "encoder_decoder_attention":
-                return k, v
-            return jnp.concatenate([front, k], 1), jnp.concatenate([front, v], 1)
+            return None if site.block == "encoder_decoder_attention" else Memory(front, front)
 
     @dataclasses.dataclass(frozen=True)
     class Silent(Method):
-        def sublayer(self, y, site, ctx):
+        def sublayer(self, y, x, residual, site, ctx):
             return jnp.zeros_like(y)
 
     plain = logits_of(config, base, batch)

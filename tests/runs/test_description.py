@@ -7,7 +7,7 @@ import pytest
 from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
-from adalink_jax.runs.description import description
+from adalink_jax.runs.description import description, print_description
 
 
 @pytest.mark.parametrize(("rank", "count"), [(4, 8_192), (256, 524_288)])
@@ -76,6 +76,10 @@ def test_groups_add_up_and_tables_are_printed(tiny, capsys):
     }
     full = description(cfg, METHODS["full"]())["parameters"]
     assert full["trainable"] == full["total"] == total
-    lora = description(cfg, METHODS["lora"](rank=2))
+    lora = description(cfg, METHODS["lora"](rank=2, rate_factors=(("*/up", 4.0),)))
+    factors = {n[-2:]: t.get("rate_factor") for n, t in lora["tensors"].items() if "lora" in n}
+    assert factors == {"up": 4.0, "wn": 1.0}
+    print_description(lora)
+    assert "learning rate" in capsys.readouterr().out
     # Four attention matrices 16 × 16, two of 16 × 24 and one of 24 × 16 in each of two layers.
     assert lora["parameters"]["trainable"] == 2 * 2 * (4 * 32 + 3 * 40)

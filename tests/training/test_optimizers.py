@@ -5,12 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import traverse_util
 
 from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.t5x.optimizers import trainable as trained_by_t5x
 from adalink_jax.training import optimizers, state, step
 
 
@@ -118,3 +121,28 @@ def test_mistaken_schedules_are_refused():
         optimizers.factors("constant * rsqrt")
     with pytest.raises(UserError, match="warmup_steps is 0"):
         optimizers.factors("linear_warmup", warmup_steps=0)
+
+
+def test_leaves_have_learning_rates_of_their_own():
+    """LoRA+'s, and those of two parts, whose patterns see their own leaves only."""
+    plus = METHODS["lora"](rank=2, rate_factors=(("*/up", 16.0), ("*/down", 0.0)))
+    prompt = METHODS["prompt_tuning"](length=2, reparameterise=False)
+    both = METHODS["compose"](parts=(prompt, plus), rate_factors=(("*/prompt", 3.0), ("*", 0.5)))
+    leaves = {name: jnp.ones((1, 2, 2)) for name in ("up", "down")}
+    params = {"encoder": {"lora": leaves, "prompt_tuning": {"prompt": jnp.ones((1, 2, 2))}}}
+    one = {"encoder": {"lora": leaves}}
+    for method, tree, expected in (
+        (plus, one, {"up": 16.0, "down": 0.0}),
+        (both, params, {"up": 8.0, "down": 0.0, "prompt": 1.5}),
+    ):
+        rule = optimizers.per_module(optax.sgd(0.1), method)
+        updates, _ = rule.update(tree, rule.init(tree), tree)
+        found = traverse_util.flatten_dict(updates, sep="/")
+        for name, update in found.items():
+            factor = expected[name.split("/")[-1]]
+            np.testing.assert_allclose(update, -0.1 * factor * np.ones((1, 2, 2)), rtol=1e-6)
+        with pytest.raises(UserError, match=r"T5X's optimizers have one learning rate, but"):
+            [trained_by_t5x(method)(name, None) for name in found]
+    wrong = dataclasses.replace(plus, rate_factors=(("*/upp", 2.0),))
+    with pytest.raises(UserError, match=r"LoRA.rate_factors has '\*/upp', which matches no train"):
+        optimizers.per_module(optax.sgd(0.1), wrong).init(one)

@@ -13,7 +13,7 @@ decoder up to its first cross-attention, if only the encoder's input is adapted)
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -126,20 +126,20 @@ def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1)
 
     arguments = (trainable, frozen, batch, key)
     forward, _ = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)
-    train, own = product_flops(jax.make_jaxpr(gradients)(*arguments).jaxpr, method.scope)
+    train, own = product_flops(jax.make_jaxpr(gradients)(*arguments).jaxpr, method.scopes)
     return Flops(forward, train, own)
 
 
-def product_flops(jaxpr: Any, scope: str = "", within: bool = False) -> tuple[int, int]:
+def product_flops(jaxpr: Any, scopes: Sequence[str] = (), within: bool = False) -> tuple[int, int]:
     """Counts FLOPs of all matrix products in a jaxpr: two per multiply-add, loops unrolled.
 
     Args:
       jaxpr: a ``jax.core.Jaxpr``.
-      scope: the name of a Flax module.
-      within: whether the whole jaxpr is inside that module.
+      scopes: the names of Flax modules.
+      within: whether the whole jaxpr is inside one of them.
 
     Returns:
-      The FLOPs of all products, and of those inside modules with this name. Flax names traced
+      The FLOPs of all products, and of those inside modules with these names. Flax names traced
       operations after their modules.
 
     Raises:
@@ -149,7 +149,7 @@ def product_flops(jaxpr: Any, scope: str = "", within: bool = False) -> tuple[in
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         modules = re.split(r"[/()]", str(equation.source_info.name_stack))
-        inside = within or bool(scope) and scope in modules
+        inside = within or not set(scopes).isdisjoint(modules)
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
@@ -158,7 +158,7 @@ def product_flops(jaxpr: Any, scope: str = "", within: bool = False) -> tuple[in
             continue
         rounds = equation.params["length"] if name == "scan" else 1
         for inner in _inner_jaxprs(equation):
-            of_all, of_scope = product_flops(inner, scope, inside)
+            of_all, of_scope = product_flops(inner, scopes, inside)
             if of_all and name == "while":
                 raise ValueError("a while loop holds matrix products: their number is unknown")
             total, own = total + rounds * of_all, own + rounds * of_scope
