@@ -18,6 +18,7 @@ from mkdocs.structure.files import File
 import adalink_jax
 from adalink_jax import cli
 from adalink_jax.config.macros import Macro, gin_folder, macros
+from adalink_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What the folders of gin/ are for; files of one folder are alternatives of each other.
@@ -34,9 +35,11 @@ OPTIONS = ("Data", "Batches", "Evaluation", "Periods", "Precision", "Layout", "L
 BOUND = {
     "adalink_jax.runs.training.train": "what training takes beside the groups",
     "adalink_jax.runs.scoring.evaluate": "what evaluation takes beside the groups",
-    "adalink_jax.methods.adalink.AdaLink": "AdaLink's fields",
-    "adalink_jax.methods.lora.LoRA": "LoRA's fields",
-    "adalink_jax.methods.prompt_tuning.PromptTuning": "prompt tuning's fields",
+    **{
+        f"{kind.__module__}.{kind.__name__}": f"{kind.__name__}'s fields"
+        for kind in METHODS.values()
+        if dataclasses.fields(kind)
+    },
     "adalink_jax.training.optimizers.adafactor": "the optimizer",
     "adalink_jax.training.optimizers.factors": "the learning rate's schedule",
     "adalink_jax.models.config.T5Config": "the architecture",

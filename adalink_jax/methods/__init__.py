@@ -2,13 +2,39 @@
 
 from adalink_jax.methods.adalink import AdaLink
 from adalink_jax.methods.base import Method
+from adalink_jax.methods.bitfit import BitFit
+from adalink_jax.methods.bottleneck import Bottleneck
+from adalink_jax.methods.compose import Compose
+from adalink_jax.methods.dora import DoRA
+from adalink_jax.methods.embedding_lora import EmbeddingLoRA
 from adalink_jax.methods.full import Full
+from adalink_jax.methods.ia3 import IA3
+from adalink_jax.methods.invertible import Invertible
+from adalink_jax.methods.llama_adapter import LLaMAAdapter
 from adalink_jax.methods.lora import LoRA
+from adalink_jax.methods.norm_tuning import NormTuning
+from adalink_jax.methods.position_offsets import PositionOffsets
+from adalink_jax.methods.prefix_tuning import PrefixTuning
 from adalink_jax.methods.prompt_tuning import PromptTuning
+from adalink_jax.methods.reft import ReFT
+from adalink_jax.methods.translation import Translation
 
 METHODS: dict[str, type[Method]] = {
     "adalink": AdaLink,
     "lora": LoRA,
     "prompt_tuning": PromptTuning,
+    "translation": Translation,
+    "embedding_lora": EmbeddingLoRA,
+    "position_offsets": PositionOffsets,
+    "invertible": Invertible,
+    "dora": DoRA,
+    "ia3": IA3,
+    "bitfit": BitFit,
+    "norm_tuning": NormTuning,
+    "bottleneck": Bottleneck,
+    "prefix_tuning": PrefixTuning,
+    "llama_adapter": LLaMAAdapter,
+    "reft": ReFT,
+    "compose": Compose,
     "full": Full,
 }

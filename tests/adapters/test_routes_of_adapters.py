@@ -55,7 +55,7 @@ def test_adapters_become_routes_and_adapters_again(name, base, write_adapter, tm
     assert stack(folders, whole) == 0
     stacked = load_adapter(whole)
     assert stacked.route_names == ("glue_rte", "glue_cola", "glue_qnli")
-    assert stacked.method == dataclasses.replace(SINGLE[name], routes=3)
+    assert stacked.method == SINGLE[name].with_routes(3)
     # It fits its base, on which each route changes something.
     assert cli.main(["adapter", "verify", str(whole), str(base)]) == 0
 

@@ -1,11 +1,14 @@
 """Every setting of every command with every kind of wrong value: accepted, or refused in one line.
 
-What each setting takes is said here by hand, and not read from the annotations that are tested.
+What each setting takes is said here by hand, and not read from the annotations that are tested,
+but for the fields of later methods.
 """
 
+import dataclasses
 import functools
 import inspect
 import pathlib
+import typing
 
 import pytest
 
@@ -15,9 +18,13 @@ from adalink_jax.config import gin_files, reader
 from adalink_jax.config.macros import macros
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
+from adalink_jax.methods.base import Layers, RateFactors, Stacks
+from adalink_jax.methods.compose import Parts
+from adalink_jax.methods.reft import Positions
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.runs import description, options, scoring, training
 from adalink_jax.training import optimizers
+from adalink_jax.values import Length, Rate, Size
 
 # As they are written in a gin file.
 VALUES = ("'a'", "''", "1.5", "-1", "0", "None", "True", "[]", "{}", "1e999", "1000000000000")
@@ -40,7 +47,8 @@ TAKES = {
     "object": (),
 }
 MACROS = {
-    **dict.fromkeys(("RANK", "ROUTES", "PROMPT_LENGTH", "TRAIN_STEPS", "BATCH_SIZE"), "size"),
+    **dict.fromkeys(("RANK", "ROUTES", "PROMPT_LENGTH", "PREFIX_LENGTH"), "size"),
+    **dict.fromkeys(("TRAIN_STEPS", "BATCH_SIZE"), "size"),
     **dict.fromkeys(("EVAL_PERIOD", "CHECKPOINT_PERIOD"), "count"),
     **dict.fromkeys(("METHOD", "OPTIMIZER"), "object"),
     **dict.fromkeys(("MODEL_DIR", "EVAL_OUTPUT_DIR"), "path"),
@@ -94,10 +102,12 @@ PARAMETERS = {
     "Loss": {"z_loss": "amount", "label_smoothing": "rate"},
     "adalink.AdaLink": {
         **{"rank": "size", "activation": "name", "routes": "size", "stacks": "list of names"},
+        **{"bias": "flag", "dropout_rate": "rate"},
     },
     "lora.LoRA": {
         **{"rank": "size", "alpha": "number", "linears": "list of names", "routes": "size"},
         **{"stacks": "list of names", "layers": "numbers?", "dropout_rate": "rate"},
+        **{"scaling": "name", "rate_factors": "object?"},
     },
     "prompt_tuning.PromptTuning": {
         **{"length": "size", "reparameterise": "flag", "bottleneck": "size", "routes": "size"},
@@ -129,9 +139,26 @@ GIVEN = {
     "evaluate": (*TASK, "EVAL_OUTPUT_DIR=run", "ADAPTER_PATH=None"),
     "describe": (),
 }
+# The fields of other methods, which a new method need not add here: by their annotations.
+KINDS = dict(
+    (
+        *((Size, "size"), (Length, "size"), (Rate, "rate"), (float, "number"), (bool, "flag")),
+        *((Stacks, "list of names"), (Layers, "numbers?"), (RateFactors, "object?")),
+        *((Parts, "object"), (Positions, "seed")),
+    )
+)
+OTHERS = {
+    f"{name}.{kind.__name__}.{field.name}": KINDS.get(
+        field.type, "list of names" if typing.get_origin(field.type) is tuple else "name"
+    )
+    for name, kind in METHODS.items()
+    if f"{name}.{kind.__name__}" not in PARAMETERS
+    for field in dataclasses.fields(kind)
+}
 SETTINGS = [
     *((name, kind) for name, kind in MACROS.items()),
     *((f"{of}.{name}", kind) for of, names in PARAMETERS.items() for name, kind in names.items()),
+    *(pytest.param(name, kind, marks=pytest.mark.slow) for name, kind in OTHERS.items()),
 ]
 
 
@@ -148,7 +175,9 @@ def command_of(setting: str) -> tuple[str, list[str]]:
     entry = setting.split(".")[1] if setting.startswith("runs.") else "train"
     entry = "evaluate" if setting in ("ADAPTER_PATH", "EVAL_OUTPUT_DIR") else entry
     method = setting.split(".")[0] if setting.split(".")[0] in METHODS else "adalink"
-    method = "prompt_tuning" if setting == "PROMPT_LENGTH" else method
+    method = {"PROMPT_LENGTH": "prompt_tuning", "PREFIX_LENGTH": "prefix_tuning"}.get(
+        setting, method
+    )
     return entry, [f"methods/{method}.gin", "models/mini.gin", FILES[entry]]
 
 
@@ -188,7 +217,7 @@ def says(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize(("setting", "kind"), SETTINGS, ids=[name for name, _ in SETTINGS])
+@pytest.mark.parametrize(("setting", "kind"), SETTINGS, ids=str)
 def test_a_wrong_value_is_refused_by_name_and_a_right_one_is_not(says, setting, kind):
     right = {*TAKES[kind.rstrip("?")], *(["None"] if kind.endswith("?") else [])}
     for value in VALUES:
@@ -204,7 +233,8 @@ def test_every_setting_is_in_the_list():
     assert shipped == set(MACROS)
     targets = (
         *(runs.train, runs.evaluate, runs.describe, optimizers.factors, optimizers.adafactor),
-        *(T5Config, *METHODS.values(), *options.GROUPS),
+        *(T5Config, *options.GROUPS),
+        *(METHODS[name] for name in ("adalink", "lora", "prompt_tuning", "full")),
     )
     names = [name.rpartition(".")[2] for name in PARAMETERS]
     assert sorted(names) == sorted(target.__name__ for target in targets)

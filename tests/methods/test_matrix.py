@@ -38,12 +38,55 @@ SETTINGS = {
         {"length": 4, "reparameterise": False, "routes": 3},
     ],
 }
+BOTH = ("encoder", "decoder")
+SETTINGS |= {
+    "translation": [{}, {"routes": 3, "stacks": BOTH}],
+    "embedding_lora": [{"rank": 2}, {"rank": 2, "routes": 3, "alpha": 3.0}],
+    "position_offsets": [{"rank": 2, "max_length": 17}, {"rank": 2, "max_length": 17, "routes": 3}],
+    "invertible": [{}, {"routes": 3, "reduction": 4}],
+    "dora": [
+        {"rank": 2, "stacks": BOTH, "dropout_rate": 0.1},
+        {"rank": 2, "layers": (0,), "routes": 3, "alpha": 4.0},
+    ],
+    "ia3": [{}, {"routes": 3, "layers": (0,), "feed_forward": False}],
+    "bitfit": [{}, {"routes": 3, "linears": "mlp/*", "layers": (0,)}],
+    "norm_tuning": [{}, {"routes": 3, "stacks": "encoder"}],
+    "bottleneck": [
+        {"rank": 2, "routes": 3},
+        {"rank": 2, "blocks": ("attention", "mlp"), "source": "output", "activation": "silu"},
+        {"rank": 2, "source": "residual", "zero_up": True, "scale": 4.0, "layers": (0,)},
+    ],
+    "prefix_tuning": [
+        {"length": 3, "routes": 3},
+        {"length": 3, "reparameterise": True, "bottleneck": 5, "position": "none"},
+        {"length": 3, "blocks": "attention", "layers": (0,)},
+    ],
+    "llama_adapter": [{"length": 3, "routes": 3, "stacks": BOTH}, {"length": 3, "layers": (0,)}],
+    "reft": [
+        {"rank": 2, "first": 2, "last": 1, "routes": 3},
+        {"rank": 2, "kind": "direft", "layers": (0,)},
+    ],
+    "compose": [
+        required("compose"),
+        {
+            "parts": (
+                {"method": "position_offsets", "rank": 2, "max_length": 17, "routes": 3},
+                {"method": "lora", "rank": 2, "layers": (0,), "routes": 3},
+                {"method": "prefix_tuning", "length": 2, "reparameterise": True, "bottleneck": 5,
+                 "routes": 3},
+            ),
+            "rate_factors": (("*/up", 2.0),),
+        },
+    ],
+}  # fmt: skip
 CASES = [(name, kwargs) for name in METHODS for kwargs in SETTINGS.get(name, [required(name)])]
-# One of each method, those with the most in them where routes have tests of their own.
+# Those with the most in them; routes have tests of their own, and so has what a method computes.
 SHORT = [
     ("adalink", SETTINGS["adalink"][1]),
     ("lora", SETTINGS["lora"][1]),
     ("prompt_tuning", SETTINGS["prompt_tuning"][0]),
+    ("reft", SETTINGS["reft"][0]),
+    ("compose", SETTINGS["compose"][1]),
     *((name, required(name)) for name in METHODS if name not in SETTINGS),
 ]
 STEPS = 3
@@ -207,7 +250,7 @@ def test_save_load_gives_the_same_logits(trained, tiny, plain, tmp_path):
         tmp_path / "adapter",
         stored,
         method_name=trained.name,
-        settings=dataclasses.asdict(stored_method),
+        settings=stored_method.settings(),
         architecture=config,
         base_fingerprint=fingerprint(trained.base),
         route_names=[str(i) for i in range(trained.method.routes)],
@@ -323,7 +366,7 @@ def test_routes_are_divided_and_stacked_bit_for_bit(trained):
         return
     parts = [method.one_route(tree, i) for i in range(method.routes)]
     assert all(part.routes == 1 for part, _ in parts)
-    assert parts[0][0] == dataclasses.replace(method, routes=1)
+    assert parts[0][0] == method.with_routes(1)
     stacked, joined = parts[0][0].stack([tree for _, tree in parts])
     assert stacked == method
     jax.tree.map(np.testing.assert_array_equal, joined, dict(tree))

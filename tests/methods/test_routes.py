@@ -1,7 +1,5 @@
 """A batch of several tasks, each example beside its single-task adapter alone."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
+from tests.tiers import mostly_slow
 
 TASKS = 4
 SINGLE = {
@@ -18,13 +17,34 @@ SINGLE = {
     "lora": METHODS["lora"](rank=2, stacks=("encoder", "decoder"), alpha=3.0),
     "lora_some": METHODS["lora"](rank=2, linears=("mlp/*",), layers=(1,)),
     "prompt_tuning": METHODS["prompt_tuning"](length=3),
+    "translation": METHODS["translation"](),
+    "embedding_lora": METHODS["embedding_lora"](rank=2),
+    "position_offsets": METHODS["position_offsets"](rank=2, max_length=20),
+    "invertible": METHODS["invertible"](),
+    "dora": METHODS["dora"](rank=2),
+    "ia3": METHODS["ia3"](),
+    "bitfit": METHODS["bitfit"](),
+    "norm_tuning": METHODS["norm_tuning"](),
+    "bottleneck": METHODS["bottleneck"](rank=2, activation="gelu"),
+    "prefix_tuning": METHODS["prefix_tuning"](length=3),
+    "prefix_mlp": METHODS["prefix_tuning"](length=2, reparameterise=True, bottleneck=3),
+    "llama_adapter": METHODS["llama_adapter"](length=3, stacks=("encoder", "decoder")),
+    "reft": METHODS["reft"](rank=2, first=1, last=2),
+    "compose": METHODS["compose"](
+        parts=(
+            METHODS["llama_adapter"](length=2, layers=(1,)),
+            METHODS["lora"](rank=2),
+            METHODS["prefix_tuning"](length=2, position="none"),
+        )
+    ),
 }
+SHORT = ["adalink", "lora", "lora_some", "prompt_tuning", "prefix_tuning", "compose"]
 # The routes of a batch: repeated, out of order, and one that none asks for.
 ROUTES = (2, 0, 3, 2)
 LENGTHS = ((4, 2), (3, 3), (5, 2), (4, 4))
 
 
-@pytest.fixture(scope="module", params=SINGLE)
+@pytest.fixture(scope="module", params=mostly_slow(SINGLE, SHORT))
 def tasks(request, tiny):
     """A method with a route a task, the single-task method, and their adapters, random."""
     config, base, _ = tiny
@@ -36,7 +56,7 @@ def tasks(request, tiny):
         shaken = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), adapter)
         adapters.append(shaken)
     stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *adapters)
-    return config, base, dataclasses.replace(single, routes=TASKS), stacked, single, adapters
+    return config, base, single.with_routes(TASKS), stacked, single, adapters
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
@@ -11,8 +11,10 @@ from adalink_jax.methods.base import Method
 from adalink_jax.methods.low_rank import LowRank
 
 
-def required(name: str) -> dict[str, int]:
+def required(name: str) -> dict[str, Any]:
     """A value for each field of a method that has no default: a size, as a rule."""
+    if name == "compose":
+        return {"parts": ({"method": "adalink", "rank": 2}, {"method": "lora", "rank": 2})}
     fields = dataclasses.fields(METHODS[name])
     return {field.name: 2 for field in fields if field.default is dataclasses.MISSING}
 
@@ -44,7 +46,7 @@ class Stabilised(Method):
     scope: ClassVar[str] = "stabilised"
     size_field: ClassVar[str] = "rank"
 
-    def linear(self, x, y, site, ctx):
+    def linear(self, x, y, kernel, site, ctx):
         if site.linear != "attention/query":
             return y
         delta = _product(self, y.shape[-1], self.bottleneck_dropout)(x, ctx)

@@ -1,21 +1,23 @@
 """Training that starts from an adapter."""
 
-import dataclasses
 import json
 import pathlib
 import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
 from adalink_jax.checkpoints import fingerprint, load_adapter, save_adapter
 from adalink_jax.config import gin_files
+from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.runs import setup
+from adalink_jax.training import optimizers
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def start(tiny, tmp_path):
             tmp_path / "run/adapter",
             tree,
             method_name=saved.scope,
-            settings=dataclasses.asdict(exported),
+            settings=exported.settings(),
             route_names=names,
             **entry,
         )
@@ -52,6 +54,21 @@ def test_the_adapter_takes_the_place_of_a_new_one(start, tmp_path):
     flat, expected = (traverse_util.flatten_dict(tree) for tree in (base.adapter.tree, saved))
     assert flat.keys() == expected.keys()
     assert all(np.array_equal(flat[name], expected[name]) for name in flat)
+
+
+def test_an_adapter_fills_its_part_of_several(start):
+    """As PT-PEFT does: a trained prefix, then the prefix with LoRA beside it."""
+    both = METHODS["compose"](parts=(METHODS["translation"](), lora()))
+    base = start(lora(), both)
+    batches = types.SimpleNamespace(tasks=("mini_sst2",), vocabulary=None)
+    rule = optimizers.per_module(optax.sgd(0.1), both)
+    mesh = sharding.make_mesh()
+    with sharding.on_mesh(mesh):
+        state = setup.initial_state(base, both, batches, rule, 0, mesh, sharding.WHOLE, "float32")
+    found = traverse_util.flatten_dict(jax.device_get(state.trainable), sep="/")
+    saved = traverse_util.flatten_dict(base.adapter.tree, sep="/")
+    assert found.keys() == {*saved, "encoder/translation/bias"}
+    assert all(np.array_equal(found[name], saved[name]) for name in saved)
 
 
 @pytest.mark.parametrize(

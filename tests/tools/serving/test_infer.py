@@ -26,7 +26,7 @@ from adalink_jax.tools.serving.command import _batches
 from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
 from adalink_jax.tools.serving.service import Service
-from tests.methods.toys import Stabilised
+from tests.methods.toys import Stabilised, example
 
 LABELS = ("negative", "positive", "acceptable")
 TEXTS = ("the happy dog likes the park", "a cat", "the bad film was not good at all", "dogs sing")
@@ -52,15 +52,21 @@ def base(mini_base):
 @pytest.fixture(scope="module")
 def adapters(base, tmp_path_factory):
     """A folder of adapters with random values; name → (method, tree)."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return folder, written(base, folder, METHODS_OF)
+
+
+def written(base, folder, methods):
+    """Writes an adapter of each method with random values; returns their trees by name."""
     config, params = base
-    folder, trees = tmp_path_factory.mktemp("adapters"), {}
-    for number, (name, method) in enumerate(METHODS_OF.items()):
+    trees = {}
+    for number, (name, method) in enumerate(methods.items()):
         tree = init_adapter(config, method, params, jax.random.key(number))
         rng = np.random.default_rng(number)
         tree = jax.tree.map(lambda x, r=rng: r.normal(0, 0.3, x.shape).astype(np.float32), tree)
         trees[name] = tree
         write(folder / name, base, method, tree)
-    return folder, trees
+    return trees
 
 
 def write(folder, base, method, tree, **metadata):
@@ -69,7 +75,7 @@ def write(folder, base, method, tree, **metadata):
         folder,
         tree,
         method_name=method.scope,
-        settings=dataclasses.asdict(method),
+        settings=method.settings(),
         architecture=config,
         base_fingerprint=fingerprint(params),
         route_names=[f"r{i}" for i in range(method.routes)] if method.routes > 1 else ["all"],
@@ -91,7 +97,7 @@ def service(mini_base, adapters):
     )
 
 
-def alone(base, trees, text, name):
+def alone(base, trees, text, name, methods=METHODS_OF):
     """Log-likelihoods by the adapter itself, without a bank, a batch or padding."""
     config, params = base
     config = dataclasses.replace(config, dropout_rate=0.0)
@@ -102,7 +108,7 @@ def alone(base, trees, text, name):
     adapter, _, route = (name or "").partition(":")
     method, merged, routes = METHODS["full"](), params, None
     if adapter:
-        method = METHODS_OF[adapter]
+        method = methods[adapter]
         merged = merge(params, trees[adapter])
         routes = np.asarray([int(route.removeprefix("r") or 0)])
     return scorer(config, method)(merged, tokens, options, routes)[0].tolist()
@@ -123,6 +129,30 @@ def test_a_batch_of_all_adapters_answers_as_each_alone(base, adapters, service):
         np.testing.assert_allclose(list(one["scores"].values()), expected, atol=1e-4, rtol=1e-5)
         assert one["prediction"] == LABELS[int(np.argmax(expected))]
         assert one["adapter"] == request.adapter and one["id"] == request.id
+
+
+@pytest.mark.slow
+def test_every_method_answers_in_a_batch_as_alone(base, mini_base, tmp_path):
+    """Two adapters of each method, of two sizes where zeros fill up the smaller."""
+    methods = {}
+    for name in METHODS:
+        method = example(name)
+        if method.routed:
+            size = method.size if method.size is None else method.size + method.widens
+            other = method if size is None else method.resized(size)
+            methods |= {f"{name}_a": method, f"{name}_b": other}
+    trees = written(base, tmp_path, methods)
+    served = Service(
+        str(mini_base), str(tmp_path), tasks.MINI_VOCABULARY, {}, max_inputs=32, resident=6
+    )
+    names = list(methods)
+    requests = [
+        Request(i + 1, TEXTS[i % len(TEXTS)], name, LABELS) for i, name in enumerate(names * 2)
+    ]
+    for request, one in zip(requests, served.answers(requests), strict=True):
+        expected = alone(base, trees, request.text, request.adapter, methods)
+        found = list(one["scores"].values())
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5, err_msg=request.adapter)
 
 
 def test_adapters_give_way_and_come_back(base, adapters, service, tmp_path):
