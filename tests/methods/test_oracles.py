@@ -19,6 +19,7 @@ from adalink_jax.methods.reft import ReFT
 from adalink_jax.models.layers import Attention
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config, Transformer
+from tests.tiers import mostly_slow
 
 BOTH = ("encoder", "decoder")
 CONFIG = T5Config(
@@ -110,6 +111,7 @@ def check(base, method, leaves, expected, config=CONFIG):
     assert np.abs(found - load.logits(config, base)).max() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_ia3_is_pefts(torch_t5, base):
     peft = pytest.importorskip("peft")
@@ -119,6 +121,7 @@ def test_ia3_is_pefts(torch_t5, base):
     check(base, METHODS["ia3"](), leaves, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_bitfit_is_pefts_befts(torch_t5, base):
     peft = pytest.importorskip("peft")
@@ -128,6 +131,7 @@ def test_bitfit_is_pefts_befts(torch_t5, base):
     check(base, METHODS["bitfit"](), leaves, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_norm_tuning_is_pefts(torch_t5, base):
     peft = pytest.importorskip("peft")
@@ -149,7 +153,12 @@ def lora_leaves(trained, scope):
 @pytest.mark.reference
 @pytest.mark.parametrize(
     ("scope", "theirs", "ours"),
-    [("dora", {"use_dora": True}, {}), ("lora", {"use_rslora": True}, {"scaling": "sqrt_rank"})],
+    [
+        ("dora", {"use_dora": True}, {}),
+        pytest.param(
+            "lora", {"use_rslora": True}, {"scaling": "sqrt_rank"}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_dora_and_rslora_are_pefts(torch_t5, base, scope, theirs, ours):
     peft = pytest.importorskip("peft")
@@ -161,6 +170,7 @@ def test_dora_and_rslora_are_pefts(torch_t5, base, scope, theirs, ours):
     check(base, method, lora_leaves(trained, scope), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_embedding_lora_is_pefts(torch_t5, base):
     peft = pytest.importorskip("peft")
@@ -171,6 +181,7 @@ def test_embedding_lora_is_pefts(torch_t5, base):
     check(base, METHODS["embedding_lora"](rank=3, alpha=5.0), leaves, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_prefix_tuning_of_the_decoder_is_pefts(torch_t5, base):
     """peft has no prefix elsewhere in a T5."""
@@ -222,7 +233,7 @@ def adapter_leaves(tensors, prefix):
     }
 
 
-@pytest.mark.parametrize("name", BOTTLENECKS)
+@pytest.mark.parametrize("name", mostly_slow(BOTTLENECKS, ["seq_bn_inv"]))
 def test_bottlenecks_are_those_of_adapters(adapters_golden, name):
     config, params, read = adapters_golden
     tensors, inputs = read(name), read("in")

@@ -38,7 +38,7 @@ SINGLE = {
         )
     ),
 }
-SHORT = ["adalink", "lora", "lora_some", "prompt_tuning", "prefix_tuning", "compose"]
+SHORT = ["adalink", "lora", "lora_some", "prompt_tuning", "compose"]
 # The routes of a batch: repeated, out of order, and one that none asks for.
 ROUTES = (2, 0, 3, 2)
 LENGTHS = ((4, 2), (3, 3), (5, 2), (4, 4))
