@@ -1,6 +1,7 @@
 """A run's folder: its record, its metrics, and the check that a run may resume in it."""
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -20,6 +21,7 @@ import adalink_jax
 from adalink_jax import files
 from adalink_jax.checkpoints import load_adapter
 from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
 from adalink_jax.runs.board import Board
 from adalink_jax.runs.metrics import Metrics
 
@@ -115,7 +117,8 @@ class RunFolder:
                     f"is unknown; use another {self._name}"
                 )
             return
-        before, now = comparable(record.get(part, {})), comparable(given)
+        earlier = _with_later_settings(record.get(part, {}), self.contents[part])
+        before, now = comparable(earlier), comparable(given)
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -269,6 +272,29 @@ def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
 
     visit(json.loads(json.dumps(tree)), ())
     return flat
+
+
+def _with_later_settings(before: Any, now: Any) -> Any:
+    """Returns a record with the methods' settings that its version did not have yet.
+
+    They have their defaults, which are what was done before there was a choice.
+
+    Args:
+      before: the record of an earlier version, or a part of it.
+      now: this run's, which names the class of each object under "@".
+    """
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return before
+    known = {name: _with_later_settings(item, now.get(name)) for name, item in before.items()}
+    kinds = {f"{kind.__module__}.{kind.__name__}": kind for kind in METHODS.values()}
+    kind = kinds.get(now.get("@", ""))
+    if kind is None or now.get("@") != before.get("@"):
+        return known
+    later = [f for f in dataclasses.fields(kind) if f.name in now and f.name not in before]
+    return {
+        **known,
+        **{f.name: f.default for f in later if f.default is not dataclasses.MISSING},
+    }
 
 
 def code() -> dict[str, Any]:
