@@ -108,8 +108,8 @@ def finetune(
       >>> settings = {"validation": films, "train_steps": 1, "model_dir": folder}
       >>> run = al.finetune("mini", al.AdaLink(rank=1), films, **settings)
       mini: labels bad, good; ...
-      >>> run.adapter.method
-      AdaLink(rank=1, activation='identity', routes=1, stacks=('encoder',))
+      >>> run.adapter.method == al.AdaLink(rank=1)
+      True
     """
     if METHODS.get(method.scope) is not type(method):
         known = ", ".join(cls.__name__ for cls in METHODS.values())

@@ -201,7 +201,6 @@ def token_cache(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def write_adapter(tmp_path_factory):
     """Writes an adapter whose matrices are random, none zero: (method, base folder) -> folder."""
-    import dataclasses
 
     import jax
     import numpy as np
@@ -224,7 +223,7 @@ def write_adapter(tmp_path_factory):
             folder,
             change(tree),
             method_name=method.scope,
-            settings=dataclasses.asdict(method),
+            settings=method.settings(),
             architecture=config,
             base_fingerprint=fingerprint(base),
             route_names=routes or [f"task_{i}" for i in range(count)],

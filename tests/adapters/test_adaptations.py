@@ -169,6 +169,7 @@ def test_info_says_what_it_is(base, write_adapter, capsys):
     assert record["method"] == "adalink"
     assert record["settings"] == {
         "rank": 2, "activation": "relu", "routes": 2, "stacks": ["encoder"],
+        "bias": False, "dropout_rate": 0.0,
     }  # fmt: skip
     assert record["routes"] == ["task_0", "task_1"]
     assert record["parameters"] == 2 * 2 * 12 * 2

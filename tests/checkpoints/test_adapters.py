@@ -103,7 +103,7 @@ def test_round_trip_is_exact(save, tree, tiny, params):
 def test_the_settings_of_every_method_make_it_again(save, name):
     method = example(name)
     names = [f"task_{i}" for i in range(method.routes)]
-    folder = save(method_name=name, settings=dataclasses.asdict(method), route_names=names)
+    folder = save(method_name=name, settings=method.settings(), route_names=names)
     found = load_adapter(folder)
     assert METHODS[found.method_name](**found.settings) == method
     hash(METHODS[found.method_name](**found.settings))
