@@ -206,12 +206,12 @@ def write_adapter(tmp_path_factory):
     import numpy as np
 
     from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
-    from adalink_jax.models.parameters import init_adapter
+    from tests.methods.toys import blank
 
     def write(method, base_folder, *, seed=0, scale=0.1, routes=None, change=lambda tree: tree):
         config, base = load_base(base_folder)
-        tree = init_adapter(config, method, base, jax.random.key(0))
-        method, tree = method.export(jax.device_get(tree))
+        tree = base if method.trains_base else blank(config, method)
+        method, tree = method.export(tree)
         rng = np.random.default_rng(seed)
         tree = jax.tree.map(
             lambda x: (x * method.trains_base + scale * rng.standard_normal(x.shape)).astype("f"),

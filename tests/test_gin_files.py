@@ -277,9 +277,7 @@ PUBLIC = types.MappingProxyType(
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(
-        MODELS, [m for m in MODELS if "_large" not in m and "_x" not in m and "b.gin" not in m]
-    ),
+    mostly_slow(MODELS, [m for m in MODELS if not re.search("_(base|large|xl|xxl|3b|11b).gin", m)]),
 )
 def test_models_have_the_parameters_that_their_headers_state(name):
     stated = int(re.match(r"# .*: ([\d,]+) parameters\.\n", text_of(name))[1].replace(",", ""))

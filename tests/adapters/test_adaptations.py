@@ -1,9 +1,11 @@
 """adapter.py's info, verify and diff, on adapters and bases of random weights."""
 
 import dataclasses
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,14 +67,16 @@ def test_verify_says_each_routes_largest_change(call, base, write_adapter, name)
     folder = write_adapter(method, base)
     code, lines, errors = call("verify", adapter=folder, base=base)
     assert (code, errors) == (0, [])
-    # The same by hand: flax's own apply on the fixed inputs, without jit.
+    # The same by hand: flax's own apply on the fixed inputs.
     inputs, targets = fixed_inputs(CONFIG.vocab_size)
     _, params = load_base(base)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def logits(model, params, route):
         return model.apply(
             {"params": params}, inputs, targets, targets, enable_dropout=False,
-            encoder_routes=np.full_like(inputs, route), decoder_routes=np.full_like(targets, route),
+            encoder_routes=jnp.full_like(inputs, route),
+            decoder_routes=jnp.full_like(targets, route),
         )  # fmt: skip
 
     tree = load_adapter(folder).tree

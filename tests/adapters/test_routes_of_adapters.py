@@ -12,6 +12,7 @@ from adalink_jax.checkpoints import load_adapter
 from adalink_jax.checkpoints.adapters import write_record
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
+from tests.tiers import mostly_slow
 
 CONFIG = T5Config(
     vocab_size=40, emb_dim=12, num_heads=2, num_encoder_layers=2, num_decoder_layers=1,
@@ -46,7 +47,7 @@ def name_task(folder, task):
     write_record(folder, record)
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", mostly_slow(SINGLE, ["adalink"]))
 def test_adapters_become_routes_and_adapters_again(name, base, write_adapter, tmp_path, capsys):
     folders = [write_adapter(SINGLE[name], base, seed=seed, routes=["all"]) for seed in range(3)]
     for folder, task in zip(folders, ("glue_rte", "glue_cola", "glue_qnli"), strict=True):

@@ -15,6 +15,8 @@ from adalink_jax.checkpoints.architecture import expected_shapes
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 
+BASES = ("1.0", "1.1", "1.0 untied", "1.1 tied")
+
 
 @pytest.fixture(scope="session")
 def tiny() -> T5Config:
@@ -41,7 +43,7 @@ def arrays(tiny) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="session", params=["1.0", "1.1", "1.0 untied", "1.1 tied"])
+@pytest.fixture(scope="session", params=BASES)
 def base(request) -> StoredBase:
     """Random bases: gated and not, tied and not; unequal depths, and N·K is not D."""
     generator = np.random.default_rng(1)

@@ -1,6 +1,7 @@
 """Every format against every other: round trips, parts, shardings, T5X's newer layouts, gs://."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -24,6 +25,9 @@ from adalink_jax.checkpoints.formats import t5x_writer as writer
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config, Transformer
 from tests.checkpoints import bucket
+from tests.tiers import mostly_slow
+
+from .conftest import BASES
 
 LAYERS = T5Config(
     vocab_size=11,
@@ -53,11 +57,17 @@ def random_arrays(config):
     }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(config, params, *tokens):
+    return Transformer(config).apply({"params": params}, *tokens, enable_dropout=False)
+
+
 def contents(folder):
     """Every file's bytes, by its path in the folder."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize("base", mostly_slow(BASES, ["1.1"]), indirect=True)
 @pytest.mark.parametrize("first", list(WRITERS))
 @pytest.mark.parametrize("second", list(WRITERS))
 def test_there_and_back_is_bit_equal(tmp_path, base, first, second):
@@ -79,9 +89,7 @@ def test_goldens_of_t5x_keep_their_logits(shared_data, tmp_path, golden, format_
     config, params = load_base(tmp_path / "copy")
     with np.load(folder / "expected.npz") as expected:
         names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-        logits = Transformer(config).apply(
-            {"params": params}, *(expected[name] for name in names), enable_dropout=False
-        )
+        logits = logits_of(config, params, *(expected[name] for name in names))
         np.testing.assert_allclose(logits, expected["logits"], atol=1e-5)
 
 
@@ -248,27 +256,15 @@ def test_biases_of_each_layer_make_the_stacks_when_they_are_equal():
         name = "relpos_bias/rel_embedding"
         shared[f"{stack}/{name}"] = arrays[f"{stack}/layers_0/{name}"]
     tokens = np.array([[3, 4, 5, 0], [6, 7, 8, 9]], np.int32)
-    logits = [
-        Transformer(config).apply(
-            {"params": traverse_util.unflatten_dict(tree, sep="/")},
-            tokens,
-            tokens,
-            tokens,
-            enable_dropout=False,
-        )
-        for config, tree in ((LAYERS, arrays), (one, shared))
-    ]
+
+    def computed(config, tree):
+        return logits_of(config, traverse_util.unflatten_dict(tree, sep="/"), *(3 * [tokens]))
+
+    logits = [computed(LAYERS, arrays), computed(one, shared)]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
     arrays["encoder/layers_1/relpos_bias/rel_embedding"] = table + 1
     arrays["encoder/layers_1/relpos_bias/rel_embedding"][:, ::2] *= 3
-    other = Transformer(LAYERS).apply(
-        {"params": traverse_util.unflatten_dict(arrays, sep="/")},
-        tokens,
-        tokens,
-        tokens,
-        enable_dropout=False,
-    )
-    assert np.max(np.abs(other - logits[0])) > 1e-3
+    assert np.max(np.abs(computed(LAYERS, arrays) - logits[0])) > 1e-3
 
 
 @pytest.mark.parametrize("base", ["1.1"], indirect=True)

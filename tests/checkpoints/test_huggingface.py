@@ -1,8 +1,10 @@
 """Hugging Face folders: against transformers and safetensors, and every disagreement."""
 
 import dataclasses
+import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,6 +15,9 @@ from adalink_jax.checkpoints.architecture import expected_shapes
 from adalink_jax.checkpoints.formats import companions, huggingface
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import Transformer
+from tests.tiers import mostly_slow
+
+from .conftest import BASES
 
 SHARED = "shared.weight"
 ENCODER = "encoder.embed_tokens.weight"
@@ -29,9 +34,12 @@ def same(one, other):
 
 def our_logits(base):
     inputs, targets = fixed_inputs(base.config.vocab_size)
-    model = Transformer(base.config)
-    params = {"params": base.load()}
-    return np.asarray(model.apply(params, inputs, targets, targets, enable_dropout=False))
+    return np.asarray(applied(base.config, base.load(), inputs, targets, targets))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def applied(config, params, *tokens):
+    return Transformer(config).apply({"params": params}, *tokens, enable_dropout=False)
 
 
 def their_logits(model):
@@ -66,6 +74,7 @@ def folder(tmp_path, base):
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("base", mostly_slow(BASES, ["1.0", "1.1"]), indirect=True)
 def test_what_is_written_runs_in_transformers(folder, base):
     transformers = pytest.importorskip("transformers", reason="transformers is the reference")
     model, report = transformers.T5ForConditionalGeneration.from_pretrained(
@@ -87,18 +96,14 @@ def test_it_generates_there_too(tmp_path, base):
     model = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
     inputs = torch.tensor(fixed_inputs(37)[0][:1]).long()
     tokens = model.generate(inputs, max_new_tokens=1, do_sample=False)
-    first = Transformer(config).apply(
-        {"params": StoredBase(config, "part", part).load()},
-        inputs.numpy(),
-        np.zeros((1, 1), np.int32),
-        np.ones((1, 1), np.int32),
-        enable_dropout=False,
-    )
+    start, any_target = np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32)
+    params = StoredBase(config, "part", part).load()
+    first = applied(config, params, inputs.numpy(), start, any_target)
     assert tokens[0].tolist() == [0, int(np.argmax(first))]
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", mostly_slow(["float32", "bfloat16", "float16"], ["bfloat16"]))
 def test_what_transformers_writes_is_read(tmp_path, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is the reference")
     transformers = pytest.importorskip("transformers", reason="transformers is the reference")
@@ -161,6 +166,7 @@ def test_an_mt5_is_read(tmp_path):
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("base", mostly_slow(BASES, ["1.1"]), indirect=True)
 def test_a_table_of_the_encoders_own_stays_its_own(tmp_path, base):
     transformers = pytest.importorskip("transformers", "5", reason="transformers 4 ties it again")
     config = dataclasses.replace(base.config, separate_encoder_embedding=True)

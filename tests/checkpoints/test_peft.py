@@ -19,8 +19,9 @@ from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.methods.lora import LoRA
-from adalink_jax.models.parameters import init_adapter, init_base
+from adalink_jax.models.parameters import init_base
 from adalink_jax.models.t5 import T5Config
+from tests.methods.toys import blank
 from tests.tiers import mostly_slow
 
 CONFIGS = {
@@ -74,8 +75,8 @@ def peft():
     return pytest.importorskip("peft", reason="peft is not installed")
 
 
-def random_tree(config, method, base):
-    method, tree = method.export(init_adapter(config, method, base, jax.random.key(0)))
+def random_tree(config, method):
+    method, tree = method.export(blank(config, method))
     rng = np.random.default_rng(5)
     return jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), tree)
 
@@ -91,11 +92,11 @@ def torch_logits(model, config):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("name", mostly_slow(LORAS, ["both stacks", "decoder, routed"]))
+@pytest.mark.parametrize("name", mostly_slow(LORAS, ["decoder, routed"]))
 def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
     config, base = based(LORAS[name][0])
     method = LoRA(rank=2, **LORAS[name][1])
-    tree = random_tree(config, method, base)
+    tree = random_tree(config, method)
     plain = load.logits(config, base)
     np.testing.assert_allclose(torch_logits(torch_t5(config, base), config), plain, atol=1e-4)
     for route in range(method.routes):
@@ -107,65 +108,69 @@ def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
         assert np.abs(ours - plain).max() > 1e-2
 
 
+# Settings of peft, and of the method that they mean.
+PEFTS = [
+    (
+        {"target_modules": ["q", "v"]},
+        {
+            "stacks": ("encoder", "decoder"),
+            "layers": None,
+            "linears": (
+                *("attention/query", "attention/value"),
+                *("encoder_decoder_attention/query", "encoder_decoder_attention/value"),
+                *("self_attention/query", "self_attention/value"),
+            ),
+        },
+    ),
+    (
+        {"target_modules": r"encoder\..*\.(wo|o)", "use_rslora": True, "lora_alpha": 5},
+        {"stacks": ("encoder",), "layers": None, "linears": ("attention/out", "mlp/wo")},
+    ),
+    (
+        {
+            "target_modules": ["k"],
+            "layers_to_transform": [1],
+            "layers_pattern": "block",
+            "lora_dropout": 0.25,
+        },
+        {
+            "stacks": ("encoder", "decoder"),
+            "layers": (1,),
+            "linears": (
+                *("attention/key", "encoder_decoder_attention/key"),
+                "self_attention/key",
+            ),
+            "dropout_rate": 0.25,
+        },
+    ),
+    (
+        {"target_modules": r"(encoder\.block\.2|decoder\.block\.[01]).*\.(q|wo)$"},
+        {
+            "stacks": ("encoder", "decoder"),
+            "layers": None,
+            "linears": (
+                *("attention/query", "encoder_decoder_attention/query", "mlp/wo"),
+                "self_attention/query",
+            ),
+        },
+    ),
+    (
+        {
+            "target_modules": r"encoder.*\.(q|v)$",
+            "bias": "all",
+            "rank_pattern": {"q": 3, "encoder.block.1.layer.0.SelfAttention.v": 6},
+            "alpha_pattern": {"block.0.layer.0.SelfAttention.q": 20},
+            "use_rslora": True,
+        },
+        {"rank": 6, "stacks": ("encoder",), "layers": None},
+    ),
+]
+
+
 @pytest.mark.reference
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [
-        (
-            {"target_modules": ["q", "v"]},
-            {
-                "stacks": ("encoder", "decoder"),
-                "layers": None,
-                "linears": (
-                    *("attention/query", "attention/value"),
-                    *("encoder_decoder_attention/query", "encoder_decoder_attention/value"),
-                    *("self_attention/query", "self_attention/value"),
-                ),
-            },
-        ),
-        (
-            {"target_modules": r"encoder\..*\.(wo|o)", "use_rslora": True, "lora_alpha": 5},
-            {"stacks": ("encoder",), "layers": None, "linears": ("attention/out", "mlp/wo")},
-        ),
-        (
-            {
-                "target_modules": ["k"],
-                "layers_to_transform": [1],
-                "layers_pattern": "block",
-                "lora_dropout": 0.25,
-            },
-            {
-                "stacks": ("encoder", "decoder"),
-                "layers": (1,),
-                "linears": (
-                    *("attention/key", "encoder_decoder_attention/key"),
-                    "self_attention/key",
-                ),
-                "dropout_rate": 0.25,
-            },
-        ),
-        (
-            {"target_modules": r"(encoder\.block\.2|decoder\.block\.[01]).*\.(q|wo)$"},
-            {
-                "stacks": ("encoder", "decoder"),
-                "layers": None,
-                "linears": (
-                    *("attention/query", "encoder_decoder_attention/query", "mlp/wo"),
-                    "self_attention/query",
-                ),
-            },
-        ),
-        (
-            {
-                "target_modules": r"encoder.*\.(q|v)$",
-                "bias": "all",
-                "rank_pattern": {"q": 3, "encoder.block.1.layer.0.SelfAttention.v": 6},
-                "alpha_pattern": {"block.0.layer.0.SelfAttention.q": 20},
-                "use_rslora": True,
-            },
-            {"rank": 6, "stacks": ("encoder",), "layers": None},
-        ),
-    ],
+    mostly_slow(PEFTS, [PEFTS[0], PEFTS[-1]]),
     ids=[
         "suffixes", "pattern and rslora", "one layer", "layers differ by stack",
         "ranks, alphas and biases",
@@ -193,8 +198,8 @@ def test_we_read_pefts_lora(based, torch_t5, peft, tmp_path, settings, expected)
 def test_peft_reads_our_prompts(based, torch_t5, peft, tmp_path):
     config, base = based("t5_1_0")
     method = METHODS["prompt_tuning"](length=3, bottleneck=4, routes=2)
-    tree = random_tree(config, method, base)
-    method, _ = method.export(init_adapter(config, method, base, jax.random.key(0)))
+    tree = random_tree(config, method)
+    method, _ = method.export(blank(config, method))
     for route in range(2):
         save_peft(tmp_path / str(route), method, tree, route, config)
         model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
@@ -217,11 +222,11 @@ def test_we_read_pefts_prompts(based, torch_t5, peft, tmp_path, submodules):
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", LORAS)
+@pytest.mark.parametrize("name", mostly_slow(LORAS, ["layers and linears", "decoder, routed"]))
 def test_lora_comes_back_as_it_was(based, tmp_path, name):
     config, base = based(LORAS[name][0])
     method = LoRA(rank=2, **LORAS[name][1])
-    tree = random_tree(config, method, base)
+    tree = random_tree(config, method)
     save_peft(tmp_path / "peft", method, tree, method.routes - 1, config)
     again, found = load_peft(tmp_path / "peft", config)
     assert (again.rank, again.alpha, again.stacks) == (2, method.alpha, method.stacks)
@@ -328,7 +333,7 @@ def test_methods_that_peft_lacks_are_not_written(based, tmp_path):
     config, base = based("t5_1_0")
     method = METHODS["adalink"](rank=2)
     with pytest.raises(UserError, match="no format for an adapter of method 'adalink'"):
-        save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
+        save_peft(tmp_path / "peft", method, random_tree(config, method), 0, config)
     assert not list(tmp_path.iterdir())
 
 
@@ -337,7 +342,7 @@ def test_the_command_takes_one_over_as_an_adapter_of_its_base(write_base, tmp_pa
     folder = write_base(config)
     _, base = load_base(folder)
     method = LoRA(rank=2, linears=("attention/query", "attention/value"))
-    save_peft(tmp_path / "peft", method, random_tree(config, method, base), 0, config)
+    save_peft(tmp_path / "peft", method, random_tree(config, method), 0, config)
     to = tmp_path / "to"
     command = ["adapter", "import", str(tmp_path / "peft"), f"--base={folder}", f"--to={to}"]
     assert cli.main(command) == 0

@@ -67,7 +67,7 @@ def test_largest_remainder(total, weights):
 # The stream
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MIXTURES, SEEDS)
 def test_every_pass_of_a_task_has_each_example_exactly_once(mixture, seed):
     stream = stream_of(mixture, seed)
@@ -83,7 +83,7 @@ def test_every_pass_of_a_task_has_each_example_exactly_once(mixture, seed):
                 assert len(np.unique(part)) == len(part)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MIXTURES, SEEDS)
 def test_every_epoch_has_each_task_s_quota(mixture, seed):
     stream = stream_of(mixture, seed)
@@ -93,7 +93,7 @@ def test_every_epoch_has_each_task_s_quota(mixture, seed):
         assert np.bincount(owners, minlength=len(mixture)).tolist() == stream.quotas.tolist()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(MIXTURES, st.integers(0, 500), st.integers(0, 200))
 def test_any_part_of_the_stream_is_that_part(mixture, start, count):
     whole = stream_of(mixture).examples(0, start + count)
@@ -234,7 +234,7 @@ def packed_of(mixture, batch_size, seed) -> plan.Packed:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(MIXTURES, st.integers(1, 9), SEEDS)
 def test_packed_rows_keep_their_bounds_and_every_epoch_its_examples(mixture, batch_size, seed):
     packed = packed_of(mixture, batch_size, seed)
@@ -270,7 +270,7 @@ def test_rows_of_an_epoch_are_shuffled():
 # Resuming
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(MIXTURES, st.integers(1, 9), st.lists(st.integers(0, 150), min_size=1, max_size=5), SEEDS)
 def test_a_batch_depends_on_seed_and_step_alone(mixture, batch_size, steps, seed):
     """A fresh plan asked for some steps in any order agrees with one that ran through all."""

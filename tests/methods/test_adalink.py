@@ -1,5 +1,7 @@
 """AdaLink and the routed low-rank product against NumPy and closed formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,12 @@ from adalink_jax.models.t5 import Transformer
 from tests.tiers import mostly_slow
 
 
-@settings(max_examples=25, deadline=None)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def apply(model, params, *arguments, method=None):
+    return model.apply({"params": params}, *arguments, enable_dropout=False, method=method)
+
+
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     num_routes=st.integers(1, 5),
@@ -53,7 +60,7 @@ def test_several_routes_and_no_word_of_which():
         routed_low_rank(np.ones((1, 1, 2)), np.ones((2, 2, 1)), np.ones((2, 1, 2)), None)
 
 
-@pytest.mark.parametrize("activation", mostly_slow(sorted(ACTIVATIONS), ["gelu", "identity"]))
+@pytest.mark.parametrize("activation", mostly_slow(sorted(ACTIVATIONS), ["gelu"]))
 def test_the_network_with_adalink_is_the_base_on_adapted_embeddings(tiny, activation):
     """Folding x + f(x·down)·up into the encoder's table by NumPy gives the same logits.
 
@@ -61,14 +68,11 @@ def test_the_network_with_adalink_is_the_base_on_adapted_embeddings(tiny, activa
     """
     config, base, batch = tiny
     method = METHODS["adalink"](rank=3, activation=activation)
-    adapter = init_adapter(config, method, base, jax.random.key(0))
-    scope = adapter["encoder"]["adalink"]
+    scope = init_adapter(config, method, base, jax.random.key(0))["encoder"]["adalink"]
     up = np.random.default_rng(0).normal(size=scope["up"].shape).astype(np.float32)
     adapter = {"encoder": {"adalink": {**scope, "up": up}}}
     inputs = [batch[f"{n}_tokens"] for n in ("encoder_input", "decoder_input", "decoder_target")]
-    adapted = Transformer(config, method).apply(
-        {"params": merge(base, adapter)}, *inputs, enable_dropout=False
-    )
+    adapted = apply(Transformer(config, method), merge(base, adapter), *inputs)
     table = np.asarray(base["token_embedder"]["embedding"])
     hidden = table @ np.asarray(scope["down"][0])
     if activation == "relu":
@@ -82,12 +86,10 @@ def test_the_network_with_adalink_is_the_base_on_adapted_embeddings(tiny, activa
         hidden = np.tanh(hidden)
     folded = {**base, "token_embedder": {"embedding": table + hidden @ up[0]}}
     model = Transformer(config)
-    encoded = model.apply({"params": folded}, inputs[0], enable_dropout=False, method="encode")
-    expected = model.apply(
-        {"params": base}, encoded, *inputs, enable_dropout=False, method="decode"
-    )
+    encoded = apply(model, folded, inputs[0], method="encode")
+    expected = apply(model, base, encoded, *inputs, method="decode")
     np.testing.assert_allclose(adapted, expected, atol=1e-4)
-    plain = model.apply({"params": base}, *inputs, enable_dropout=False)
+    plain = apply(model, base, *inputs)
     assert np.abs(adapted - plain).max() > 1e-2
 
 

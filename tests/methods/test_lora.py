@@ -1,5 +1,7 @@
 """LoRA against kernels into which its product was folded by NumPy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -10,8 +12,15 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
+from tests.methods.toys import blank
+from tests.tiers import mostly_slow
 
 TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, params, *tokens):
+    return model.apply({"params": params}, *tokens, enable_dropout=False)
 
 
 def names(adapter) -> set[str]:
@@ -19,32 +28,28 @@ def names(adapter) -> set[str]:
     return {name.split("/lora/")[0] for name in flat}
 
 
+BOTH = {"alpha": 2.0, "stacks": ("encoder", "decoder")}
+
+
 @pytest.mark.parametrize(
     "kwargs",
-    [
-        {},
-        {"alpha": 2.0, "stacks": ("encoder", "decoder")},
-        {"linears": ("*attention/value", "mlp/wo"), "layers": (1,)},
-    ],
+    mostly_slow([{}, BOTH, {"linears": ("*attention/value", "mlp/wo"), "layers": (1,)}], [BOTH]),
 )
 def test_lora_equals_folded_kernels(tiny, kwargs):
     config, base, batch = tiny
     method = METHODS["lora"](rank=3, **kwargs)
-    adapter = init_adapter(config, method, base, jax.random.key(0))
     rng = np.random.default_rng(0)
-    adapter = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.2, adapter)
-    inputs = [batch[name] for name in TOKENS]
-    adapted = Transformer(config, method).apply(
-        {"params": merge(base, adapter)}, *inputs, enable_dropout=False
+    adapter = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.2, blank(config, method)
     )
+    inputs = [batch[name] for name in TOKENS]
+    adapted = logits(Transformer(config, method), merge(base, adapter), *inputs)
     folded = traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(base)), sep="/")
     flat = traverse_util.flatten_dict(adapter, sep="/")
     for site in names(adapter):
         down, up = flat[f"{site}/lora/down"][0], flat[f"{site}/lora/up"][0]
         folded[f"{site}/kernel"] = folded[f"{site}/kernel"] + method.alpha / 3 * (down @ up)
-    plain = Transformer(config).apply(
-        {"params": traverse_util.unflatten_dict(folded, sep="/")}, *inputs, enable_dropout=False
-    )
+    plain = logits(Transformer(config), traverse_util.unflatten_dict(folded, sep="/"), *inputs)
     np.testing.assert_allclose(adapted, plain, atol=2e-4)
 
 

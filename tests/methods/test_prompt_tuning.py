@@ -1,6 +1,7 @@
 """Prompt tuning against virtual tokens of the plain network, and its initialisations."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -70,7 +71,9 @@ def test_reparameterisation_against_numpy(tiny):
     assert not exported.reparameterise
     inputs = [batch[name] for name in TOKENS]
     one, other = (
-        Transformer(config, m).apply({"params": merge(base, t)}, *inputs, enable_dropout=False)
+        jax.jit(functools.partial(Transformer(config, m).apply, enable_dropout=False))(
+            {"params": merge(base, t)}, *inputs
+        )
         for m, t in ((method, adapter), (exported, tree))
     )
     np.testing.assert_allclose(one, other, atol=1e-5)

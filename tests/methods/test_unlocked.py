@@ -19,6 +19,7 @@ from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.serving import bank
 from adalink_jax.training import optimizers, state, step
 from tests.methods.toys import Norms
+from tests.tiers import mostly_slow
 
 METHOD_OF = {"all": Norms(routes=3), "one layer's": Norms(routes=3, within="layers_1")}
 RATE = optimizers.factors(base_learning_rate=0.01)
@@ -55,7 +56,7 @@ def trained(tiny, method, scan_layers, steps=3):
     return before, after
 
 
-@pytest.fixture(scope="module", params=METHOD_OF)
+@pytest.fixture(scope="module", params=mostly_slow(METHOD_OF, ["one layer's"]))
 def runs(request, tiny):
     """A method, and its state before and after training: layers one by one, and scanned."""
     method = METHOD_OF[request.param]

@@ -5,10 +5,13 @@ import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
+import numpy as np
 
 from adalink_jax.methods import METHODS
-from adalink_jax.methods.base import Method
+from adalink_jax.methods.base import Method, split
 from adalink_jax.methods.low_rank import LowRank
+from adalink_jax.models.parameters import abstract_params
 
 
 def required(name: str) -> dict[str, Any]:
@@ -22,6 +25,12 @@ def required(name: str) -> dict[str, Any]:
 def example(name: str) -> Method:
     """The method of this name with its defaults."""
     return METHODS[name](**required(name))
+
+
+def blank(config, method: Method):
+    """A method's tree in zeros, to be filled: nothing is compiled, as by `init_adapter`."""
+    tree, _ = split(abstract_params(config, method)[0], method)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
 
 
 def _product(method: Method, features: int, dropout_rate: float = 0.0) -> LowRank:

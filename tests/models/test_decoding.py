@@ -15,6 +15,7 @@ from adalink_jax.methods import AdaLink, LoRA, PromptTuning
 from adalink_jax.methods.base import Method
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
+from tests.tiers import mostly_slow
 
 EOS = 1
 METHODS = {
@@ -93,7 +94,7 @@ def uncached_greedy(model, params, inputs, length, routes=None):
     return tokens
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, ["adalink", "prompt_tuning"]))
 def test_greedy_is_the_uncached_loop(name):
     model, params = build(method=METHODS[name], seed=3)
     tokens = decoding.greedy(model, params, INPUTS, 8, routes=ROUTES)
@@ -111,7 +112,7 @@ def test_greedy_rows_end_at_their_own_eos():
     np.testing.assert_array_equal(tokens, uncached_greedy(model, params, INPUTS, 8))
 
 
-@pytest.mark.parametrize("name", ["t5_1_0_tiny", "t5_1_1_tiny"])
+@pytest.mark.parametrize("name", mostly_slow(["t5_1_0_tiny", "t5_1_1_tiny"], ["t5_1_1_tiny"]))
 def test_greedy_on_golden_checkpoints(golden, name):
     config, params, expected = golden(name)
     model, inputs = Transformer(config), jnp.asarray(expected["encoder_input_tokens"])
@@ -152,7 +153,10 @@ def enumerate_outputs(model, params, row, length, alpha, route, miscounted=0):
 
 @pytest.mark.parametrize(
     ("name", "seed", "alpha"),
-    [("base", 48, 0.6), ("base", 62, 3.0), ("adalink", 44, 0.6), ("prompt_tuning", 72, 0.6)],
+    mostly_slow(
+        [("base", 48, 0.6), ("base", 62, 3.0), ("adalink", 44, 0.6), ("prompt_tuning", 72, 0.6)],
+        [("base", 62, 3.0), ("adalink", 44, 0.6)],
+    ),
 )
 def test_wide_beam_search_finds_the_best_of_all_outputs(name, seed, alpha):
     model, params = build(vocab_size=4, method=METHODS[name], seed=seed)
@@ -193,7 +197,10 @@ def reference_beam_search(model, params, row, beams, alpha, length, eos):
 
 
 # No row ever ends at an EOS outside of the vocabulary.
-@pytest.mark.parametrize(("seed", "beams", "eos"), [(27, 2, EOS), (22, 3, EOS), (27, 2, 99)])
+@pytest.mark.parametrize(
+    ("seed", "beams", "eos"),
+    mostly_slow([(27, 2, EOS), (22, 3, EOS), (27, 2, 99)], [(22, 3, EOS), (27, 2, 99)]),
+)
 def test_narrow_beam_search_is_the_reference(seed, beams, eos):
     model, params = build(vocab_size=11, seed=seed)
     tokens = decoding.beam_search(model, params, INPUTS, 6, beam_size=beams, eos_id=eos)
@@ -205,8 +212,8 @@ def test_narrow_beam_search_is_the_reference(seed, beams, eos):
 def test_one_beam_is_greedy():
     model, params = build(seed=3)
     np.testing.assert_array_equal(
-        decoding.beam_search(model, params, INPUTS, 5, beam_size=1),
-        decoding.greedy(model, params, INPUTS, 5),
+        decoding.beam_search(model, params, INPUTS, 8, beam_size=1),
+        decoding.greedy(model, params, INPUTS, 8),
     )
 
 
@@ -221,11 +228,16 @@ def test_rows_do_not_depend_on_the_rest_of_the_batch():
 OPTIONS = jnp.array([[3, 1, 0, 0], [5, 2, 4, 1], [1, 0, 0, 0], [3, 4, 1, 0], [6, 1, 0, 0]])
 
 
-# All options at once, two at a time, one at a time.
+# The bytes of two options' logits. All options at once, two at a time, one at a time.
+TWO = 2 * 4 * 4 * 4 * 7
+
+
 @pytest.mark.parametrize(
     ("name", "chunk_bytes"),
-    [(name, decoding.LOGITS_BYTES) for name in METHODS]
-    + [("lora", 2 * 4 * 4 * 4 * 7), ("lora", 1)],
+    mostly_slow(
+        [*((name, decoding.LOGITS_BYTES) for name in METHODS), ("lora", TWO), ("lora", 1)],
+        [("adalink", decoding.LOGITS_BYTES), ("lora", TWO)],
+    ),
 )
 def test_scores_are_those_of_a_forward_pass_per_option(name, chunk_bytes, monkeypatch):
     monkeypatch.setattr(decoding, "LOGITS_BYTES", chunk_bytes)
@@ -286,7 +298,12 @@ class Counting(Method):
 
 @pytest.mark.parametrize(
     "generate",
-    [decoding.greedy, lambda *args: decoding.beam_search(*args, beam_size=2)],
+    [
+        decoding.greedy,
+        pytest.param(
+            lambda *args: decoding.beam_search(*args, beam_size=2), marks=pytest.mark.slow
+        ),
+    ],
     ids=["greedy", "beam"],
 )
 def test_generation_encodes_once_and_stops_when_all_rows_ended(generate):
@@ -315,6 +332,7 @@ def test_bad_arguments_are_refused():
         decoding.greedy(model, params, INPUTS, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.reference
 def test_greedy_is_that_of_transformers(golden, torch_t5):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -7,6 +7,7 @@ import pytest
 from adalink_jax import cli
 from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
+from tests.tiers import mostly_slow
 
 tasks = pytest.importorskip("tasks", reason="SeqIO is not installed")
 MODELS = sorted(path.stem for path in (gin_files.gin_folder() / "models").glob("*.gin"))
@@ -24,7 +25,7 @@ def resolved(path):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, ["adalink"]))
 def test_every_method_on_every_task_resolves(tmp_path, method):
     for number, task in enumerate(TASKS):
         model = MODELS[number % len(MODELS)]

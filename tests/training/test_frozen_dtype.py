@@ -16,6 +16,7 @@ from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.cost import counts
 from adalink_jax.training import optimizers, state, step
 from tests.methods.toys import example
+from tests.tiers import mostly_slow
 
 ADAPTERS = [name for name in METHODS if not METHODS[name].trains_base]
 STORED = ("bfloat16", "int8")
@@ -51,8 +52,13 @@ def values_of(leaf) -> np.ndarray:
     return np.asarray(leaf, np.float32)
 
 
-@pytest.mark.parametrize("frozen_dtype", STORED)
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    ("name", "frozen_dtype"),
+    mostly_slow(
+        [(name, dtype) for name in ADAPTERS for dtype in STORED],
+        [("adalink", "int8"), ("lora", "bfloat16")],
+    ),
+)
 def test_only_what_is_frozen_is_stored_so_and_the_rest_trains(tiny, name, frozen_dtype):
     current, train_step = started(tiny, name, frozen_dtype)
     stored = {leaf.dtype for leaf in jax.tree.leaves(current.frozen)}
@@ -93,8 +99,13 @@ def test_the_network_computes_with_what_is_stored_and_nothing_else_is_rounded(ti
     assert 0 < error < {"bfloat16": 2**-6, "int8": 2**-5}[frozen_dtype]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("frozen_dtype", ["float32", *STORED])
+@pytest.mark.parametrize(
+    ("frozen_dtype", "dtype"),
+    mostly_slow(
+        [(stored, d) for stored in ("float32", *STORED) for d in ("float32", "bfloat16")],
+        [("float32", "bfloat16"), ("int8", "bfloat16")],
+    ),
+)
 def test_no_cast_of_a_scanned_base_is_kept_for_the_backward_pass(tiny, frozen_dtype, dtype):
     """It would be a second base, in the dtype of the activations."""
     # Sizes that no array of activations has.

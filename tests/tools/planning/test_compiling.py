@@ -17,6 +17,7 @@ from adalink_jax.tools.planning import topologies
 from adalink_jax.tools.planning.compiling import Case, Prepared, Program, optimizer_of
 from adalink_jax.training.optimizers import adafactor, per_module
 from adalink_jax.training.state import abstract_state, create
+from tests.tiers import mostly_slow
 
 CONFIG = T5Config(
     vocab_size=256,
@@ -82,8 +83,14 @@ def test_mistakes_are_said():
         Prepared(dataclasses.replace(ADALINK, accumulation=3), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("case", [ADALINK, FULL], ids=lambda case: case.label)
-@pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.parametrize(
+    ("case", "scanned"),
+    mostly_slow(
+        [(case, scanned) for case in (ADALINK, FULL) for scanned in (True, False)],
+        [(ADALINK, True), (FULL, False)],
+    ),
+    ids=lambda value: value.label if isinstance(value, Case) else f"scanned {value}",
+)
 def test_the_abstract_state_is_that_of_a_run(case, scanned):
     config = dataclasses.replace(CONFIG, scan_layers=scanned)
     mesh = sharding.make_mesh()

@@ -27,6 +27,7 @@ from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
 from adalink_jax.tools.serving.service import Service
 from tests.methods.toys import Stabilised, example
+from tests.tiers import mostly_slow
 
 LABELS = ("negative", "positive", "acceptable")
 TEXTS = ("the happy dog likes the park", "a cat", "the bad film was not good at all", "dogs sing")
@@ -114,10 +115,16 @@ def alone(base, trees, text, name, methods=METHODS_OF):
     return scorer(config, method)(merged, tokens, options, routes)[0].tolist()
 
 
-def test_a_batch_of_all_adapters_answers_as_each_alone(base, adapters, service):
+# Several sizes, activations, lengths of prompts and routes; in the short tier some of each method.
+EVERY = [n for n, m in METHODS_OF.items() if m.routes == 1]
+EVERY += ["adalink_many:r0", "adalink_many:r2", "prompt_other:r1"]
+SOME = ["adalink_3", "adalink_many:r2", "lora_some", "lora_wider", "prompt_other:r1"]
+
+
+@pytest.mark.parametrize("names", mostly_slow([SOME, EVERY], [SOME]), ids=["some", "every"])
+def test_a_batch_of_all_adapters_answers_as_each_alone(base, adapters, service, names):
     _, trees = adapters
-    names = [None, *(n for n, m in METHODS_OF.items() if m.routes == 1)]
-    names += ["adalink_many:r0", "adalink_many:r2", "prompt_other:r1"]
+    names = [None, *names]
     requests = [
         Request(i + 1, TEXTS[names.index(name) % len(TEXTS)], name, LABELS, id=f"n{i}")
         for i, name in enumerate([*names, *reversed(names)])
