@@ -61,7 +61,7 @@ def call(capsys):
     return run
 
 
-@pytest.mark.parametrize("name", mostly_slow(METHODS_ROUTED, ["lora", "full"]))
+@pytest.mark.parametrize("name", mostly_slow(METHODS_ROUTED, ["adalink", "full"]))
 def test_verify_says_each_routes_largest_change(call, base, write_adapter, name):
     method = METHODS_ROUTED[name]
     folder = write_adapter(method, base)

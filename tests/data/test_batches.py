@@ -336,7 +336,7 @@ def test_importing_the_package_imports_no_framework():
 @pytest.mark.parametrize(
     ("name", "packing", "length", "least"),
     [
-        ("glue_rte", False, 128, 0.80),
+        pytest.param("glue_rte", False, 128, 0.80, marks=pytest.mark.slow),
         ("glue_rte", True, 512, 0.85),
         ("glue_cola", False, 128, 0.70),
         ("glue_cola", True, 512, 0.90),

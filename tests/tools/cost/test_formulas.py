@@ -51,8 +51,7 @@ VARIANTS = {
     # T5 1.0 has no gate.
     mostly_slow(
         [(n, g) for n in VARIANTS for g in ("1.0", "1.1") if (n, g) != ("lora_gate", "1.0")],
-        short=[(n, "1.1") for n in METHODS]
-        + [("adalink_both", "1.0"), ("lora_middle_query", "1.1")],
+        short=[*((n, "1.1") for n in METHODS if n != "adalink"), ("adalink_both", "1.0")],
     ),
 )
 def test_formulas_count_the_products_of_the_traced_step(name, generation):
