@@ -257,7 +257,10 @@ def _method_label(name: str, method: Method) -> str:
         # What only training reads is said where it tells runs apart.
         if field.name == "routes" or field.name in method.training_only:
             continue
-        if field.name == method.size_field or value != field.default:
+        if isinstance(value, tuple) and any(isinstance(item, Method) for item in value):
+            # A method of methods is called by these.
+            parts[0] = " + ".join(_method_label(item.scope, item) for item in value)
+        elif field.name == method.size_field or value != field.default:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"{field.name} {shown}")
     return ", ".join(parts)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adalink_jax.methods import METHODS
 from adalink_jax.runs.folder import RunFolder
 from adalink_jax.tools.report import sections
-from adalink_jax.tools.report.groups import groups_of
+from adalink_jax.tools.report.groups import basic_label, groups_of
 from adalink_jax.tools.report.page import Table
 from adalink_jax.tools.report.runs import Scored, read
 from adalink_jax.tools.report.scores import measures, tasks_of
@@ -247,3 +247,11 @@ def test_seeds_of_several_versions_of_the_code_are_said(tmp_path):
         seal(path.parent)
     (_, (note,)) = groups_of(map(read, tmp_path.iterdir()))
     assert note == "tuned (abcdef), lora, rank 2: runs of 2 versions of the code"
+
+
+def test_a_method_of_methods_is_called_by_these(one):
+    adalink = METHODS["adalink"](rank=19, activation="relu")
+    prompt = METHODS["prompt_tuning"](length=60, reparameterise=False)
+    method = METHODS["compose"](parts=(adalink, prompt))
+    label = basic_label(dataclasses.replace(one, method_name="compose", method=method))
+    assert label == "adalink, rank 19, activation relu + prompt_tuning, length 60"
