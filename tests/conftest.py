@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import functools
+import gc
 import importlib.metadata
 import json
 import os
@@ -45,6 +46,13 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path.parent.name}/{path.name} beside the checkout")
     return path
+
+
+def pytest_collection_finish(session):
+    """Leaves modules and collected tests to no later garbage collection, which walks them all."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_sessionfinish(session):
