@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -23,6 +24,8 @@ from adalink_jax.errors import UserError
 # Seconds: between two signs of life of a lock's owner; and without one before other machines think
 # it dead.
 _BEAT, _SILENCE = 5.0, 60.0
+
+_KEY = 16  # Digits of the name of what guards the removal of a dead lock.
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ def locked(path: pathlib.Path, what: str) -> Iterator[Callable[[], None]]:
       OSError: the file cannot be written.
     """
     descriptor = _acquired(path, what)
+    _remove_guards(path)
     owner, over = os.getpid(), threading.Event()
     beating = threading.Thread(target=_beat, args=(descriptor, over), daemon=True)
     beating.start()
@@ -117,20 +121,38 @@ def _clear(path: pathlib.Path, what: str) -> None:
     found = _lock_at(path)
     if found is None:
         return
-    try:
-        owner = dict(json.loads(found[0]))
-    except (ValueError, TypeError, RecursionError):
-        owner = {}
+    owner = _owner(found[0])
     if _lives(owner, path, found):
         who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
         since = f" since {owner.get('since')}" if owner else ""
         raise UserError(f"{what} is in use by {who}{since}; wait for it or end it ({path})")
     # Two may find the same lock dead. Only one of them at a time may remove it, and only this one:
     # the other would remove the first one's new lock.
-    key = hashlib.sha256(b"%d %b" % (found[1], found[0])).hexdigest()[:16]
+    key = hashlib.sha256(b"%d %b" % (found[1], found[0])).hexdigest()[:_KEY]
     with locked(path.with_name(f"{path.name}.{key}"), what):
         if _lock_at(path) == found:
             path.unlink()
+
+
+def _remove_guards(path: pathlib.Path) -> None:
+    """Removes what is left by a process that was killed while it removed a dead lock.
+
+    Only the holder of the lock may: nobody removes that lock, so nobody needs a guard.
+    """
+    guard = re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]{{{_KEY}}})+")
+    with contextlib.suppress(OSError):
+        for name in filter(guard.fullmatch, os.listdir(path.parent)):
+            left = path.with_name(name)
+            if runs(str(_owner(left.read_bytes()).get("process"))) is False:
+                left.unlink()
+
+
+def _owner(content: bytes) -> dict[str, Any]:
+    """Returns what a lock says about its owner; nothing if it was not written to its end."""
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError, RecursionError):
+        return {}
 
 
 def _lock_at(path: pathlib.Path) -> tuple[bytes, int] | None:

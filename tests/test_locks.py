@@ -188,6 +188,14 @@ def test_while_one_removes_a_dead_lock_no_other_does(tmp_path, dead, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_process_killed_while_it_removed_a_dead_lock_left_is_removed(tmp_path, dead):
+    left = dead.rename(f"{dead}.0123456789abcdef")
+    living = tmp_path / f"{dead.name}.fedcba9876543210"
+    living.write_text(json.dumps({**ELSEWHERE, "process": locks.process()}))
+    with files.held(tmp_path, "FOLDER"):
+        assert {*tmp_path.iterdir()} == {dead, living} and not left.exists()
+
+
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_a_folder_that_cannot_be_locked_is_a_mistake(tmp_path, monkeypatch, code):
     def refuse(*_):
