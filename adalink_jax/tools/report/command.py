@@ -81,13 +81,15 @@ def find(path: pathlib.Path) -> list[Run]:
     Raises:
       UserError: there is no finished run, or a run is damaged.
     """
-    folders = sorted(record.parent for record in path.rglob("run.json"))
-    finished = [folder for folder in folders if (folder / "results.json").exists()]
+    names = ("run.json", "results.json")
+    folders = sorted({found.parent for name in names for found in path.rglob(name)})
+    finished = [folder for folder in folders if all((folder / name).exists() for name in names)]
     if not finished:
-        unfinished = f"; {len(folders)} are not finished" if folders else ""
+        unfinished = f"; {len(folders)} are not finished or have no run.json" if folders else ""
         raise UserError(f"{path} holds no finished run{unfinished}")
     for folder in sorted(set(folders) - set(finished)):
-        print(f"not finished, left out: {folder}", file=sys.stderr)
+        why = "not finished" if (folder / "run.json").exists() else "without its run.json"
+        print(f"{why}, left out: {folder}", file=sys.stderr)
     loaded = {folder: read(folder) for folder in finished}
     for folder in (folder for folder, run in loaded.items() if run is None):
         print(f"the evaluation of an adapter, left out: {folder}", file=sys.stderr)

@@ -286,9 +286,12 @@ def test_the_command(tmp_path, capsys):
     write_evaluation(runs / "again", "a")
     (runs / "unfinished").mkdir()
     (runs / "unfinished" / "run.json").write_text("{}")
+    write_run(runs / "partial", "adalink", {"rank": 4}, TASKS[:1], 1)
+    (runs / "partial" / "run.json").unlink()
     assert cli.main(["report", str(runs), f"--to={tmp_path / 'out'}"]) == 0
     output, errors = capsys.readouterr()
-    assert "not finished, left out" in errors
+    assert f"not finished, left out: {runs / 'unfinished'}" in errors
+    assert f"without its run.json, left out: {runs / 'partial'}" in errors
     assert "the evaluation of an adapter, left out" in errors
     assert output.splitlines()[-1].startswith("1 runs")
     assert "adalink, rank 4" in output  # The tables, on the terminal too.
