@@ -162,7 +162,7 @@ def test_the_package_itself_loads_nothing():
 def test_scripts_call_one_module_of_ours():
     for path in (ROOT / "scripts").glob("*.py"):
         ours = {i for i in imports(path) if within(i, ["adalink_jax", "tasks"])}
-        assert len(ours) == 1, path.name
+        assert len(ours) == (path.name != "chaos.py"), path.name  # That one calls the tests.
 
 
 def test_the_maths_loads_neither_data_nor_configuration_packages():
