@@ -5,11 +5,13 @@ wait without end. So each step has a ``SHA256SUMS``, which is checked before the
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,6 +104,7 @@ class Store:
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} after step {latest} in {self._folder}")
         arguments = _Save(_named(tree))
+        _drop_echoes()
         try:
             with _without_logs():
                 saved = self._manager.save(step, args=arguments)
@@ -243,6 +246,27 @@ def _without_logs() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+@functools.cache
+def _drop_echoes() -> None:
+    """Keeps what a save raises from being said again for each other array, with tracebacks.
+
+    The first write that fails ends Orbax's event loop. TensorStore's threads, which bring the
+    others' ends, and asyncio, which looks for errors that nobody took, say so also after the save.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed" or unraisable.object is not None:
+            before(unraisable)
+
+    def is_no_echo(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "exception was never retrieved" not in message or "orbax" not in message
+
+    sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(is_no_echo)
 
 
 def _on_all_hosts(what: str, call: Callable[[], Any]) -> Any:

@@ -1,5 +1,6 @@
 """What test_store.py runs in processes of its own: saves to be killed, refused, or shared."""
 
+import errno
 import os
 import pathlib
 import resource
@@ -57,6 +58,30 @@ def save_until_killed(folder: str, *event_and_count: str) -> None:
         step += 1
         store.save(step, state_at(step))
         print("saved", step, flush=True)
+
+
+def refuse_changes_from(count: int) -> None:
+    """From the count-th new file or folder on, there is no space for any, nor in others."""
+    left = [count]
+
+    def watch(name, arguments):
+        if name == "os.mkdir" or (name == "open" and arguments[2] & os.O_CREAT):
+            left[0] -= 1
+            if left[0] <= 0:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+                raise OSError(errno.ENOSPC, "No space left on device", arguments[0])
+
+    sys.addaudithook(watch)
+
+
+def save_where_space_ends(folder: str, count: str) -> None:
+    """Space ends while many arrays are written; prints the error."""
+    store = Store(f"{folder}/{count}")
+    refuse_changes_from(int(count))
+    try:
+        store.save(1, {f"a{i}": jnp.full((100, 100), i, jnp.float32) for i in range(60)})
+    except UserError as error:
+        print(f"store: {error}", flush=True)
 
 
 def save_without_space(folder: str) -> None:

@@ -296,6 +296,13 @@ def test_no_space_is_said_and_leaves_the_step_before(tmp_path):
     assert "Traceback" not in errors  # Of Orbax's threads, which log what they raise.
 
 
+@pytest.mark.parametrize("count", [4, pytest.param(6, marks=pytest.mark.slow)])
+def test_where_space_ends_one_error_speaks_for_all_arrays(tmp_path, count):
+    output, errors = start("save_where_space_ends", tmp_path, count).communicate(timeout=120)
+    assert len(output.splitlines()) == 1 and "step 1 cannot be written" in output
+    assert "Traceback" not in errors, errors[-2000:]
+
+
 def opened_at(process):
     """The latest step, which the child restored and verified before it said so."""
     opened = process.stdout.readline().split()
