@@ -13,11 +13,13 @@ from adalink_jax.methods.invertible import Invertible
 from adalink_jax.methods.llama_adapter import LLaMAAdapter
 from adalink_jax.methods.lora import LoRA
 from adalink_jax.methods.norm_tuning import NormTuning
+from adalink_jax.methods.peanut import PEANuT
 from adalink_jax.methods.position_offsets import PositionOffsets
 from adalink_jax.methods.prefix_tuning import PrefixTuning
 from adalink_jax.methods.prompt_tuning import PromptTuning
 from adalink_jax.methods.reft import ReFT
 from adalink_jax.methods.translation import Translation
+from adalink_jax.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
     "adalink": AdaLink,
@@ -28,6 +30,8 @@ METHODS: dict[str, type[Method]] = {
     "position_offsets": PositionOffsets,
     "invertible": Invertible,
     "dora": DoRA,
+    "vera": VeRA,
+    "peanut": PEANuT,
     "ia3": IA3,
     "bitfit": BitFit,
     "norm_tuning": NormTuning,

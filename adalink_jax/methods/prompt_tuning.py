@@ -1,83 +1,27 @@
 """Prompt tuning: P trained vectors in front of the encoder's input.
 
-Lester et al. 2021 (arXiv 2104.08691), with the residual reparameterization of Razdaibiedina et
-al. 2023 (arXiv 2305.03937) as AdaLink's paper uses it: ``P' = P + LayerNorm(W2 · relu(W1 · P))``,
-with the same weights for all vectors of a route. The stored adapter holds the resulting P'.
+Lester et al. 2021 (arXiv 2104.08691). In training the vectors may come from a generator
+(`prompt_generators`), as in AdaLink's paper. The stored adapter holds the resulting vectors.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.partitioning import param_with_axes
 from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Context, Method, Params
-from adalink_jax.values import Length, OneOf, Rate, Size
+from adalink_jax.methods.prompt_generators import FLAT, GENERATORS, Generator, Prompt
+from adalink_jax.values import Length, OneOf, Rate, Seed, Size
 
 INITIALISATIONS = ("random", "sampled_vocabulary", "class_labels", "text")
 
 # Lester et al. sample from the 5,000 most common tokens; SentencePiece orders by frequency, and
 # the first three ids are padding, EOS and unknown.
 _FIRST_SAMPLED_ID, _LAST_SAMPLED_ID = 3, 5000
-
-
-def reparameterised(
-    params: Params, dropout: Callable[[Array], Array] = lambda x: x
-) -> Float[Array, "K P D"]:
-    """Returns P' = P + LayerNorm(dropout(W2 · relu(W1 · P))) per route, or P if there is no W1."""
-    prompt = params["prompt"]
-    if "w1" not in params:
-        return prompt
-    hidden = nn.relu(jnp.einsum("kpd,kdm->kpm", prompt, params["w1"]))
-    residual = dropout(jnp.einsum("kpm,kmd->kpd", hidden, params["w2"]))
-    mean = residual.mean(axis=-1, keepdims=True)
-    variance = residual.var(axis=-1, keepdims=True)
-    normed = (residual - mean) * jax.lax.rsqrt(variance + 1e-6)
-    return prompt + normed * params["scale"][:, None] + params["bias"][:, None]
-
-
-class Prompt(nn.Module):
-    """The child scope with ``prompt [K,P,D]`` and the layers of its reparameterization."""
-
-    length: int
-    routes: int
-    bottleneck: int | None
-    dropout_rate: float
-
-    @nn.compact
-    def __call__(self, width: int, deterministic: bool) -> Float[Array, "K P D"]:
-        sizes = {
-            "routes": self.routes,
-            "prompt": self.length,
-            "adapter_embed": width,
-            "rank": self.bottleneck,
-        }
-
-        def param(name, init, *axes):
-            shape = tuple(sizes[axis] for axis in axes)
-            return param_with_axes(name, init, shape, jnp.float32, axes=axes)
-
-        # Lester et al.'s random initialization is uniform within ±0.5.
-        def uniform(key, shape, dtype):
-            return jax.random.uniform(key, shape, dtype, -0.5, 0.5)
-
-        params = {"prompt": param("prompt", uniform, "routes", "prompt", "adapter_embed")}
-        if self.bottleneck is not None:
-            fan_in = nn.initializers.variance_scaling(
-                1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
-            )
-            ones, zeros = nn.initializers.ones, nn.initializers.zeros
-            params["w1"] = param("w1", fan_in, "routes", "adapter_embed", "rank")
-            params["w2"] = param("w2", fan_in, "routes", "rank", "adapter_embed")
-            params["scale"] = param("scale", ones, "routes", "adapter_embed")
-            params["bias"] = param("bias", zeros, "routes", "adapter_embed")
-        dropout = nn.Dropout(self.dropout_rate, name="dropout")
-        return reparameterised(params, lambda x: dropout(x, deterministic=deterministic))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +33,16 @@ class PromptTuning(Method):
 
     Attributes:
       length: P, the number of vectors.
-      reparameterise: whether training uses the residual reparameterization.
-      bottleneck: width between its two layers.
-      dropout_rate: dropout on its residual.
+      reparameterise: whether vectors come from the generator in training.
+      bottleneck: M, the generator's inner width or rank.
+      dropout_rate: dropout on the residual of a generator that has one.
       initialisation: "random"; "sampled_vocabulary" (embeddings of common tokens);
         "class_labels" (the mean embedding of each of the task's labels, then sampled ones);
         "text" (the embeddings of `text`, repeated to the length).
       text: the string for the initialization "text".
       routes: K, the number of prompts; a row takes the prompt of its first token's route.
+      generator: "residual", "residual_biases", "mlp", "low_rank" or "ulpt".
+      seed: what the frozen matrix of "ulpt" is made from.
     """
 
     length: Length = 64
@@ -106,11 +52,14 @@ class PromptTuning(Method):
     initialisation: Annotated[str, OneOf(INITIALISATIONS)] = "sampled_vocabulary"
     text: str = ""
     routes: Size = 1
+    generator: Annotated[str, OneOf(tuple(GENERATORS))] = "residual"
+    seed: Seed = 0
 
     scope: ClassVar[str] = "prompt_tuning"
     size_field: ClassVar[str] = "length"
     training_only: ClassVar[tuple[str, ...]] = (
         *("reparameterise", "bottleneck", "dropout_rate", "initialisation", "text"),
+        *("generator", "seed"),
     )
 
     def __post_init__(self):
@@ -120,6 +69,16 @@ class PromptTuning(Method):
                 "PromptTuning.text goes with PromptTuning.initialisation = 'text'; got "
                 f"text {self.text!r} with initialisation {self.initialisation!r}"
             )
+        if self.initialisation != "random" and "prompt" not in self._source.leaves:
+            raise UserError(
+                f"PromptTuning.initialisation is '{self.initialisation}', but the generator "
+                f"'{self.generator}' has no vectors that could start from it; set it to 'random'"
+            )
+
+    @property
+    def _source(self) -> Generator:
+        """What the vectors come from."""
+        return GENERATORS[self.generator] if self.reparameterise else FLAT
 
     @property
     def start(self) -> str:
@@ -136,10 +95,12 @@ class PromptTuning(Method):
                 "several examples; set packing to False"
             )
         prompts = Prompt(
+            generator=self._source,
             length=self.length,
             routes=self.routes,
-            bottleneck=self.bottleneck if self.reparameterise else None,
+            bottleneck=self.bottleneck,
             dropout_rate=self.dropout_rate,
+            seed=self.seed,
             name=self.scope,
         )(x.shape[-1], ctx.deterministic).astype(x.dtype)
         if self.routes == 1:
@@ -181,13 +142,17 @@ class PromptTuning(Method):
         return {"encoder": {self.scope: scope}}
 
     def export(self, adapter: Params) -> tuple[Method, Params]:
-        prompt = reparameterised(adapter["encoder"][self.scope])
+        prompt = self._source.prompts(adapter["encoder"][self.scope], lambda x: x, self.seed)
         plain = dataclasses.replace(self, reparameterise=False, initialisation="random", text="")
         return plain, {"encoder": {self.scope: {"prompt": prompt}}}
 
     def for_inference(self, adapter: Params) -> tuple[Method, Params]:
         plain, tree = self.export(adapter)
-        return dataclasses.replace(plain, bottleneck=1, dropout_rate=0.0), tree
+        assert isinstance(plain, PromptTuning)
+        neutral = dataclasses.replace(
+            plain, bottleneck=1, dropout_rate=0.0, generator="residual", seed=0
+        )
+        return neutral, tree
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """Raises `UserError`: a base has no parameter that holds vectors before its input."""

@@ -13,6 +13,7 @@ from adalink_jax.checkpoints.architecture import infer_config, shapes_of
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
+from adalink_jax.methods.linears import modules_of
 from adalink_jax.models.parameters import init_base
 from adalink_jax.models.t5 import Transformer
 from tests.methods.toys import blank
@@ -196,6 +197,24 @@ def test_a_folded_lora_is_the_unfolded_one(based, name):
             atol=1e-5,
             rtol=0,
         )
+
+
+@pytest.mark.parametrize("name", ["vera", "peanut"])
+def test_folded_kernels_are_the_unfolded_ones(based, name):
+    config, base, batch = based
+    method = METHODS[name](
+        rank=3, linears=("*/query", "mlp/*"), stacks=("encoder", "decoder"), layers=(0,), routes=2
+    )
+    adapter = random_adapter(config, method, base)
+    folded = method.fold(base, adapter, 1)
+    changed = {n for n, x in flat(folded).items() if np.any(x != flat(base)[n])}
+    assert changed == {f"{place}/kernel" for place, _ in modules_of(adapter, name)}
+    np.testing.assert_allclose(
+        logits(config, folded, batch),
+        logits(config, merge(base, adapter), batch, method, 1),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_what_cannot_be_folded_says_why(based):

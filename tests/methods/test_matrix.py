@@ -36,8 +36,13 @@ SETTINGS = {
     "prompt_tuning": [
         {"length": 4, "bottleneck": 5},
         {"length": 4, "reparameterise": False, "routes": 3},
+        {"length": 4, "bottleneck": 5, "routes": 3, "generator": "residual_biases"},
+        {"length": 4, "bottleneck": 5, "initialisation": "random", "generator": "mlp"},
+        {"length": 4, "bottleneck": 3, "initialisation": "random", "generator": "low_rank"},
+        {"length": 4, "bottleneck": 2, "routes": 3, "initialisation": "random", "seed": 3,
+         "generator": "ulpt"},
     ],
-}
+}  # fmt: skip
 BOTH = ("encoder", "decoder")
 SETTINGS |= {
     "translation": [{}, {"routes": 3, "stacks": BOTH}],
@@ -48,6 +53,8 @@ SETTINGS |= {
         {"rank": 2, "stacks": BOTH, "dropout_rate": 0.1},
         {"rank": 2, "layers": (0,), "routes": 3, "alpha": 4.0},
     ],
+    "vera": [{"rank": 3}, {"rank": 3, "layers": (0,), "routes": 3, "linears": "*", "seed": 5}],
+    "peanut": [{"rank": 3}, {"rank": 3, "layers": (0,), "routes": 3, "stacks": BOTH}],
     "ia3": [{}, {"routes": 3, "layers": (0,), "feed_forward": False}],
     "bitfit": [{}, {"routes": 3, "linears": "mlp/*", "layers": (0,)}],
     "norm_tuning": [{}, {"routes": 3, "stacks": "encoder"}],

@@ -16,6 +16,7 @@ from adalink_jax.checkpoints import load_base
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Context, Site, merge
 from adalink_jax.methods.reft import ReFT
+from adalink_jax.methods.vera import frozen_pair
 from adalink_jax.models.layers import Attention
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -79,8 +80,12 @@ def random_torch():
 def with_peft(torch_t5, base, config):
     """A model of peft with random trained parameters; returns these by name, and its logits."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
+    return shaken(peft.get_peft_model(torch_t5(CONFIG, base), config).eval())
+
+
+def shaken(model, **more):
+    """Random trained parameters of a model of peft; returns these by name, and its logits."""
     torch = pytest.importorskip("torch")
-    model = peft.get_peft_model(torch_t5(CONFIG, base), config).eval()
     trained = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -93,7 +98,7 @@ def with_peft(torch_t5, base, config):
     inputs, targets = (torch.tensor(x).long() for x in fixed_inputs(CONFIG.vocab_size))
     with torch.no_grad():
         logits = model(
-            input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=targets
+            input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=targets, **more
         ).logits.numpy()
     return trained, logits
 
@@ -172,6 +177,44 @@ def test_dora_and_rslora_are_pefts(torch_t5, base, scope, theirs, ours):
 
 @pytest.mark.slow
 @pytest.mark.reference
+def test_vera_is_pefts(torch_t5, base):
+    """With our A and B, whose first rows and columns the smaller layers take."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    names = ["q", "v", "o", "wi_1", "wo"]
+    config = peft.VeraConfig(r=5, target_modules=names, d_initial=0.1)
+    model = peft.get_peft_model(torch_t5(CONFIG, base), config).eval()
+    width, wide = CONFIG.emb_dim, CONFIG.mlp_dim
+    down, up = (np.asarray(x).T for x in frozen_pair(7, 5, width, wide, wide))
+    model.base_model.vera_A["default"].copy_(torch.tensor(down))
+    model.base_model.vera_B["default"].copy_(torch.tensor(up))
+    trained, logits = shaken(model)
+    parts = {"lambda_d": "inner", "lambda_b": "outer"}
+    leaves = {
+        f"{place(n)}/vera/{next(ours for theirs, ours in parts.items() if theirs in n)}": x
+        for n, x in trained.items()
+    }
+    linears = ("*/query", "*/value", "*/out", "mlp/wi_1", "mlp/wo")
+    check(base, METHODS["vera"](rank=5, linears=linears, seed=7), leaves, logits)
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+def test_peanut_is_pefts(torch_t5, base):
+    peft = pytest.importorskip("peft")
+    config = peft.PeanutConfig(r=3, target_modules=["q", "v", "wi_1", "wo"])
+    trained, logits = with_peft(torch_t5, base, config)
+    parts = {"peanut_A": "down", "peanut_B": "up"}
+    leaves = {
+        f"{place(n)}/peanut/{next(ours for theirs, ours in parts.items() if theirs in n)}": x.T
+        for n, x in trained.items()
+    }
+    linears = ("*/query", "*/value", "mlp/wi_1", "mlp/wo")
+    check(base, METHODS["peanut"](rank=3, linears=linears, stacks=BOTH), leaves, logits)
+
+
+@pytest.mark.slow
+@pytest.mark.reference
 def test_embedding_lora_is_pefts(torch_t5, base):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["encoder.embed_tokens"])
@@ -179,6 +222,30 @@ def test_embedding_lora_is_pefts(torch_t5, base):
     rows, up = (next(x for n, x in trained.items() if part in n) for part in ("_A", "_B"))
     leaves = {"encoder/embedding_lora/rows": rows.T, "encoder/embedding_lora/up": up.T}
     check(base, METHODS["embedding_lora"](rank=3, alpha=5.0), leaves, logits)
+
+
+@pytest.mark.slow
+@pytest.mark.reference
+def test_p_tuning_is_pefts(torch_t5, base):
+    peft = pytest.importorskip("peft")
+    config = peft.PromptEncoderConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=1,
+        encoder_hidden_size=5,
+    )  # fmt: skip
+    trained, logits = with_peft(torch_t5, base, config)
+    names = {"embedding.weight": "prompt"}
+    for i, layer in enumerate((0, 2, 4), 1):
+        names |= {f"mlp_head.{layer}.weight": f"w{i}", f"mlp_head.{layer}.bias": f"b{i}"}
+    own = {ours: next(x for n, x in trained.items() if n.endswith(theirs))
+           for theirs, ours in names.items()}  # fmt: skip
+    leaves = {
+        f"encoder/prompt_tuning/{name}": x.T if name.startswith("w") else x
+        for name, x in own.items()
+    }
+    method = METHODS["prompt_tuning"](
+        length=3, bottleneck=5, generator="mlp", initialisation="random"
+    )
+    check(base, method, leaves, logits)
 
 
 @pytest.mark.slow
@@ -341,7 +408,7 @@ def test_dept_and_adept_are_their_formulas(base):
 
 def test_published_numbers_of_parameters():
     from adalink_jax.config import gin_files
-    from adalink_jax.tools.cost.counts import stored_parameters
+    from adalink_jax.tools.cost.counts import parameters, stored_parameters
 
     def count(model, name, *settings):
         config, method = gin_files.shipped(model, name, list(settings))
@@ -354,8 +421,10 @@ def test_published_numbers_of_parameters():
     expected = {"houlsby": 3_578_112, "bottleneck": 1_789_056, "prefix_tuning": 1_658_880,
                 "bitfit": 227_328, "norm_tuning": 47_616, "embedding_lora": 131_584,
                 "invertible": 296_064, "reft": 73_776, "ia3": 104_448, "dora": 795_648,
-                "translation": 768}  # fmt: skip
+                "translation": 768, "vera": 73_728, "peanut": 761_856, "ulpt": 76_800}  # fmt: skip
     assert {name: count("flan_t5_base", name) for name in expected} == expected
+    # ULPT's paper counts what trains: 100 · 2 + 2 · 768.
+    assert parameters(*gin_files.shipped("flan_t5_base", "ulpt", [])).trainable == 1_736
 
 
 def heads(x, kernel):

@@ -10,9 +10,14 @@ import pytest
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
+from adalink_jax.methods.seeded import seeded_uniform
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
 
+# The first numbers of row 3 of the two matrices that the largest seed makes.
+FROZEN = np.float32(
+    [[-0.9432522058486938, -0.763784646987915], [-0.7299394607543945, -0.49533212184906006]]
+)
 TOKENS = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
 
 
@@ -58,17 +63,41 @@ def test_prompts_are_virtual_tokens_bit_for_bit(tiny):
     np.testing.assert_array_equal(prompted, plain[..., : config.vocab_size])
 
 
-def test_reparameterisation_against_numpy(tiny):
-    """P + LayerNorm(W2·relu(W1·P)); what is exported is its result, and gives the same logits."""
-    config, base, batch = tiny
-    method, adapter, scope = make(tiny)
-    p, w1, w2 = (np.asarray(scope[name][0], np.float64) for name in ("prompt", "w1", "w2"))
-    residual = np.maximum(p @ w1, 0) @ w2
+def formula(name, leaves):
+    """What a generator gives, in NumPy."""
+    p, w1, w2, scale = (leaves.get(leaf) for leaf in ("prompt", "w1", "w2", "scale"))
+    if name == "low_rank":
+        return leaves["codes"] @ leaves["basis"]
+    if name == "ulpt":
+        codes = leaves["codes"]
+        limit = np.sqrt(6 / (codes.shape[1] + len(scale)))
+        frozen = np.asarray(seeded_uniform(9, codes.shape[1], len(scale)))[0] * limit
+        assert 0.9 * limit < np.abs(frozen).max() <= limit
+        return codes @ frozen * scale + leaves["shift"]
+    residual = np.maximum(p @ w1 + leaves.get("b1", 0), 0) @ w2 + leaves.get("b2", 0)
     normed = residual - residual.mean(-1, keepdims=True)
     normed /= np.sqrt(residual.var(-1, keepdims=True) + 1e-6)
+    return p + normed * scale + leaves["bias"]
+
+
+@pytest.mark.parametrize("name", ["residual", "residual_biases", "low_rank", "ulpt"])
+def test_generators_against_numpy(tiny, name):
+    """What is exported is the formula's result."""
+    method, adapter, _ = make(tiny, generator=name, initialisation="random", seed=9)
+    rng = np.random.default_rng(0)
+    adapter = jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape, np.float32), adapter)
+    scope = adapter["encoder"]["prompt_tuning"]
+    leaves = {leaf: np.asarray(x[0], np.float64) for leaf, x in scope.items()}
     exported, tree = method.export(adapter)
-    np.testing.assert_allclose(tree["encoder"]["prompt_tuning"]["prompt"][0], p + normed, atol=1e-4)
+    prompt = tree["encoder"]["prompt_tuning"]["prompt"][0]
+    np.testing.assert_allclose(prompt, formula(name, leaves), atol=1e-4)
     assert not exported.reparameterise
+
+
+def test_what_is_exported_gives_the_same_logits(tiny):
+    config, base, batch = tiny
+    method, adapter, _ = make(tiny)
+    exported, tree = method.export(adapter)
     inputs = [batch[name] for name in TOKENS]
     one, other = (
         jax.jit(functools.partial(Transformer(config, m).apply, enable_dropout=False))(
@@ -77,6 +106,15 @@ def test_reparameterisation_against_numpy(tiny):
         for m, t in ((method, adapter), (exported, tree))
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_the_frozen_matrix_is_the_same_for_all_time():
+    """Adapters of VeRA depend on it; and smaller matrices are parts of larger ones."""
+    large = np.asarray(seeded_uniform(2**32 - 1, 50, 40))
+    np.testing.assert_array_equal(seeded_uniform(2**32 - 1, 7, 30), large[:, :7, :30])
+    np.testing.assert_array_equal(large[:, 3, :2], FROZEN)
+    assert abs(large.mean()) < 0.05 and abs(large.var() - 1 / 3) < 0.02
+    assert abs(np.corrcoef(large[0].ravel(), large[1].ravel())[0, 1]) < 0.1
 
 
 def test_initialisations(tiny):
@@ -106,6 +144,7 @@ def test_which_texts_are_wanted():
         ({"initialisation": "vocab"}, "takes one of random"),
         ({"initialisation": "text"}, "goes with"),
         ({"text": "any"}, "goes with"),
+        ({"generator": "ulpt"}, "has no vectors that could start from it"),
         ({"dropout_rate": -0.1}, "dropout_rate is -0.1"),
     ],
 )

@@ -17,11 +17,16 @@ SINGLE = {
     "lora": METHODS["lora"](rank=2, stacks=("encoder", "decoder"), alpha=3.0),
     "lora_some": METHODS["lora"](rank=2, linears=("mlp/*",), layers=(1,)),
     "prompt_tuning": METHODS["prompt_tuning"](length=3),
+    "prompt_ulpt": METHODS["prompt_tuning"](
+        length=3, bottleneck=2, initialisation="random", generator="ulpt"
+    ),
     "translation": METHODS["translation"](),
     "embedding_lora": METHODS["embedding_lora"](rank=2),
     "position_offsets": METHODS["position_offsets"](rank=2, max_length=20),
     "invertible": METHODS["invertible"](),
     "dora": METHODS["dora"](rank=2),
+    "vera": METHODS["vera"](rank=3),
+    "peanut": METHODS["peanut"](rank=2),
     "ia3": METHODS["ia3"](),
     "bitfit": METHODS["bitfit"](),
     "norm_tuning": METHODS["norm_tuning"](),
