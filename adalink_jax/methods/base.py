@@ -333,6 +333,13 @@ class Method(Checked):
         """Returns whether a parameter, given by its "/"-joined name, belongs to the method."""
         return not set(self.scopes).isdisjoint(name.split("/"))
 
+    def has_routes(self, name: str) -> bool:
+        """Returns whether a parameter, given by its "/"-joined name, has the axis of routes.
+
+        A leaf of the method's own may lack it in training; the tree of `export` has it everywhere.
+        """
+        return self.owns(name)
+
     def rate_factor(self, name: str) -> float:
         """Returns the factor of the learning rate of a leaf, given by its "/"-joined name."""
         return math.prod(f for pattern, f in self.rate_factors or () if fnmatchcase(name, pattern))
@@ -383,13 +390,16 @@ class Method(Checked):
         return self, adapter
 
     def one_route(self, adapter: Params, route: int) -> tuple["Method", Params]:
-        """Returns the adapter of one of the K modules, and its method. Base leaves are unchanged.
+        """Returns the adapter of one of the K modules, and its method; other leaves are unchanged.
 
         Raises:
           UserError: the method has no routes.
         """
         flat = self._flat_with_routes(adapter)
-        one = {n: leaf[route : route + 1] if self.owns(n) else leaf for n, leaf in flat.items()}
+        one = {
+            name: leaf[route : route + 1] if self.has_routes(name) else leaf
+            for name, leaf in flat.items()
+        }
         return self.with_routes(1), traverse_util.unflatten_dict(one, sep="/")
 
     def stack(self, adapters: Sequence[Params]) -> tuple["Method", Params]:

@@ -198,6 +198,9 @@ class Compose(Method):
     def trainable(self, name: str) -> bool:
         return any(part.trainable(name) for part in self.methods)
 
+    def has_routes(self, name: str) -> bool:
+        return any(part.has_routes(name) for part in self.methods)
+
     def rate_factor(self, name: str) -> float:
         own = (part.rate_factor(name) for part in self.methods if part.owns(name))
         return super().rate_factor(name) * next(own, 1.0)

@@ -5,6 +5,7 @@ and B [R,Dout], B zero at the start. It is to a kernel what AdaLink is to a toke
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -49,9 +50,9 @@ class _OfKernel(nn.Module):
         down = param("down", DOWN_INIT, "routes", "adapter_embed", "rank")
         up = param("up", nn.initializers.zeros, "routes", "rank", "adapter_embed")
 
-        # The backward pass makes the float32 kernel again, which may be stored in fewer bits; kept,
-        # those of all layers would need as much memory as a second base.
-        @jax.checkpoint
+        # The backward pass keeps the product, but makes the float32 kernel again, which may be
+        # stored in fewer bits: those of all layers would need as much memory as a second base.
+        @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.checkpoint_dots)
         def made(down: Float[Array, "K Dout R"]) -> Float[Array, "K Din R"]:
             return self.activation(jnp.einsum("df,kfr->kdr", kernel(), down))
 

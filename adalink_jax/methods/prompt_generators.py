@@ -10,8 +10,10 @@ A stored adapter has the vectors alone. With K routes, P vectors of width D and 
 * "low_rank": ``U · V`` with U [P,M] and V [M,D].
 * "ulpt": ULPT (Wu et al. 2025, arXiv 2502.04501), ``(Z · Q) ∘ s + t`` with Z [P,M], s and t [D],
   and Q [M,D] frozen, made from a seed.
+* "mpt": MPT (Wang et al. 2023, arXiv 2303.02861) without its distillation, ``P ∘ (u_k · v_kᵀ)`` for
+  route k, with u_k [P] and v_k [D] from one, and P the same for all routes.
 
-All routes have weights of their own, but the same Q.
+All else is a route's own but Q, which all routes share too.
 """
 
 import dataclasses
@@ -58,6 +60,10 @@ class Generator:
     leaves: Mapping[str, tuple[Callable[..., Array], str]]
     prompts: Callable[[Params, Dropout, int], Prompts]
 
+    def has_routes(self, leaf: str) -> bool:
+        """Returns whether a parameter has an axis of routes."""
+        return self.leaves[leaf][1].startswith("K")
+
 
 def _flat(params: Params, dropout: Dropout, seed: int) -> Prompts:
     return params["prompt"]
@@ -96,6 +102,10 @@ def _ulpt(params: Params, dropout: Dropout, seed: int) -> Prompts:
     return (params["codes"] @ basis) * params["scale"][:, None] + params["shift"][:, None]
 
 
+def _mpt(params: Params, dropout: Dropout, seed: int) -> Prompts:
+    return params["prompt"] * (params["rows"][:, :, None] * params["columns"][:, None])
+
+
 _PROMPT = {"prompt": (_lester, "KPD")}
 _RESIDUAL = {
     **_PROMPT,
@@ -125,6 +135,9 @@ GENERATORS = {
     "low_rank": Generator({"codes": (_NORMAL, "KPM"), "basis": (_AS_LESTER, "KMD")}, _low_rank),
     "ulpt": Generator(
         {"codes": (_NORMAL, "KPM"), "scale": (_ONES, "KD"), "shift": (_ZEROS, "KD")}, _ulpt
+    ),
+    "mpt": Generator(
+        {"prompt": (_lester, "PD"), "rows": (_ONES, "KP"), "columns": (_ONES, "KD")}, _mpt
     ),
 }
 

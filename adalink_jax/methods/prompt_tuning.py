@@ -41,7 +41,7 @@ class PromptTuning(Method):
         "text" (the embeddings of `text`, repeated to the length).
       text: the string for the initialization "text".
       routes: K, the number of prompts; a row takes the prompt of its first token's route.
-      generator: "residual", "residual_biases", "mlp", "low_rank" or "ulpt".
+      generator: "residual", "residual_biases", "mlp", "low_rank", "ulpt" or "mpt".
       seed: what the frozen matrix of "ulpt" is made from.
     """
 
@@ -83,6 +83,9 @@ class PromptTuning(Method):
     @property
     def start(self) -> str:
         return "elsewhere"
+
+    def has_routes(self, name: str) -> bool:
+        return self.owns(name) and self._source.has_routes(name.rpartition("/")[2])
 
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context
@@ -138,7 +141,8 @@ class PromptTuning(Method):
                 classes = jnp.stack([table[jnp.asarray(ids)].mean(0) for ids in token_ids if ids])
                 prompt = jnp.concatenate([classes, prompt])[: self.length]
             prompts.append(prompt)
-        scope = {**adapter["encoder"][self.scope], "prompt": jnp.stack(prompts)}
+        prompt = jnp.stack(prompts) if self._source.has_routes("prompt") else prompts[0]
+        scope = {**adapter["encoder"][self.scope], "prompt": prompt}
         return {"encoder": {self.scope: scope}}
 
     def export(self, adapter: Params) -> tuple[Method, Params]:

@@ -46,7 +46,9 @@ class _Scaled(nn.Module):
     seed: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T Din"], outputs: int, ctx: Context):
+    def __call__(
+        self, x: Float[Array, "B T Din"], outputs: int, ctx: Context
+    ) -> Float[Array, "B T Dout"]:
         def param(name: str, init: Any, axis: str, size: int) -> Array:
             shape, axes = (self.routes, size), ("routes", axis)
             leaf = param_with_axes(name, init, shape, jnp.float32, axes=axes)

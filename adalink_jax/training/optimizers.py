@@ -106,7 +106,8 @@ def per_module(
 
     An adapter's leaf stacks K modules on its leading axis. Second moments, clipping and scaling
     of one task must not depend on another task, so the transformation is mapped over that axis.
-    Leaves of the base that the method unlocks have no such axis. If the base trains, it may hold
+    Leaves of the base that the method unlocks have no such axis, and neither have a method's own
+    that its routes share (`Method.has_routes`). If the base trains, it may hold
     stacked layers (`adalink_jax.models.stacking`); the transformation is mapped over these.
 
     The updates of some leaves are multiplied by the method's `rate_factors`.
@@ -145,7 +146,7 @@ def _with_factors(
 
 
 def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.GradientTransformation:
-    """Maps over the routes. Leaves of the base, if any, have a separate part of the state."""
+    """Maps over the routes. Leaves without them, if any, have a separate part of the state."""
 
     def update(updates, state, params=None):
         return jax.vmap(inner.update)(updates, state, params)
@@ -155,7 +156,7 @@ def _per_route(inner: optax.GradientTransformation, method: Method) -> optax.Gra
     def owners(params: Any) -> Any:
         def label(path, _):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return "method" if method.owns(name) else "base"
+            return "method" if method.has_routes(name) else "base"
 
         return jax.tree_util.tree_map_with_path(label, params)
 

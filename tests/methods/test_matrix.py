@@ -41,6 +41,7 @@ SETTINGS = {
         {"length": 4, "bottleneck": 3, "initialisation": "random", "generator": "low_rank"},
         {"length": 4, "bottleneck": 2, "routes": 3, "initialisation": "random", "seed": 3,
          "generator": "ulpt"},
+        {"length": 4, "routes": 3, "generator": "mpt"},
     ],
 }  # fmt: skip
 BOTH = ("encoder", "decoder")
@@ -365,7 +366,7 @@ def test_the_form_for_inference_computes_the_same(trained, tiny):
 
 
 def test_routes_are_divided_and_stacked_bit_for_bit(trained):
-    method, tree = trained.method, trained.after.trainable
+    method, tree = trained.method.export(trained.after.trainable)
     if not method.routed:
         with pytest.raises(UserError, match="no routes"):
             method.one_route(tree, 0)

@@ -13,6 +13,7 @@ from adalink_jax.methods.base import merge
 from adalink_jax.methods.seeded import seeded_uniform
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.training import optimizers
 
 # The first numbers of row 3 of the two matrices that the largest seed makes.
 FROZEN = np.float32(
@@ -106,6 +107,31 @@ def test_what_is_exported_gives_the_same_logits(tiny):
         for m, t in ((method, adapter), (exported, tree))
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_what_routes_share_is_trained_as_one(tiny):
+    """The shared prompt as if alone; a route's factors as if the other routes were not."""
+    _, adapter, scope = make(tiny, generator="mpt", routes=3)
+    method = METHODS["prompt_tuning"](length=3, generator="mpt", routes=3)
+    assert {leaf: x.shape for leaf, x in scope.items()} == {
+        "prompt": (3, 16), "rows": (3, 3), "columns": (3, 16),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: rng.exponential(1, x.shape).astype(np.float32), adapter)
+
+    def plain(rate):
+        return optimizers.adafactor(rate, multiply_by_parameter_scale=True, factored=False)
+
+    def updates(optimizer, gradients, params):
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    rate = optimizers.factors()
+    found = updates(optimizers.per_module(plain(rate), method), gradients, adapter)
+    found, own = found["encoder"]["prompt_tuning"], gradients["encoder"]["prompt_tuning"]
+    whole = updates(plain(rate), own["prompt"], scope["prompt"])
+    np.testing.assert_allclose(found["prompt"], whole, rtol=1e-5)
+    one = updates(plain(rate), own["columns"][1], scope["columns"][1])
+    np.testing.assert_allclose(found["columns"][1], one, rtol=1e-5)
 
 
 def test_the_frozen_matrix_is_the_same_for_all_time():
