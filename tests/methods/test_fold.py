@@ -205,7 +205,7 @@ def test_folded_kernels_are_the_unfolded_ones(based, name):
     method = METHODS[name](
         rank=3, linears=("*/query", "mlp/*"), stacks=("encoder", "decoder"), layers=(0,), routes=2
     )
-    adapter = random_adapter(config, method, base)
+    adapter = random_adapter(config, method)
     folded = method.fold(base, adapter, 1)
     changed = {n for n, x in flat(folded).items() if np.any(x != flat(base)[n])}
     assert changed == {f"{place}/kernel" for place, _ in modules_of(adapter, name)}
