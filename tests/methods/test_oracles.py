@@ -250,31 +250,6 @@ def test_p_tuning_is_pefts(torch_t5, base):
 
 @pytest.mark.slow
 @pytest.mark.reference
-def test_multi_task_prompts_are_pefts(torch_t5, base):
-    """The prompts themselves: peft's forward pass drops the decoder's input here."""
-    peft = pytest.importorskip("peft")
-    torch = pytest.importorskip("torch")
-    config = peft.MultitaskPromptTuningConfig(
-        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=1, num_tasks=2
-    )
-    model = peft.get_peft_model(torch_t5(CONFIG, base), config).eval()
-    parts = {"embedding.weight": "prompt", "task_cols": "rows", "task_rows": "columns"}
-    leaves = {}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape, generator=random_torch()))
-                part = next(ours for theirs, ours in parts.items() if name.endswith(theirs))
-                leaves[part] = parameter.numpy().copy()
-        expected = model.get_prompt(batch_size=2, task_ids=torch.tensor([0, 1])).numpy()
-    leaves["rows"], leaves["columns"] = leaves["rows"][:, :, 0], leaves["columns"][:, 0]
-    method = METHODS["prompt_tuning"](length=3, routes=2, generator="mpt")
-    _, stored = method.export({"encoder": {"prompt_tuning": leaves}})
-    np.testing.assert_allclose(stored["encoder"]["prompt_tuning"]["prompt"], expected, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.reference
 def test_prefix_tuning_of_the_decoder_is_pefts(torch_t5, base):
     """peft has no prefix elsewhere in a T5."""
     peft = pytest.importorskip("peft")

@@ -109,6 +109,31 @@ def test_what_is_exported_gives_the_same_logits(tiny):
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.reference
+def test_multi_task_prompts_are_pefts(torch_t5, tiny):
+    """The prompts themselves: peft's forward pass drops the decoder's input here."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    config = peft.MultitaskPromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=1, num_tasks=2
+    )
+    model = peft.get_peft_model(torch_t5(*tiny[:2]), config).eval()
+    parts = {"embedding.weight": "prompt", "task_cols": "rows", "task_rows": "columns"}
+    leaves, generator = {}, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                part = next(ours for theirs, ours in parts.items() if name.endswith(theirs))
+                leaves[part] = parameter.numpy().copy()
+        expected = model.get_prompt(batch_size=2, task_ids=torch.tensor([0, 1])).numpy()
+    leaves["rows"], leaves["columns"] = leaves["rows"][:, :, 0], leaves["columns"][:, 0]
+    method = METHODS["prompt_tuning"](length=3, routes=2, generator="mpt")
+    _, stored = method.export({"encoder": {"prompt_tuning": leaves}})
+    np.testing.assert_allclose(stored["encoder"]["prompt_tuning"]["prompt"], expected, atol=1e-6)
+
+
 def test_what_routes_share_is_trained_as_one(tiny):
     """The shared prompt as if alone; a route's factors as if the other routes were not."""
     _, adapter, scope = make(tiny, generator="mpt", routes=3)
