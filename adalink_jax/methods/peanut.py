@@ -19,11 +19,8 @@ from jaxtyping import Float
 from adalink_jax.methods.base import Array, Context, Layers, Params, Site, Stacks
 from adalink_jax.methods.linears import OnLinears, kernel_of, modules_of, with_kernels
 from adalink_jax.methods.lora import DOWN_INIT
-from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank
-from adalink_jax.values import OneOf, Range, Size
-
-# f(W·A) of all routes is computed at each layer, so cost grows with their number.
-_MOST_ROUTES = 64
+from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank, row_routes
+from adalink_jax.values import OneOf, Size
 
 
 class _OfKernel(nn.Module):
@@ -56,8 +53,15 @@ class _OfKernel(nn.Module):
         def made(down: Float[Array, "K Dout R"]) -> Float[Array, "K Din R"]:
             return self.activation(jnp.einsum("df,kfr->kdr", kernel(), down))
 
+        routes = ctx.routes
+        if self.routes > 1:
+            ids, slot = row_routes(routes, self.routes, ctx.route_slots)
+            if ids.size < self.routes:
+                # f(W·A) only of the modules that some row uses, of which each has its own copies.
+                down, up = down[ids.reshape(-1)], up[ids.reshape(-1)]
+                routes = ids.shape[1] * jnp.arange(len(ids))[:, None] + slot
         return routed_low_rank(
-            x, made(down).astype(x.dtype), up.astype(x.dtype), ctx.routes, ctx.route_slots
+            x, made(down).astype(x.dtype), up.astype(x.dtype), routes, ctx.route_slots
         )
 
 
@@ -71,7 +75,7 @@ class PEANuT(OnLinears):
       linears: shell patterns over "block/layer", as LoRA's.
       stacks: the stacks whose layers are adapted.
       layers: numbers of the adapted layers in each stack; None for all.
-      routes: K, the number of modules, at most 64, as each costs as much in every step.
+      routes: K, the number of modules; each token's route chooses one.
     """
 
     rank: Size
@@ -79,7 +83,7 @@ class PEANuT(OnLinears):
     linears: tuple[str, ...] = ("*attention/*", "mlp/*")
     stacks: Stacks = ("encoder",)
     layers: Layers = None
-    routes: Annotated[int, Range(1, _MOST_ROUTES)] = 1
+    routes: Size = 1
 
     scope: ClassVar[str] = "peanut"
     size_field: ClassVar[str] = "rank"
