@@ -252,8 +252,8 @@ def _without_logs() -> Iterator[None]:
 def _drop_echoes() -> None:
     """Keeps what a save raises from being said again for each other array, with tracebacks.
 
-    The first write that fails ends Orbax's event loop. TensorStore's threads, which bring the
-    others' ends, and asyncio, which looks for errors that nobody took, say so also after the save.
+    The first write that fails ends Orbax's event loop. TensorStore's threads, Orbax's own, and
+    asyncio, which looks for errors that nobody took, then tell of the others, also after the save.
     """
     before = sys.unraisablehook
 
@@ -263,10 +263,12 @@ def _drop_echoes() -> None:
 
     def is_no_echo(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return "exception was never retrieved" not in message or "orbax" not in message
+        untaken = "exception was never retrieved" in message and "orbax" in message
+        return not untaken and "_SignalingThread.run() raised an exception" not in message
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(is_no_echo)
+    for name in ("asyncio", "absl"):
+        logging.getLogger(name).addFilter(is_no_echo)
 
 
 def _on_all_hosts(what: str, call: Callable[[], Any]) -> Any:

@@ -146,6 +146,7 @@ class Reader:
     def read_flag(self, binding: str) -> None:
         """Reads ``NAME=VALUE`` from the flag ``--gin.NAME=VALUE``."""
         name, _, text = (part.strip() for part in binding.partition("="))
+        binding = " ".join(binding.split())  # As it stands in errors, which are one line.
         if not _NAME.fullmatch(name):
             raise UserError(f"--gin.{binding}: expected --gin.NAME=VALUE")
         try:
@@ -153,7 +154,7 @@ class Reader:
         except UserError:
             if not _BARE_STRING.fullmatch(text):
                 quoted = "\"'…'\""
-                given = f"--gin.{binding[:_SHOWN]}: '{text[:_SHOWN]}'"
+                given = f"--gin.{binding[:_SHOWN]}: '{' '.join(text.split())[:_SHOWN]}'"
                 raise UserError(f"{given} is no gin value; quote a string as {quoted}") from None
             # The shell does not expand the tilde of --gin.MODEL_DIR=~/run.
             text = repr(os.path.expanduser(text))

@@ -53,6 +53,10 @@ MISTAKES = {
         ["--gin.RANK={1"],
         "--gin.RANK={1: '{1' is no gin value; quote a string as \"'…'\"",
     ),
+    "a break in the line": (
+        ["--gin.RANK={1\n2"],
+        "--gin.RANK={1 2: '{1 2' is no gin value; quote a string as \"'…'\"",
+    ),
     "no value": (["--gin.RANK"], "--gin.RANK needs a value: --gin.RANK=…"),
     "empty value": (["--gin.RANK="], "--gin.RANK=: '' is no gin value; quote a string as \"'…'\""),
     "no name": (["--gin.=3"], "--gin.=3: expected --gin.NAME=VALUE"),
