@@ -112,6 +112,7 @@ PARAMETERS = {
     "prompt_tuning.PromptTuning": {
         **{"length": "size", "reparameterise": "flag", "bottleneck": "size", "routes": "size"},
         **{"dropout_rate": "rate", "initialisation": "name", "text": "text"},
+        **{"generator": "name", "seed": "seed"},
     },
     "full.Full": {},
     "optimizers.factors": {
