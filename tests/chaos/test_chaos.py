@@ -14,6 +14,7 @@ import pytest
 from tests.chaos import fuzz, jobs, planted, server, trials
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Hosts have tests of their own in the long tier.
 SHORT = (
     "kill train adalink",
     "kill train full",
@@ -24,7 +25,6 @@ SHORT = (
     "full eval",
     "clock train adalink",
     "twice train adalink",
-    "hosts train adalink",
     *(kind for kind in trials.KINDS if kind.startswith(("damage", "fuzz"))),
 )
 
