@@ -24,7 +24,7 @@ from adalink_jax.methods.reft import Positions
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.runs import description, options, scoring, training
 from adalink_jax.training import optimizers
-from adalink_jax.values import Length, Rate, Size
+from adalink_jax.values import Length, Rate, Seed, Size
 
 # As they are written in a gin file.
 VALUES = ("'a'", "''", "1.5", "-1", "0", "None", "True", "[]", "{}", "1e999", "1000000000000")
@@ -145,7 +145,7 @@ KINDS = dict(
     (
         *((Size, "size"), (Length, "size"), (Rate, "rate"), (float, "number"), (bool, "flag")),
         *((Stacks, "list of names"), (Layers, "numbers?"), (RateFactors, "object?")),
-        *((Parts, "object"), (Positions, "seed")),
+        *((Parts, "object"), (Positions, "seed"), (Seed, "seed")),
     )
 )
 OTHERS = {
