@@ -2,7 +2,7 @@
 
 Measured at FLAN-T5 small's shape (random weights, a batch without padding), on all cores:
 
-* each method in `METHODS`: the compiled step that `adalink_jax.runs.train` runs, with its defaults
+* each of the paper's methods: the compiled step that `adalink_jax.runs.train` runs, with its defaults
   and Adafactor; the state is donated;
 * the floor: the same network, loss and metrics without a method, and only the gradient of the
   encoder's input. Nothing trains, so no input-centric method can be faster;
@@ -68,13 +68,14 @@ def make_batch(vocab_size: int, shape: matrix_products.Shape) -> dict[str, np.nd
 
 
 def methods(prompt_length: int) -> dict[str, Method]:
-    """Returns every method with its defaults; new ones in `METHODS` are included."""
+    """Returns the paper's methods."""
     settings: dict[str, dict[str, Any]] = {
         "adalink": {"rank": RANK},
         "lora": {"rank": RANK},
         "prompt_tuning": {"length": prompt_length},
+        "full": {},
     }
-    return {name: method(**settings.get(name, {})) for name, method in METHODS.items()}
+    return {name: METHODS[name](**own) for name, own in settings.items()}
 
 
 def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: Mesh) -> Step:

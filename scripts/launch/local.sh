@@ -32,6 +32,15 @@ reaper=
 for ((left = hosts; left > 0; left--)); do
     { wait -n -p ended "${pids[@]}"; } 2>/dev/null # The shell's own word on a killed host.
     status=$?
+    if [[ -z ${ended:-} ]]; then # It ended before the shell waited for it.
+        for host in "${!pids[@]}"; do
+            kill -0 "${pids[host]}" 2>/dev/null && continue
+            ended=${pids[host]}
+            { wait "$ended"; } 2>/dev/null
+            status=$?
+            break
+        done
+    fi
     for host in "${!pids[@]}"; do
         [[ ${pids[host]} == "${ended:-}" ]] || continue
         unset "pids[host]"

@@ -1,9 +1,9 @@
-"""Trains every method on meshes of virtual CPU devices and prints the losses as JSON.
+"""Trains methods on meshes of virtual CPU devices and prints the losses as JSON.
 
 Run as a process of its own: ``mesh_losses.py MESH…``. A mesh is like 4x2 (data × model) or 2x2x2
 (slice × data × model), with an f behind it where parameters are fully sharded; 1x1 is one device.
-METHODS in the environment names those that are wanted, like "lora full", default all; FROZEN_DTYPE
-in which the base is stored.
+METHODS in the environment names those that are wanted, like "lora full", default those below;
+FROZEN_DTYPE in which the base is stored.
 Several processes join by the environment that `adalink_jax.distributed.hosts.joined` reads.
 """
 
@@ -24,7 +24,9 @@ from adalink_jax.training import optimizers, state, step
 
 STEPS = 20
 BATCH_SIZE = 16
-KWARGS = {"prompt_tuning": {"length": 2}}
+KWARGS = {"prompt_tuning": {"length": 2}, "prefix_tuning": {"length": 2}}
+# The paper's, and those that read what a mesh splits: kernels, and keys by heads.
+NAMES = ("adalink", "lora", "prompt_tuning", "full", "dora", "prefix_tuning")
 CONFIG = T5Config(
     vocab_size=48,
     emb_dim=16,
@@ -102,7 +104,7 @@ def layout_of(mesh: str) -> sharding.Layout:
 
 def main() -> None:
     """Prints {mesh: {method: losses}}."""
-    names = os.environ.get("METHODS", " ".join(METHODS)).split()
+    names = os.environ.get("METHODS", " ".join(NAMES)).split()
     base = jax.device_get(parameters.init_base(CONFIG, jax.random.key(0)))
     print(
         json.dumps(
