@@ -2,8 +2,8 @@
 
 Measured at FLAN-T5 small's shape (random weights, a batch without padding), on all cores:
 
-* each of the paper's methods: the compiled step that `adalink_jax.runs.train` runs, with its defaults
-  and Adafactor; the state is donated;
+* each of the paper's methods: the compiled step that `adalink_jax.runs.train` runs, with its
+  defaults and Adafactor; the state is donated;
 * the floor: the same network, loss and metrics without a method, and only the gradient of the
   encoder's input. Nothing trains, so no input-centric method can be faster;
 * products: only the matrix products of such a step (`matrix_products`), for the floor, for the
