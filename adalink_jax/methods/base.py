@@ -195,7 +195,7 @@ class Method(Checked):
     @property
     def scopes(self) -> tuple[str, ...]:
         """The scopes of its parameters."""
-        return (self.scope,)
+        return (self.scope,) if self.scope else ()
 
     def part(self, name: str) -> "Method | None":
         """Returns the part that is the method of this name; None if there is none."""

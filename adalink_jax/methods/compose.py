@@ -88,7 +88,7 @@ class Compose(Method):
 
     @property
     def scopes(self) -> tuple[str, ...]:
-        return tuple(part.scope for part in self.methods)
+        return tuple(scope for part in self.methods for scope in part.scopes)
 
     def part(self, name: str) -> Method | None:
         return next((part for part in (self, *self.methods) if part.scope == name), None)
