@@ -1,7 +1,7 @@
 """Several methods at once: their hooks run in the order of the parts.
 
-Published combinations are gin files: DePT, ADePT, MAM, UniPELT, LLaMA-Adapter V2, S4. Where order
-matters, it is that of `parts`: AdaLink before a prompt does not see the prompt's vectors.
+Published combinations are gin files: DePT, ADePT and MAM. Where order matters, it is that of
+`parts`: AdaLink before a prompt does not see the prompt's vectors.
 """
 
 import dataclasses

@@ -1,4 +1,8 @@
-"""Commands with one fault each, which trials must find. `right` has none."""
+"""Commands with one fault each, which trials must find. `right` has none.
+
+They sleep where a trial's signal is to meet them: a fault that takes no time cannot be met. Those
+that must not end, or hold memory, sleep until the trial ends them.
+"""
 
 import json
 import os

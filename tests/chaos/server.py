@@ -211,7 +211,7 @@ class _Child:
             probe.logits_of = lambda path, framework: probe.base_logits(path)
             probe.has_transformers = lambda: False
         self._prepare()
-        time.sleep(start.late)
+        time.sleep(start.late)  # So that two starts meet at another moment in each trial.
         self._shared[16:24] = (1).to_bytes(8, "little")
         if ":" in start.argv[0]:
             return pkgutil.resolve_name(start.argv[0])(*start.argv[1:]) or 0
@@ -299,6 +299,7 @@ def _serve(starts: list[Start]) -> list[_Child] | _Child:
         if children[-1].pid == 0:
             return children[-1]
     while not all(child.end for child in children):
+        # A child's memory and what it prints have no event to wait for.
         time.sleep(0.005)
         for child in children:
             if child.end is None:
