@@ -283,6 +283,8 @@ def _with_later_settings(before: Any, now: Any) -> Any:
       before: the record of an earlier version, or a part of it.
       now: this run's, which names the class of each object under "@".
     """
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        return [_with_later_settings(*one) for one in zip(before, now, strict=True)]
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return before
     known = {name: _with_later_settings(item, now.get(name)) for name, item in before.items()}

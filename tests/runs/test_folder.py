@@ -11,6 +11,7 @@ import pytest
 
 from adalink_jax import files
 from adalink_jax.errors import UserError
+from adalink_jax.runs import folder as folders
 from adalink_jax.runs import metrics
 from adalink_jax.runs.folder import RunFolder, comparable
 from adalink_jax.runs.metrics import Metrics
@@ -248,3 +249,11 @@ def test_a_full_disk_ends_metrics_in_one_line_and_only_the_events_of_tensorboard
         folder.log(50, {"loss": 1.0})
     folder.close()  # Raises nothing, not even with data that was not written.
     assert len(lines(folder)) == 49
+
+
+def test_settings_that_came_later_have_their_defaults_in_methods_of_methods_too():
+    adalink = {"@": "adalink_jax.methods.adalink.AdaLink", "rank": 4}
+    now = {"method": {"parts": [{**adalink, "bias": False}]}}
+    assert folders._with_later_settings({"method": {"parts": [adalink]}}, now) == now
+    changed = {"method": {"parts": [{**adalink, "bias": True}]}}
+    assert folders._with_later_settings({"method": {"parts": [adalink]}}, changed) == now
