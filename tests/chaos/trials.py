@@ -114,7 +114,7 @@ def damage(job: str, world: World, rng: random.Random, place: pathlib.Path) -> C
 
 
 # What is gone and said to be gone: a run goes on without the earlier metrics, a report lacks a run.
-_SAID = re.compile(r"metrics\.jsonl is missing: it begins anew|, left out: ")
+_SAID = re.compile(r"metrics\.jsonl is missing: it begins anew|, left out: | is gone, so ")
 
 
 def alter(path: pathlib.Path, rng: random.Random) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -138,6 +139,8 @@ class Run:
 def read(folder: pathlib.Path) -> Run | None:
     """Reads a finished run or the evaluation of a base; returns None for that of an adapter.
 
+    Predictions may have been deleted. That is said on stderr.
+
     Raises:
       UserError: the folder holds neither, or its files are damaged.
     """
@@ -145,6 +148,10 @@ def read(folder: pathlib.Path) -> Run | None:
         record, results = (read_json(folder / name) for name in ("run.json", "results.json"))
         digests = record.get("files", {})
         check_digests(folder, {name: digests[name] for name in digests if _is_read(folder, name)})
+        for name in digests:
+            if name.startswith("predictions/") and not (folder / name).exists():
+                note = "is gone, so its scores have no interval over examples"
+                print(f"{folder / name} {note}", file=sys.stderr)
         if "adapter_path" in record["configuration"]:
             without_adapter = record["configuration"]["adapter_path"] is None
             return _evaluation(folder, record, results) if without_adapter else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from adalink_jax.tools.report.groups import groups_of
 from adalink_jax.tools.report.predictions import Answers, NoDraws
 from adalink_jax.tools.report.runs import read
 from tasks import metrics
-from tests.tools.report.made import LABELS, write_predictions, write_run
+from tests.tools.report.made import LABELS, seal, write_predictions, write_run
 
 RNG = np.random.default_rng(0)
 TASK = "mini_a"
@@ -92,8 +93,19 @@ def test_examples_are_not_drawn_where_the_metric_is_another(tmp_path):
     assert "not all were scored on the same examples" in why(
         run, made(tmp_path / "b", 1, 0.8).first
     )
-    (tmp_path / "a" / "seed0" / "predictions" / f"{TASK}-validation.jsonl").unlink()
+    path = tmp_path / "a" / "seed0" / "predictions" / f"{TASK}-validation.jsonl"
+    path.unlink()
     assert "has no predictions" in why(dataclasses.replace(run))
+
+
+def test_predictions_that_are_gone_are_said(tmp_path, capsys):
+    group = made(tmp_path, 1, 0.8)
+    seal(pathlib.Path(group.first.path))
+    path = pathlib.Path(group.first.path) / "predictions" / f"{TASK}-validation.jsonl"
+    path.unlink()
+    assert read(path.parent.parent) is not None
+    said = f"{path} is gone, so its scores have no interval over examples\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"index": 0}', '{"inputs": 1}', ""])
