@@ -139,7 +139,8 @@ class RunFolder:
           UserError: it holds the results of more steps; or they, or what was written with them,
             are damaged or missing.
         """
-        path, digests = self.path / _RESULTS, (self.record() or {}).get("files", {})
+        path, record = self.path / _RESULTS, self.record() or {}
+        digests = record.get("files", {})
         try:
             step = files.read_json(path).get("step")
         except FileNotFoundError:
@@ -154,8 +155,11 @@ class RunFolder:
             )
         if step == train_steps:
             self._check_outcome(digests)
-            if _ADAPTER not in digests:  # Written by an earlier version.
+            if _ADAPTER not in digests:
                 load_adapter(self.path / "adapter")
+                if digests:  # No earlier version's: it was killed before these were written.
+                    self._record = {k: v for k, v in record.items() if k != "files"}
+                    self.record_outcome()
         return step == train_steps
 
     def _check_outcome(self, digests: Mapping[str, Any]) -> None:
@@ -210,6 +214,8 @@ class RunFolder:
         digests = {p.relative_to(self.path).as_posix(): files.digest(p) for p in outcome}
         if self._metrics is not None:
             digests[_METRICS] = self._metrics.digest()
+        elif earlier := (self.record() or {}).get("files", {}).get(_METRICS):
+            digests[_METRICS] = earlier
         files.write_sealed(self.path / "run.json", {**self._record, "files": digests})
 
     def record_seconds(self) -> None:

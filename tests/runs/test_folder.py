@@ -157,6 +157,18 @@ def test_a_finished_run_whose_files_are_damaged_is_not_finished(finished, name):
             finished.is_finished(5)
 
 
+def test_a_run_killed_before_its_outcome_was_recorded_gets_its_record(finished, monkeypatch):
+    """Between results.json and the digests in run.json; the next start writes what is missing."""
+    whole = finished.record()
+    killed = {**whole, "files": {"metrics.jsonl": whole["files"]["metrics.jsonl"]}}
+    monkeypatch.setattr(folders, "load_adapter", lambda path: None)
+    for open_metrics in (finished._metrics, None):
+        files.write_sealed(finished.path / "run.json", killed)
+        finished._metrics = open_metrics
+        assert finished.is_finished(5)
+        assert finished.record() == whole
+
+
 def test_a_finished_run_of_before_has_its_adapter_checked(finished):
     files.write_text(finished.path / "run.json", json.dumps({**RECORD, "starts": []}))
     with pytest.raises(UserError, match=r"adapter\.json: no JSON"):
