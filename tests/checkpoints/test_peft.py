@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import resource
 
 import jax
 import numpy as np
@@ -220,6 +221,21 @@ def test_we_read_pefts_prompts(based, torch_t5, peft, tmp_path, submodules):
     load.check_adapter(config, method, tree)
     ours = load.logits(config, merge(base, tree), method)
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(based, tmp_path):
+    """Here a limit of a file's size, which the tensors are over."""
+    config, _ = based("t5_1_1")
+    method = LoRA(rank=2)
+    tree = random_tree(config, method)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(UserError, match="/peft cannot be written: File too large"):
+            save_peft(tmp_path / "peft", method, tree, 0, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", mostly_slow(LORAS, ["layers and linears", "decoder, routed"]))

@@ -24,6 +24,7 @@ from flax import traverse_util
 from adalink_jax.checkpoints.architecture import check_shapes, expected_shapes
 from adalink_jax.checkpoints.fingerprint import as_float32
 from adalink_jax.checkpoints.formats.huggingface import tensor_names
+from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
 from adalink_jax.errors import UserError
 from adalink_jax.files import new_folder
 from adalink_jax.methods.base import Method, Params
@@ -101,8 +102,8 @@ def save_peft(
     with new_folder(folder) as partial:
         text = json.dumps(settings, indent=2, sort_keys=True)
         (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
-        tensors = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-        safetensors.numpy.save_file(tensors, partial / TENSORS, {"format": "pt"})
+        shapes = {name: tensors[name].shape for name in sorted(tensors)}
+        write_tensors(partial / TENSORS, shapes, tensors.__getitem__, {"format": "pt"})
         check(partial)
 
 
