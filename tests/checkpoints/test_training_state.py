@@ -208,9 +208,8 @@ def test_a_damaged_file_gives_the_step_before_and_never_other_numbers(tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_thousands_of_damaged_files_give_no_other_numbers(tmp_path, two_steps, seed):
-    damaged_and_restored(two_steps, tmp_path / "copy", 700, seed)
+def test_a_thousand_damaged_files_give_no_other_numbers(tmp_path, two_steps):
+    damaged_and_restored(two_steps, tmp_path / "copy", 1000, seed=1)
 
 
 def test_a_step_is_named_where_no_other_is_whole(tmp_path, two_steps):

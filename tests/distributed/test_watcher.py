@@ -325,7 +325,7 @@ def test_a_failure_is_told_and_its_consequences_are_not(start, hasty):
     assert group[1].last_words() == ""  # That host's own line says it.
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_host_that_is_stopped_is_named(start, hasty, victim):
     group = start(range(2), 2, program=hasty)
     all_here(group)

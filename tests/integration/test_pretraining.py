@@ -15,8 +15,8 @@ EQUAL = ("metrics.jsonl", "results.json", "adapter/adapter.json", "adapter/adapt
 
 
 def run(cache: pathlib.Path, command: list[str], *flags: str, **environment) -> None:
-    """Runs a script as a user would, with LLVM's optimisations."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "TEXT_FILE")}
+    """Runs a script."""
+    inherited = {k: v for k, v in os.environ.items() if k != "TEXT_FILE"}
     inherited |= {"ADALINK_CACHE_DIR": str(cache), "PYTHON": sys.executable}
     command = [*command, *(f"--gin.{flag}" for flag in flags)]
     done = subprocess.run(
