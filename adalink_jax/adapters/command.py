@@ -1,8 +1,9 @@
-"""Inspects adapters, checks them against their base, compares, stacks and splits them."""
+"""Inspects, checks, compares, compresses, stacks and splits adapters."""
 
 import argparse
 from collections.abc import Callable
 
+from adalink_jax.adapters.compress import DENSITIES, SCALES, compress
 from adalink_jax.adapters.inspect import diff, info, verify
 from adalink_jax.adapters.routes import import_peft, split_routes, stack
 
@@ -47,6 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     added = command("split", split_routes, about)
     added.add_argument("adapter", help=_FOLDER)
     added.add_argument("--to", required=True, help="the folder to write them into")
+
+    about = "compress an adapter to two bits a parameter (ComPEFT)"
+    added = command("compress", compress, about)
+    added.add_argument("adapter", help=_FOLDER)
+    added.add_argument("--to", required=True, help="the adapter's folder to write")
+    about = "the share of the numbers that are kept; of several the best is taken"
+    added.add_argument("--density", type=float, nargs="+", default=DENSITIES, help=about)
+    about = "their value in standard deviations; of several the best is taken"
+    added.add_argument("--scale", type=float, nargs="+", default=SCALES, help=about)
+    added.add_argument("--base", help="the base it was trained on")
+    added.add_argument("--task", help="the task whose score chooses density and scale")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Adapters on disk: a small folder that describes itself and the base it fits.
 
-``adapter.safetensors`` holds the trained arrays as float32, under their ``"/"``-joined names.
+``adapter.safetensors`` holds the trained arrays as float32, under their ``"/"``-joined names; those
+of a compressed adapter in two bits a number (`ternary`).
 ``adapter.json`` holds everything else: method and settings, the base's architecture and
 fingerprint, route names, metadata (resolved configuration, data identity, metrics), shape and
 dtype of every array, the SHA-256 of the safetensors file, and the SHA-256 of all these fields
@@ -21,6 +22,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from adalink_jax import files
+from adalink_jax.checkpoints import ternary
 from adalink_jax.checkpoints.architecture import (
     Shapes,
     check_shapes,
@@ -38,7 +40,10 @@ from adalink_jax.values import checked
 
 TENSORS = "adapter.safetensors"
 RECORD = "adapter.json"
+_TERNARY = "ternary"
 FORMAT_VERSION = 1
+# Of a folder with arrays that are stored in two bits a number.
+_TERNARY_VERSION = 2
 
 _SHOWN_DIGITS = 12
 
@@ -157,6 +162,7 @@ def save_adapter(
     base_fingerprint: str,
     route_names: Sequence[str] = ("all",),
     metadata: Mapping[str, Any] = types.MappingProxyType({}),
+    compressed: bool = False,
 ) -> None:
     """Writes an adapter atomically; equal arguments give equal bytes.
 
@@ -173,6 +179,7 @@ def save_adapter(
       base_fingerprint: `fingerprint` of the base.
       route_names: what each of the K routes is for.
       metadata: JSON values, without times or paths.
+      compressed: whether arrays that hold −s, 0 and s alone are stored in two bits a number.
 
     Raises:
       UserError: the folder cannot be written (permission, space).
@@ -190,19 +197,30 @@ def save_adapter(
     """
     flat = traverse_util.flatten_dict(adapter_tree, sep="/")
     arrays = {name: _as_stored(name, flat[name]) for name in sorted(flat)}
+    entries = {name: _tensor_entry(array) for name, array in arrays.items()}
+    packed: dict[str, list[float]] = {}
+    if compressed:
+        packed = {name: s for name, array in arrays.items() if (s := ternary.scales(array))}
+        for name, values in packed.items():
+            entries[name] = {**entries[name], "dtype": _TERNARY, "scales": values}
+            arrays[name] = ternary.encoded(arrays[name])
     record = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _TERNARY_VERSION if compressed else FORMAT_VERSION,
         "method": method_name,
         "settings": dict(settings),
         "architecture": describe_architecture(architecture),
         "base_fingerprint": base_fingerprint,
         "route_names": list(route_names),
         "metadata": dict(metadata),
-        "tensors": {name: _tensor_entry(array) for name, array in arrays.items()},
+        "tensors": entries,
     }
-    shapes = {name: array.shape for name, array in arrays.items()}
+    # Bytes come last, so that all float32 numbers are aligned.
+    ordered = sorted(arrays, key=lambda name: (name in packed, name))
+    shapes = {name: arrays[name].shape for name in ordered}
     with files.replaced_folder(folder) as partial:
-        record["sha256"] = write_tensors(partial / TENSORS, shapes, arrays.__getitem__)
+        record["sha256"] = write_tensors(
+            partial / TENSORS, shapes, arrays.__getitem__, packed=packed
+        )
         write_record(partial, record)
 
 
@@ -369,8 +387,11 @@ def parse_record(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{where}: not the record of an adapter")
     version = record.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UserError(f"{where}: format_version {version!r}; this version reads {FORMAT_VERSION}")
+    if version not in (FORMAT_VERSION, _TERNARY_VERSION):
+        raise UserError(
+            f"{where}: format_version {version!r}; this version reads {FORMAT_VERSION} and "
+            f"{_TERNARY_VERSION}"
+        )
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind):
             raise UserError(f"{where}: field '{name}' is missing or no {kind.__name__}")
@@ -414,15 +435,24 @@ def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, An
     check_sha256(file_sha256(path), record, str(path))
     try:
         arrays = safetensors.numpy.load_file(path)
-        tree = traverse_util.unflatten_dict(arrays, sep="/")
+        traverse_util.unflatten_dict(arrays, sep="/")
     except Exception as error:  # The hash matches, so the writer was wrong; any class can occur.
         raise UserError(f"{path}: no safetensors file ({type(error).__name__})") from error
+    found = {}
     for name, array in arrays.items():
+        listed = record["tensors"].get(name)
+        if isinstance(listed, dict) and listed.get("dtype") == _TERNARY:
+            try:
+                arrays[name], found[name] = ternary.decoded(array, listed), listed
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise UserError(f"{path}: {name!r} is damaged: {error}") from error
+            continue
         if array.dtype != np.float32:
             raise UserError(f"{path}: {name!r} is {array.dtype}; adapters hold float32")
         check_finite(array, f"{path}: {name!r}")
-    check_listed({name: _tensor_entry(array) for name, array in arrays.items()}, record, path)
-    return tree
+        found[name] = _tensor_entry(array)
+    check_listed(found, record, path)
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def check_listed(

@@ -355,7 +355,7 @@ def test_a_hash_that_matches_a_file_that_lies_is_refused(save):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, ["format_version 2", "reads 1"]),
+        ({"format_version": 3}, ["format_version 3", "reads 1 and 2"]),
         ({"format_version": None}, ["format_version None"]),
         ({"method": "adalnk"}, ["adalnk", "did you mean 'adalink'"]),
         ({"method": 3}, ["'method'", "str"]),

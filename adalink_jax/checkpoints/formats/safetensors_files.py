@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -129,6 +129,7 @@ def write_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, str] | None = None,
+    packed: Container[str] = (),
 ) -> str:
     """Writes float32 tensors to a safetensors file; only one is in memory at a time.
 
@@ -137,6 +138,7 @@ def write_tensors(
       shapes: name → shape of each tensor, in the order of writing.
       read: name → the tensor.
       metadata: strings for the header, or None.
+      packed: names of tensors that are bytes, uint8, instead.
 
     Returns:
       The file's SHA-256, 64 hexadecimal digits.
@@ -145,10 +147,12 @@ def write_tensors(
       OSError: the file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    kinds = {name: ("U8", "u1") if name in packed else ("F32", "<f4") for name in shapes}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        kind, dtype = kinds[name]
+        start, end = end, end + np.dtype(dtype).itemsize * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # Aligns the contents.
     digest = hashlib.sha256()
@@ -161,9 +165,9 @@ def write_tensors(
         put(len(text).to_bytes(_LENGTH_BYTES, "little"))
         put(text)
         for name, shape in shapes.items():
-            array = read(name)
-            if array.shape != tuple(shape) or array.dtype != np.float32:
-                raise ValueError(f"{name}: {array.dtype} {array.shape}, expected float32 {shape}")
-            put(np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data)
+            array, (kind, dtype) = read(name), kinds[name]
+            if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
+                raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {kind} {shape}")
+            put(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
             del array  # Frees it before the next one is read.
     return digest.hexdigest()
