@@ -4,11 +4,14 @@ from adalink_jax.methods.adalink import AdaLink
 from adalink_jax.methods.base import Method
 from adalink_jax.methods.bitfit import BitFit
 from adalink_jax.methods.bottleneck import Bottleneck
+from adalink_jax.methods.compacter import Compacter
 from adalink_jax.methods.compose import Compose
 from adalink_jax.methods.dora import DoRA
 from adalink_jax.methods.embedding_lora import EmbeddingLoRA
 from adalink_jax.methods.full import Full
+from adalink_jax.methods.glora import GLoRA
 from adalink_jax.methods.ia3 import IA3
+from adalink_jax.methods.input_scaling import InputScaling
 from adalink_jax.methods.invertible import Invertible
 from adalink_jax.methods.llama_adapter import LLaMAAdapter
 from adalink_jax.methods.lora import LoRA
@@ -17,6 +20,7 @@ from adalink_jax.methods.peanut import PEANuT
 from adalink_jax.methods.position_offsets import PositionOffsets
 from adalink_jax.methods.prefix_tuning import PrefixTuning
 from adalink_jax.methods.prompt_tuning import PromptTuning
+from adalink_jax.methods.propetl import ProPETL
 from adalink_jax.methods.reft import ReFT
 from adalink_jax.methods.translation import Translation
 from adalink_jax.methods.vera import VeRA
@@ -32,10 +36,14 @@ METHODS: dict[str, type[Method]] = {
     "dora": DoRA,
     "vera": VeRA,
     "peanut": PEANuT,
+    "glora": GLoRA,
     "ia3": IA3,
     "bitfit": BitFit,
+    "input_scaling": InputScaling,
     "norm_tuning": NormTuning,
     "bottleneck": Bottleneck,
+    "compacter": Compacter,
+    "propetl": ProPETL,
     "prefix_tuning": PrefixTuning,
     "llama_adapter": LLaMAAdapter,
     "reft": ReFT,

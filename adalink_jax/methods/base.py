@@ -142,12 +142,14 @@ class Memory:
       values: their values.
       mask: True where a query may see a key; None if all may see all.
       bias: added to the logits; None for zero.
+      gate: each query's factor of the keys and of the values; None for one.
     """
 
     keys: Float[Array, "B P N C"]
     values: Float[Array, "B P N C"]
     mask: Bool[Array, "B Tq P"] | None = None
     bias: Float[Array, "#B N Tq P"] | None = None
+    gate: Float[Array, "B Tq 1"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,9 +266,17 @@ class Method(Checked):
         return y
 
     def keys_values(
-        self, k: Float[Array, "B T N C"], v: Float[Array, "B T N C"], site: Site, ctx: Context
+        self,
+        x: Float[Array, "B Tq D"],
+        k: Float[Array, "B T N C"],
+        v: Float[Array, "B T N C"],
+        site: Site,
+        ctx: Context,
     ) -> Memory | None:
-        """Hook before attention: keys and values in front of k and v, for the queries of `ctx`."""
+        """Hook before attention: keys and values in front of k and v, for the queries of `ctx`.
+
+        x is the block's normed input, which the queries come from.
+        """
         return None
 
     def memory_positions(self, stack: str) -> int:

@@ -17,23 +17,19 @@ from typing import Annotated, ClassVar
 import flax.linen as nn
 from jaxtyping import Float
 
-from adalink_jax.methods.base import Array, Context, Layers, Method, Site, Stacks
+from adalink_jax.methods.base import Array, Context, Layers, Site, Stacks
+from adalink_jax.methods.blocks import BLOCKS, SOURCES, OnBlocks
 from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank
 from adalink_jax.values import OneOf, Rate, Size
 
-# What a block's adapter reads.
-SOURCES = ("output", "sum", "residual", "input")
-BLOCKS = ("attention", "cross_attention", "mlp")
-_BLOCK_OF = {
-    "attention": "attention",
-    "self_attention": "attention",
-    "encoder_decoder_attention": "cross_attention",
-    "mlp": "mlp",
-}
+NEAR_ZERO = nn.initializers.truncated_normal(0.01)
+KAIMING = nn.initializers.variance_scaling(
+    2.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Bottleneck(Method):
+class Bottleneck(OnBlocks):
     """Bottleneck adapters at chosen blocks.
 
     Attributes:
@@ -46,6 +42,7 @@ class Bottleneck(Method):
       zero_up: whether U starts at zero (and D at unit variance), so that training starts at the
         base; else both are normal with a standard deviation of 0.01, cut at two of these.
       dropout_rate: dropout on what the adapter reads.
+      gated: whether what is added is multiplied by UniPELT's gate.
       stacks: the stacks whose layers are adapted.
       layers: numbers of the adapted layers in each stack; None for all (AdapterDrop: fewer).
       routes: K, the number of modules; each token's route chooses one.
@@ -58,6 +55,7 @@ class Bottleneck(Method):
     scale: float = 1.0
     zero_up: bool = False
     dropout_rate: Rate = 0.0
+    gated: bool = False
     stacks: Stacks = ("encoder", "decoder")
     layers: Layers = None
     routes: Size = 1
@@ -80,25 +78,21 @@ class Bottleneck(Method):
         site: Site,
         ctx: Context,
     ) -> Float[Array, "B T D"]:
-        if _BLOCK_OF[site.block] not in self.blocks or site.stack not in self.stacks:
+        if not self.adapts(site):
             return y
-        near_zero = nn.initializers.truncated_normal(0.01)
-        kaiming = nn.initializers.variance_scaling(
-            2.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
-        )
         adapter = LowRank(
             features=y.shape[-1],
             rank=self.rank,
             routes=self.routes,
-            down_init=kaiming if self.zero_up else near_zero,
-            up_init=nn.initializers.zeros if self.zero_up else near_zero,
+            down_init=KAIMING if self.zero_up else NEAR_ZERO,
+            up_init=nn.initializers.zeros if self.zero_up else NEAR_ZERO,
             activation=ACTIVATIONS[self.activation],
             bias=True,
             dropout_rate=self.dropout_rate,
+            gate="example" if self.gated else None,
             name=self.scope,
         )
-        source = {"output": y, "input": x, "residual": residual, "sum": y + residual}[self.source]
-        return y + ctx.gate * self.scale * adapter(source, ctx)
+        return y + ctx.gate * self.scale * adapter(self.read(y, x, residual), ctx)
 
     def for_inference(self, adapter):
         return dataclasses.replace(self, dropout_rate=0.0, zero_up=False), adapter

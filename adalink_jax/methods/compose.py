@@ -155,9 +155,14 @@ class Compose(Method):
         return y
 
     def keys_values(
-        self, k: Float[Array, "B T N C"], v: Float[Array, "B T N C"], site: Site, ctx: Context
+        self,
+        x: Float[Array, "B Tq D"],
+        k: Float[Array, "B T N C"],
+        v: Float[Array, "B T N C"],
+        site: Site,
+        ctx: Context,
     ) -> Memory | None:
-        found = [part.keys_values(k, v, site, own) for part, own in self._own(ctx)]
+        found = [part.keys_values(x, k, v, site, own) for part, own in self._own(ctx)]
         memories = [memory for memory in found if memory is not None]
         if len(memories) > 1:
             raise UserError("two of Compose.parts put keys in front of one attention block")

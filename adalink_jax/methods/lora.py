@@ -17,6 +17,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float
 
+from adalink_jax.errors import UserError
 from adalink_jax.methods.base import (
     Array,
     Context,
@@ -52,6 +53,7 @@ class LoRA(OnLinears):
       routes: K, the number of modules; each token's route chooses one.
       scaling: what alpha is divided by: "rank", or "sqrt_rank" as in rsLoRA.
       rate_factors: factors of the learning rate by shell pattern over the leaves' names.
+      gated: whether each token's update is multiplied by UniPELT's gate. It then does not fold.
     """
 
     rank: Size
@@ -63,6 +65,7 @@ class LoRA(OnLinears):
     routes: Size = 1
     scaling: Annotated[str, OneOf(("rank", "sqrt_rank"))] = "rank"
     rate_factors: RateFactors = None
+    gated: bool = False
 
     scope: ClassVar[str] = "lora"
     size_field: ClassVar[str] = "rank"
@@ -98,6 +101,7 @@ class LoRA(OnLinears):
             routes=self.routes,
             down_init=DOWN_INIT,
             dropout_rate=self.dropout_rate,
+            gate="token" if self.gated else None,
             name=self.scope,
         )(x, ctx)
         return y + (ctx.gate * self.scale) * delta
@@ -113,6 +117,8 @@ class LoRA(OnLinears):
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
         """Adds the scaled product of W_down and W_up to each adapted kernel, in float32."""
+        if self.gated:
+            raise UserError("LoRA with gates cannot be folded: a gate depends on the token")
         kernels = {
             place: kernel_of(base, place)
             + np.float32(self.scale) * (leaves["down"][route] @ leaves["up"][route])

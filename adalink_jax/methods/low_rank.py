@@ -6,7 +6,7 @@ Two batched products then run over all tokens of the row, with the columns of ot
 masked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +60,29 @@ def routed_vector(vectors: Float[Array, "K F"], ctx: Context) -> Float[Array, "#
     return jnp.take_along_axis(vectors[ids], slot[..., None], axis=1)
 
 
+def used_modules(
+    leaves: Mapping[str, Array], ctx: Context
+) -> tuple[dict[str, Array], Int[Array, "B T"] | None]:
+    """Returns what is needed of K modules whose matrices have to be made before they are used.
+
+    Args:
+      leaves: by name, [K, …].
+      ctx: the tokens' context.
+
+    Returns:
+      The leaves [U, …] of the modules that the rows use, each row with its own copies, or all K if
+      these are fewer; and each token's place among them.
+    """
+    modules = len(next(iter(leaves.values())))
+    if modules == 1:
+        return dict(leaves), ctx.routes
+    ids, slot = row_routes(ctx.routes, modules, ctx.route_slots)
+    if ids.size >= modules:
+        return dict(leaves), ctx.routes
+    used = {name: leaf[ids.reshape(-1)] for name, leaf in leaves.items()}
+    return used, ids.shape[1] * jnp.arange(len(ids))[:, None] + slot
+
+
 def routed_low_rank(
     x: Float[Array, "B T D"],
     down: Float[Array, "K D R"],
@@ -107,14 +130,51 @@ def routed_low_rank(
     return jnp.einsum("btc,bcf->btf", activation(hidden) * own, gathered_up)
 
 
+def example_mean(x: Float[Array, "B T 1"], ctx: Context) -> Float[Array, "B T 1"]:
+    """Returns each token's mean over the real tokens of its own example."""
+    ids = ctx.mask.astype(jnp.int32) if ctx.segment_ids is None else ctx.segment_ids
+    same = ((ids[:, :, None] == ids[:, None]) & ctx.mask[:, None]).astype(x.dtype)  # [B,T,T]
+    return (same @ x) / jnp.maximum(same.sum(-1, keepdims=True), 1)
+
+
+class Gate(nn.Module):
+    """UniPELT's gate ``σ(x·w + b)``, in a child scope with ``weights [K,D]`` and ``bias [K,1]``.
+
+    Mao et al. 2022 (arXiv 2110.07577): one number a token says how much of a method it needs. For a
+    whole example it is the mean over its tokens. In the decoder each token keeps its own, since it
+    must not depend on later ones.
+
+    Attributes:
+      routes: K.
+      of_example: whether a token of the encoder gets the mean of its example.
+    """
+
+    routes: int
+    of_example: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], ctx: Context) -> Float[Array, "B T 1"]:
+        shape, axes = (self.routes, x.shape[-1]), ("routes", "adapter_embed")
+        init = nn.initializers.normal(0.02)
+        weights = param_with_axes("weights", init, shape, jnp.float32, axes=axes)
+        zeros = nn.initializers.zeros
+        bias = param_with_axes("bias", zeros, (self.routes, 1), jnp.float32, axes=axes)
+        product = jnp.sum(x.astype(jnp.float32) * routed_vector(weights, ctx), -1, keepdims=True)
+        gate = jax.nn.sigmoid(product + routed_vector(bias, ctx))
+        if self.of_example and ctx.stack == "encoder":
+            gate = example_mean(gate, ctx)
+        return gate.astype(x.dtype)
+
+
 class LowRank(nn.Module):
     """K low-rank modules, in a child scope with ``down [K,D,R]`` and ``up [K,R,F]``.
 
     With `bias` there are ``down_bias [K,R]`` and ``up_bias [K,F]`` too. `up` and the biases start
     at zero as a rule, so training starts exactly at the base model. Dropout acts on the input, or
-    on the R numbers before the activation. Parameters are float32 and
-    are cast to the tokens' dtype. Their logical axes are the method's own, so that the base's
-    sharding rules do not apply to an adapter.
+    on the R numbers before the activation. With `gate` the result is multiplied by UniPELT's gate
+    of each "token", or of each "example". Parameters are float32 and are cast to the tokens' dtype.
+    Their logical axes are the method's own, so that the base's sharding rules do not apply to an
+    adapter.
     """
 
     features: int
@@ -126,10 +186,14 @@ class LowRank(nn.Module):
     bias: bool = False
     dropout_rate: float = 0.0
     hidden_dropout_rate: float = 0.0
+    gate: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], ctx: Context) -> Float[Array, "B T F"]:
         sizes = {"routes": self.routes, "rank": self.rank, "adapter_embed": x.shape[-1]}
+        gate = None
+        if self.gate is not None:
+            gate = Gate(self.routes, self.gate == "example", name="gate")(x, ctx)
 
         def param(name: str, init: Callable[..., Array], axes: tuple[str, ...], **other: int):
             shape = tuple({**sizes, **other}[axis] for axis in axes)
@@ -149,10 +213,10 @@ class LowRank(nn.Module):
             return self.activation(dropout(hidden, deterministic=ctx.deterministic))
 
         y = routed_low_rank(x, down, up, ctx.routes, ctx.route_slots, activation, down_bias)
-        if not self.bias:
-            return y
-        up_bias = param("up_bias", nn.initializers.zeros, ("routes", "adapter_embed"), **out)
-        return y + routed_vector(up_bias, ctx)
+        if self.bias:
+            up_bias = param("up_bias", nn.initializers.zeros, ("routes", "adapter_embed"), **out)
+            y += routed_vector(up_bias, ctx)
+        return y if gate is None else gate * y
 
 
 class Vector(nn.Module):

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from adalink_jax.methods.base import Array, Context, Layers, Params, Site, Stacks
 from adalink_jax.methods.linears import OnLinears, kernel_of, modules_of, with_kernels
 from adalink_jax.methods.lora import DOWN_INIT
-from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank, row_routes
+from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank, used_modules
 from adalink_jax.values import OneOf, Size
 
 
@@ -53,16 +53,9 @@ class _OfKernel(nn.Module):
         def made(down: Float[Array, "K Dout R"]) -> Float[Array, "K Din R"]:
             return self.activation(jnp.einsum("df,kfr->kdr", kernel(), down))
 
-        routes = ctx.routes
-        if self.routes > 1:
-            ids, slot = row_routes(routes, self.routes, ctx.route_slots)
-            if ids.size < self.routes:
-                # f(W·A) only of the modules that some row uses, of which each has its own copies.
-                down, up = down[ids.reshape(-1)], up[ids.reshape(-1)]
-                routes = ids.shape[1] * jnp.arange(len(ids))[:, None] + slot
-        return routed_low_rank(
-            x, made(down).astype(x.dtype), up.astype(x.dtype), routes, ctx.route_slots
-        )
+        used, routes = used_modules({"down": down, "up": up}, ctx)
+        down, up = made(used["down"]).astype(x.dtype), used["up"].astype(x.dtype)
+        return routed_low_rank(x, down, up, routes, ctx.route_slots)
 
 
 @dataclasses.dataclass(frozen=True)

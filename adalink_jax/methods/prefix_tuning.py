@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Context, Layers, Memory, Method, Params, Site, Stacks
-from adalink_jax.methods.low_rank import row_routes
+from adalink_jax.methods.low_rank import Gate, row_routes
 from adalink_jax.values import Length, OneOf, Size
 
 # The attention blocks of each stack that `PrefixTuning.blocks` names.
@@ -63,23 +63,31 @@ class _Hidden(nn.Module):
 
 
 class _KeysValues(nn.Module):
-    """A block's leaves: ``keys`` and ``values`` [K,P,W], or the MLP's last layer for both."""
+    """A block's leaves: ``keys`` and ``values`` [K,P,W], or the MLP's last layer for both.
+
+    With `gated` there is UniPELT's gate too.
+    """
 
     length: int
     routes: int
+    gated: bool
 
     @nn.compact
-    def __call__(self, width: int, hidden: Array | None) -> dict[str, Float[Array, "K P W"]]:
+    def __call__(
+        self, x: Float[Array, "B T D"], width: int, hidden: Array | None, ctx: Context
+    ) -> tuple[dict[str, Float[Array, "K P W"]], Float[Array, "B T 1"] | None]:
+        gate = Gate(self.routes, of_example=True, name="gate")(x, ctx) if self.gated else None
         sizes = {"routes": self.routes, "prompt": self.length, "width": width}
         if hidden is None:
             param, normal = _params(self, sizes), nn.initializers.normal(1.0)
-            return {name: param(name, normal, "routes", "prompt", "width") for name in _NAMES}
+            return {n: param(n, normal, "routes", "prompt", "width") for n in _NAMES}, gate
         param, zeros = _params(self, sizes | {"rank": hidden.shape[-1]}), nn.initializers.zeros
-        return {
+        tables = {
             name: hidden @ param(f"{name}_w2", _FAN_IN, "routes", "rank", "width")
             + param(f"{name}_b2", zeros, "routes", "width")[:, None]
             for name in _NAMES
         }
+        return tables, gate
 
 
 _NAMES = ("keys", "values")
@@ -93,6 +101,7 @@ class PrefixTuning(Method):
       length: P, the number of keys.
       reparameterise: whether training goes through the MLP.
       bottleneck: M, the MLP's inner width.
+      gated: whether keys and values are multiplied by UniPELT's gate.
       position: where the keys stand: "before" the text, or at "none", with no bias.
       blocks: of "attention" (to the same sequence) and "cross_attention".
       stacks: the stacks whose layers are adapted.
@@ -103,6 +112,7 @@ class PrefixTuning(Method):
     length: Length = 30
     reparameterise: bool = False
     bottleneck: Size = 512
+    gated: bool = False
     position: Annotated[str, OneOf(("before", "none"))] = "before"
     blocks: tuple[Annotated[str, OneOf(BLOCKS)], ...] = BLOCKS
     stacks: Stacks = ("encoder", "decoder")
@@ -132,14 +142,19 @@ class PrefixTuning(Method):
         return self.length if here and self.position == "before" else 0
 
     def keys_values(
-        self, k: Float[Array, "B T N C"], v: Float[Array, "B T N C"], site: Site, ctx: Context
+        self,
+        x: Float[Array, "B Tq D"],
+        k: Float[Array, "B T N C"],
+        v: Float[Array, "B T N C"],
+        site: Site,
+        ctx: Context,
     ) -> Memory | None:
         cross = site.block == "encoder_decoder_attention"
         if BLOCKS[cross] not in self.blocks or site.stack not in self.stacks:
             return None
         batch, _, *heads = k.shape
-        module = _KeysValues(self.length, self.routes, name=self.scope)
-        tables = module(int(np.prod(heads)), ctx.shared)
+        module = _KeysValues(self.length, self.routes, self.gated, name=self.scope)
+        tables, gate = module(x, int(np.prod(heads)), ctx.shared, ctx)
         mask, bias, slots = None, None, 1
         if self.routes == 1:
             rows = {n: jnp.broadcast_to(t, (batch, *t.shape[1:])) for n, t in tables.items()}
@@ -159,7 +174,7 @@ class PrefixTuning(Method):
                 bias = jnp.moveaxis(bias[0][:, ctx.example_positions()], 0, 1)
             bias = jnp.tile(bias, slots)
         keys, values = (rows[name].reshape(batch, -1, *heads) for name in _NAMES)
-        return Memory(keys, values, mask, bias)
+        return Memory(keys, values, mask, bias, gate)
 
     def export(self, adapter: Params) -> tuple[Method, Params]:
         """Returns keys and values in place of the MLP."""
@@ -170,6 +185,8 @@ class PrefixTuning(Method):
         stored = {}
         for name, leaf in flat.items():
             place, _, inner = name.rpartition("/")
+            if place.endswith("/gate"):
+                stored[name] = leaf
             if not inner.endswith("_w2"):
                 continue
             stack = {

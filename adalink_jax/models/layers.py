@@ -229,18 +229,24 @@ class Attention(nn.Module):
             k, v, mask, biases = self._cached(k, v, mask, biases)
         bias, memory_bias = biases
         queries = dataclasses.replace(ctx, memory_bias=memory_bias)
-        if memory := self.method.keys_values(k, v, self.site, queries):
-            k, v, mask, bias = _with_memory(memory, k, v, mask, bias)
-        y = self._attend(q, k, v, mask, bias, ctx.deterministic)
+        factors = None
+        if memory := self.method.keys_values(x, k, v, self.site, queries):
+            k, v, mask, bias, factors = _with_memory(memory, k, v, mask, bias)
+        y = self._attend(q, k, v, mask, bias, factors, ctx.deterministic)
         y = self.method.attended(q, y, project, self.site, ctx)
         y = y.reshape(*y.shape[:2], width)
         y = self._linear("out", x.shape[-1], ("joined_kv", "embed"))(y, ctx)
         return self.method.sublayer(y, x, residual, self.site, ctx)
 
-    def _attend(self, q, k, v, mask, bias, deterministic: bool) -> Float[Array, "B Tq N K"]:
+    def _attend(
+        self, q, k, v, mask, bias, factors, deterministic: bool
+    ) -> Float[Array, "B Tq N K"]:
+        """Attends; `factors` [B,1,Tq,Tk] multiplies keys and values for each query."""
         cfg = self.config
         logits_dtype = jnp.float32 if cfg.float32_attention_logits else cfg.dtype
         logits = jnp.einsum("bqnk,bsnk->bnqs", q.astype(logits_dtype), k.astype(logits_dtype))
+        if factors is not None:
+            logits = logits * factors.astype(logits_dtype)
         if bias is not None:
             logits = logits + bias.astype(logits_dtype)
         if mask is not None:
@@ -252,6 +258,8 @@ class Attention(nn.Module):
             shape = (*weights.shape[:2], 1, weights.shape[3])
             keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
             weights = weights * (keep / keep_rate).astype(cfg.dtype)
+        if factors is not None:
+            weights = weights * factors.astype(cfg.dtype)
         return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
 
     def _cached(self, k, v, mask, biases):
@@ -275,7 +283,7 @@ class Attention(nn.Module):
 
 
 def _with_memory(memory: Memory, k, v, mask, bias):
-    """Puts a method's keys in front of the block's own."""
+    """Puts a method's keys in front of the block's own; the last result is their factors."""
     extra, length = memory.keys.shape[1], k.shape[1]
     if mask is not None or memory.mask is not None:
         front = jnp.ones((1, 1, extra), bool) if memory.mask is None else memory.mask
@@ -285,9 +293,13 @@ def _with_memory(memory: Memory, k, v, mask, bias):
         front = jnp.zeros((1, 1, 1, extra), k.dtype) if memory.bias is None else memory.bias
         own = jnp.zeros((1, 1, 1, length), k.dtype) if bias is None else bias
         bias = _joined(front, own)
+    factors = None
+    if memory.gate is not None:
+        front = jnp.repeat(memory.gate[:, None], extra, axis=-1)
+        factors = _joined(front, jnp.ones((1, 1, 1, length), front.dtype))
     k = jnp.concatenate([memory.keys.astype(k.dtype), k], axis=1)
     v = jnp.concatenate([memory.values.astype(v.dtype), v], axis=1)
-    return k, v, mask, bias
+    return k, v, mask, bias, factors
 
 
 def _joined(front: Array, own: Array) -> Array:

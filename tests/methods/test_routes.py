@@ -27,11 +27,22 @@ SINGLE = {
     "dora": METHODS["dora"](rank=2),
     "vera": METHODS["vera"](rank=3),
     "peanut": METHODS["peanut"](rank=2),
+    "glora": METHODS["glora"](rank=2),
     "ia3": METHODS["ia3"](),
+    "input_scaling": METHODS["input_scaling"](),
     "bitfit": METHODS["bitfit"](),
     "norm_tuning": METHODS["norm_tuning"](),
     "bottleneck": METHODS["bottleneck"](rank=2, activation="gelu"),
+    "compacter": METHODS["compacter"](rank=4),
+    "propetl": METHODS["propetl"](rank=2, scored=False, rate_factors=None),
     "prefix_tuning": METHODS["prefix_tuning"](length=3),
+    "unipelt": METHODS["compose"](
+        parts=(
+            METHODS["prefix_tuning"](length=2, gated=True),
+            METHODS["bottleneck"](rank=2, gated=True),
+            METHODS["lora"](rank=2, gated=True),
+        )
+    ),
     "prefix_mlp": METHODS["prefix_tuning"](length=2, reparameterise=True, bottleneck=3),
     "llama_adapter": METHODS["llama_adapter"](length=3, stacks=("encoder", "decoder")),
     "reft": METHODS["reft"](rank=2, first=1, last=2),

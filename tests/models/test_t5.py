@@ -208,7 +208,7 @@ def test_keys_values_and_sublayer_hooks(tiny):
     class ZeroKeys(Method):
         """Two keys and values of zeros, which take attention from the real ones."""
 
-        def keys_values(self, k, v, site, ctx):
+        def keys_values(self, x, k, v, site, ctx):
             front = jnp.zeros_like(k[:, :2])
             return None if site.block == "encoder_decoder_attention" else Memory(front, front)
 
