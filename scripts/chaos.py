@@ -3,7 +3,7 @@
     python scripts/chaos.py --hours 1 --workers 2 --kind "kill train"
 
 A trial is given by its kind, seed and number. The files of one that fails are kept, with the flags
-that run it again. Needs a clone with its tests.
+that run it again. Ctrl-C ends it with its counts. Needs a clone with its tests.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import itertools
 import pathlib
 import sys
 import tempfile
+import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -34,6 +35,7 @@ def main() -> int:
     flags = parser.parse_args()
     kinds = {name: trial for name, trial in KINDS.items() if name.startswith(flags.kind)}
     numbers, until = itertools.count(flags.first), time.monotonic() + 3600 * flags.hours
+    asked = threading.Event()
     done: list[tuple[str, Counts]] = []
 
     def work(_: int) -> None:
@@ -41,11 +43,18 @@ def main() -> int:
             world = World(server, pathlib.Path(folder))
             for counted in run(world, kinds, flags.seed, numbers, pathlib.Path(flags.kept)):
                 done.append(counted)
-                if time.monotonic() > until:
+                if asked.is_set() or time.monotonic() > until:
                     break
 
     with concurrent.futures.ThreadPoolExecutor(flags.workers) as workers:
-        list(workers.map(work, range(flags.workers)))
+        working = [workers.submit(work, number) for number in range(flags.workers)]
+        try:
+            concurrent.futures.wait(working, return_when=concurrent.futures.FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            print("ending with the trials that are under way", flush=True)
+        asked.set()
+    for one in working:
+        one.result()
     total = collections.defaultdict(Counts)
     for kind, counts in done:
         total[kind] += counts
