@@ -17,12 +17,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Hosts have tests of their own in the long tier.
 SHORT = (
     "kill train adalink",
-    "kill train full",
     "kill convert t5x",
     "kill infer",
     "stop train lora",
     "full train adalink",
-    "full eval",
     "clock train adalink",
     "twice train adalink",
     *(kind for kind in trials.KINDS if kind.startswith(("damage", "fuzz"))),

@@ -36,6 +36,8 @@ CASES = {
 # A method that is added to `METHODS` runs through the tests unasked.
 CASES |= {name: (name, required(name)) for name in METHODS if name not in dict(CASES.values())}
 STEPS = 5
+# All have the same logits and gradients; steps are taken with what differs in leaves and optimizer.
+STEPPED = ("full", "adalink", "lora_of_one_layer", "prompt_tuning", "prefix_tuning", "propetl")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,11 @@ def after(pair, small):
     return [run.steps(run.before, small[2], STEPS) for run in pair]
 
 
+stepped = pytest.mark.parametrize(
+    "pair", mostly_slow(STEPPED, ["lora_of_one_layer"]), indirect=True, scope="module"
+)
+
+
 def flat(tree) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(jax.device_get(unstack_layers(tree)), sep="/")
 
@@ -165,6 +172,7 @@ def test_scanned_logits_and_gradients_are_the_unscanned(pair, small):
         np.testing.assert_allclose(found[1], of_route, atol=1e-5)
 
 
+@stepped
 def test_five_steps_scanned_are_five_steps_unscanned(pair, after):
     (plain, metrics), (scanned, scanned_metrics) = after
     for name, value in metrics.items():
@@ -180,6 +188,7 @@ def named(tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
+@stepped
 def test_what_is_saved_is_the_same_and_public(pair, after):
     """Names, shapes and dtypes; and the optimizer's moments are each layer's own."""
     plain, scanned = (named(current.saved()) for current, _ in after)
@@ -189,6 +198,7 @@ def test_what_is_saved_is_the_same_and_public(pair, after):
     assert like == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), pair[0].before.saved())
 
 
+@stepped
 @pytest.mark.parametrize("first", [0, 1], ids=["scanned_from_unscanned", "unscanned_from_scanned"])
 def test_a_run_saved_one_way_resumes_the_other(first, pair, after, small, tmp_path):
     batch = small[2]
