@@ -78,6 +78,9 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
             "score an adapter, or a base without one, on a task or mixture",
             "adalink_jax.runs.evaluate", "runs/eval.gin",
         ),
+        "ood": Command(
+            "how well an adapter tells its own task's inputs from others'", "adalink_jax.tools.ood"
+        ),
         "infer": Command(
             "answer requests with many adapters of one base", "adalink_jax.tools.serving.command"
         ),
@@ -99,7 +102,7 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
     },
     "Adapters and models": {
         "adapter": Command(
-            "inspect, verify, compare, import, join or split adapters",
+            "inspect, verify, compare, import, compress, join or split adapters",
             "adalink_jax.adapters.command",
         ),
         "export": Command(

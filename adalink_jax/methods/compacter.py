@@ -54,7 +54,8 @@ class _Rule(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "K N N N"]:
-        shape, axes = (self.routes, *3 * (self.terms,)), ("routes", "rank", None, None)
+        shape = (self.routes, *3 * (self.terms,))
+        axes: Any = ("routes", "rank", None, None)  # A logical axis may stand in an array once.
         return param_with_axes("rule", nn.initializers.normal(1e-4), shape, jnp.float32, axes=axes)
 
 
@@ -74,7 +75,8 @@ class _Adapter(nn.Module):
 
         def factor(name: str, axis: str) -> Array:
             part = sizes[axis] // self.terms
-            shape, axes = (self.routes, self.terms, part), ("routes", None, axis)
+            shape = (self.routes, self.terms, part)
+            axes: Any = ("routes", None, axis)
             return param_with_axes(name, _glorot(part), shape, jnp.float32, axes=axes)
 
         def bias(name: str, axis: str) -> Array:
