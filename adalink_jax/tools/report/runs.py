@@ -172,6 +172,16 @@ def _is_read(folder: pathlib.Path, name: str) -> bool:
     return name in _READ or name.startswith("predictions/") and (folder / name).exists()
 
 
+def _bytes(folder: pathlib.Path, record: Any) -> int:
+    """Returns the size of the adapter's arrays, which are not read: they may be a whole model."""
+    name = "adapter/adapter.safetensors"
+    size = (folder / name).stat().st_size
+    recorded = record.get("files", {}).get(name, {}).get("bytes", size)
+    if size != recorded:
+        raise UserError(f"{folder / name} is damaged: {size:,} bytes, where {recorded:,} were made")
+    return size
+
+
 def _outcome(folder: pathlib.Path, record: Any, results: Any) -> dict[str, Any]:
     """Returns the fields that a run and an evaluation have in common."""
     path = record["configuration"].get("initial_checkpoint_path")
@@ -257,7 +267,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
         steps=results["step"],
         learning_rate=_base_rate(configured["learning_rate"]),
         stored=sum(math.prod(entry["shape"]) for entry in adapter["tensors"].values()),
-        bytes=(folder / "adapter/adapter.safetensors").stat().st_size,
+        bytes=_bytes(folder, record),
         seconds=_seconds(record["starts"]),
         step_flops=_counted(config, method, shape).train,
         settings={

@@ -122,8 +122,9 @@ def seal(folder):
     """Writes run.json again with what its files hold, as a run does when it ends."""
     record = json.loads((folder / "run.json").read_text())
     record = {name: part for name, part in record.items() if name not in ("files", files._SEAL)}
-    paths = [folder / name for name in ("results.json", "metrics.jsonl", "adapter/adapter.json")]
-    paths = [path for path in (*paths, *folder.glob("predictions/*")) if path.exists()]
+    paths = [folder / name for name in ("results.json", "metrics.jsonl")]
+    below = [*folder.glob("adapter/*"), *folder.glob("predictions/*")]
+    paths = [path for path in (*paths, *below) if path.exists()]
     digests = {path.relative_to(folder).as_posix(): files.digest(path) for path in paths}
     files.write_sealed(folder / "run.json", {**record, "files": digests})
 

@@ -278,6 +278,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     path.write_text(path.read_text().replace('"score": ', '"score": "much", "x": '))
     seal(path.parent)
     assert "not the record of a run" in error(tmp_path / "b")
+    write_run(tmp_path / "c", "adalink", {"rank": 2}, TASKS[:1], 0)
+    (tmp_path / "c" / "adapter" / "adapter.safetensors").write_bytes(b"x" * 192)
+    assert "is damaged: 192 bytes, where 321 were made" in error(tmp_path / "c")
 
 
 def test_the_command(tmp_path, capsys):
