@@ -223,6 +223,55 @@ def test_we_read_pefts_prompts(based, torch_t5, peft, tmp_path, submodules):
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
 
 
+IA3S = [
+    ({}, {}),
+    ({"stacks": ("encoder",), "layers": (1,)}, {"stacks": ("encoder",)}),
+    ({"feed_forward": False, "routes": 2}, {"feed_forward": False}),
+]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("version", mostly_slow(CONFIGS, ["t5_1_0"]))
+@pytest.mark.parametrize(("settings", "back"), IA3S)
+def test_ia3_goes_to_peft_and_back(based, torch_t5, peft, tmp_path, version, settings, back):
+    config, base = based(version)
+    method = METHODS["ia3"](**settings)
+    tree = random_tree(config, method)
+    ours = load.logits(config, merge(base, tree), method, method.routes - 1)
+    save_peft(tmp_path / "peft", method, tree, method.routes - 1, config)
+    model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / "peft")
+    np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
+    # Layers that it leaves out come back as scales of one.
+    again, found = load_peft(tmp_path / "peft", config)
+    assert again == METHODS["ia3"](**back)
+    np.testing.assert_allclose(load.logits(config, merge(base, found), again), ours, atol=1e-5)
+    assert np.abs(ours - load.logits(config, base)).max() > 1e-2
+
+
+@pytest.mark.reference
+def test_ia3_of_other_layers_is_refused(based, torch_t5, peft, tmp_path):
+    config, base = based("t5_1_0")
+    for number, targets in enumerate((["q", "k", "v", "wo"], ["k", "v", "wi", "wo"])):
+        asked = peft.IA3Config(target_modules=targets, feedforward_modules=["wo"])
+        peft.get_peft_model(torch_t5(config, base), asked).save_pretrained(tmp_path / str(number))
+        with pytest.raises(UserError, match="is no scale of keys"):
+            load_peft(tmp_path / str(number), config)
+
+
+@pytest.mark.reference
+def test_rslora_keeps_its_scale_and_gates_are_refused(based, torch_t5, peft, tmp_path):
+    config, base = based("t5_1_1")
+    method = LoRA(rank=4, alpha=3.0, scaling="sqrt_rank")
+    tree = random_tree(config, method)
+    save_peft(tmp_path / "peft", method, tree, 0, config)
+    model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / "peft")
+    ours = load.logits(config, merge(base, tree), method)
+    np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
+    gated = dataclasses.replace(method, gated=True)
+    with pytest.raises(UserError, match="no format for LoRA with gates"):
+        save_peft(tmp_path / "gated", gated, random_tree(config, gated), 0, config)
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(based, tmp_path):
     """Here a limit of a file's size, which the tensors are over."""
     config, _ = based("t5_1_1")
@@ -288,7 +337,7 @@ def edit(folder, **changes):
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"some_new_option": 1}, "some_new_option = 1"),
         ({"init_lora_weights": "pissa"}, "moves the base's own weights"),
-        ({"peft_type": "IA3"}, "peft_type 'IA3'; LORA and PROMPT_TUNING are read"),
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA'; LORA, PROMPT_TUNING, IA3 are read"),
         ({"r": 3}, "expected [12, 3], found [12, 2]"),
         ({"r": "two"}, "r is 'two'"),
         ({"lora_alpha": None}, "lora_alpha is None"),

@@ -115,6 +115,15 @@ def tensor_names(config: T5Config) -> Mapping[str, tuple[str, bool]]:
     return {name: _TOP.get(name) or _in_block(name) for name in expected_shapes(config)}
 
 
+def linear_modules(config: T5Config) -> dict[str, str]:
+    """Returns each linear layer's name here → its module's name in transformers' T5."""
+    return {
+        name.removesuffix("/kernel"): torch_name.removesuffix(".weight")
+        for name, (torch_name, _) in tensor_names(config).items()
+        if "/layers_" in name and name.endswith("/kernel")
+    }
+
+
 def _in_block(name: str) -> tuple[str, bool]:
     stack, layer, part, *rest = name.split("/")
     for block, (number, module, norm) in _BLOCKS[stack].items():

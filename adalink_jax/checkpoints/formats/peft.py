@@ -1,4 +1,4 @@
-"""LoRA and prompt tuning in the adapter format of Hugging Face's PEFT.
+"""LoRA, prompt tuning and (IA)³ in the adapter format of Hugging Face's PEFT.
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``. LoRA's tensors are
 ``base_model.model.MODULE.lora_A.weight``, the transpose of W_down, and ``lora_B.weight``, the
@@ -23,11 +23,13 @@ from flax import traverse_util
 
 from adalink_jax.checkpoints.architecture import check_shapes, expected_shapes
 from adalink_jax.checkpoints.fingerprint import as_float32
-from adalink_jax.checkpoints.formats.huggingface import tensor_names
+from adalink_jax.checkpoints.formats import peft_ia3
+from adalink_jax.checkpoints.formats.huggingface import linear_modules
 from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
 from adalink_jax.errors import UserError
 from adalink_jax.files import new_folder
 from adalink_jax.methods.base import Method, Params
+from adalink_jax.methods.ia3 import IA3
 from adalink_jax.methods.lora import LoRA
 from adalink_jax.methods.prompt_tuning import PromptTuning
 from adalink_jax.models.t5 import T5Config
@@ -52,6 +54,7 @@ _READ = {
         *("lora_dropout", "megatron_core", "qalora_group_size", "r", "rank_pattern"),
         *("target_modules", "use_rslora"),
     },
+    "IA3": {"exclude_modules", "feedforward_modules", "init_ia3_weights", "target_modules"},
     "PROMPT_TUNING": {
         *("num_attention_heads", "num_layers", "num_transformer_submodules"),
         *("num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text", "token_dim"),
@@ -74,7 +77,7 @@ def save_peft(
 
     Args:
       folder: the folder to write; it must not exist.
-      method: LoRA, or prompt tuning as exported.
+      method: LoRA, (IA)³, or prompt tuning as exported.
       tree: the method's tree.
       route: which of the K modules, in [0, K).
       config: the base's architecture.
@@ -87,7 +90,7 @@ def save_peft(
     # Subclasses are refused: they may compute something else.
     write = next((write for kind, write, _ in _FORMATS.values() if type(method) is kind), None)
     if write is None:
-        names = " and ".join(f"'{kind.scope}'" for kind, _, _ in _FORMATS.values())
+        names = ", ".join(f"'{kind.scope}'" for kind, _, _ in _FORMATS.values())
         raise UserError(
             f"PEFT has no format for an adapter of method '{method.scope}'; it has one for {names}"
         )
@@ -108,7 +111,7 @@ def save_peft(
 
 
 def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method, Params]:
-    """Reads a PEFT adapter of LoRA or prompt tuning.
+    """Reads a PEFT adapter of LoRA, prompt tuning or (IA)³.
 
     Args:
       folder: the folder that PEFT wrote.
@@ -128,7 +131,7 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
     tensors = _read_tensors(folder)
     kind = settings.get("peft_type")
     if not isinstance(kind, str) or kind not in _FORMATS:
-        read = " and ".join(_FORMATS)
+        read = ", ".join(_FORMATS)
         raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; {read} are read")
     for name, value in settings.items():
         # A setting that is unknown and switched on may change what the adapter computes.
@@ -179,19 +182,12 @@ def _number(settings: Mapping[str, Any], name: str, kind: type, where: str) -> A
     raise UserError(f"{where}: {name} is {value!r}")
 
 
-def _modules(config: T5Config) -> dict[str, str]:
-    """Returns each linear layer's name here → its module's name in transformers' T5."""
-    return {
-        name.removesuffix("/kernel"): torch_name.removesuffix(".weight")
-        for name, (torch_name, _) in tensor_names(config).items()
-        if "/layers_" in name and name.endswith("/kernel")
-    }
-
-
 def _lora_to_peft(
     method: LoRA, flat: Mapping[str, np.ndarray], config: T5Config
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    modules = _modules(config)
+    if method.gated:
+        raise UserError("PEFT has no format for LoRA with gates")
+    modules = linear_modules(config)
     adapted = {name.split(f"/{LoRA.scope}/")[0] for name in flat}
     tensors = {
         f"base_model.model.{modules[layer]}.lora_{letter}.weight": flat[
@@ -208,6 +204,7 @@ def _lora_to_peft(
         "lora_alpha": alpha,
         "lora_dropout": method.dropout_rate,
         "r": method.rank,
+        "use_rslora": method.scaling == "sqrt_rank",
         # Full names, because PEFT matches shorter ones at the end of any name.
         "target_modules": sorted(modules[layer] for layer in adapted),
     }
@@ -242,7 +239,7 @@ def _lora_from_peft(
     # T5's linear layers have no bias, so "all" trains none; a tensor of one would be refused below.
     if (bias := settings.get("bias") or "none") not in ("none", "all", "lora_only"):
         raise UserError(f"{where}: bias is {bias!r}")
-    layers = {module: layer for layer, module in _modules(config).items()}
+    layers = {module: layer for layer, module in linear_modules(config).items()}
     sizes: dict[str, tuple[int, float]] = {}
     flat = {}
     for name, array in tensors.items():
@@ -359,4 +356,5 @@ def _prompt_from_peft(
 _FORMATS: Mapping[str, tuple[type[Method], Callable[..., Any], Callable[..., Any]]] = {
     "LORA": (LoRA, _lora_to_peft, _lora_from_peft),
     "PROMPT_TUNING": (PromptTuning, _prompt_to_peft, _prompt_from_peft),
+    "IA3": (IA3, peft_ia3.to_peft, peft_ia3.from_peft),
 }
