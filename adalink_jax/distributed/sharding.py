@@ -38,6 +38,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("adapter_embed", None),
     ("rank", None),
     ("prompt", None),
+    ("terms", None),
     ("adapter_vocab", None),
 )
 # Fully sharded matrices are split over "data" along the first of these axes that the rules above

@@ -55,7 +55,7 @@ class _Rule(nn.Module):
     @nn.compact
     def __call__(self) -> Float[Array, "K N N N"]:
         shape = (self.routes, *3 * (self.terms,))
-        axes: Any = ("routes", "rank", None, None)  # A logical axis may stand in an array once.
+        axes = ("routes", "terms", "adapter_embed", "rank")
         return param_with_axes("rule", nn.initializers.normal(1e-4), shape, jnp.float32, axes=axes)
 
 
@@ -76,7 +76,7 @@ class _Adapter(nn.Module):
         def factor(name: str, axis: str) -> Array:
             part = sizes[axis] // self.terms
             shape = (self.routes, self.terms, part)
-            axes: Any = ("routes", None, axis)
+            axes = ("routes", "terms", axis)
             return param_with_axes(name, _glorot(part), shape, jnp.float32, axes=axes)
 
         def bias(name: str, axis: str) -> Array:

@@ -107,7 +107,7 @@ PARAMETERS = {
     "lora.LoRA": {
         **{"rank": "size", "alpha": "number", "linears": "list of names", "routes": "size"},
         **{"stacks": "list of names", "layers": "numbers?", "dropout_rate": "rate"},
-        **{"scaling": "name", "rate_factors": "object?"},
+        **{"scaling": "name", "rate_factors": "object?", "gated": "flag"},
     },
     "prompt_tuning.PromptTuning": {
         **{"length": "size", "reparameterise": "flag", "bottleneck": "size", "routes": "size"},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from adalink_jax.config import gin_files
 from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
@@ -38,6 +39,16 @@ def test_every_axis_has_a_rule_and_adapters_are_not_split(tiny, name):
         places = [rules[axis] for axis in metadata.names]  # A KeyError is an axis without a rule.
         if name in parameter.split("/"):
             assert not any(places), parameter
+
+
+def test_t5x_has_a_rule_for_every_axis_of_adapters():
+    """T5X has rules of its own for the base's axes."""
+    of_base = {"embed", "kv", "length", "relpos_buckets"}
+    own = {axis for axis, place in sharding.RULES if place is None} - of_base
+    assert {"routes", "rank"} <= own
+    for file in ("optimizers/adapter", "runs/finetune", "runs/eval", "runs/infer"):
+        text = (gin_files.gin_folder() / f"t5x/{file}.gin").read_text(encoding="utf-8")
+        assert not {axis for axis in own if f"'{axis}'" not in text}, file
 
 
 def test_a_batch_is_placed_as_it_is():
