@@ -138,7 +138,7 @@ def of_huge_size(path):
 
 def of_unknown_dtype(path):
     header, data = header_of(path)
-    header["shared.weight"]["dtype"] = "F8_E5M2"
+    header["shared.weight"]["dtype"] = "F8\nE5M2"
     put_header(path, header, data)
 
 

@@ -94,7 +94,7 @@ def open_tensors(folder: Folder, file: str) -> dict[str, Tensor]:
     for start, stop, name, dtype, shape in sorted(layout):
         if dtype not in _DTYPES:
             raise UserError(
-                f"{where}: {name!r} has dtype {dtype}; expected float32, bfloat16 or float16"
+                f"{where}: {name!r} has dtype {dtype!r}; expected float32, bfloat16 or float16"
             )
         if start != end or stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
             raise UserError(
