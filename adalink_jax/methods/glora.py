@@ -5,8 +5,9 @@ e is low rank, a vector, one number, or nothing; their D scales a bias, and T5 h
 at zero. The authors train every choice at once and search for the best one in each layer; here a
 choice is a setting, the same in all layers.
 
-With a low-rank A, training needs the product of a full kernel's gradient, which other methods of
-linear layers do without: a step costs about as much as one of full fine-tuning.
+With a low-rank A, each layer has a second product with a kernel, and training needs the product of
+that kernel's gradient, which other methods of linear layers do without: on T5 1.1 base a step has
+1.4 times the operations of full fine-tuning's (`adalink cost`).
 """
 
 import dataclasses

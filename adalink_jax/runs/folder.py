@@ -135,6 +135,8 @@ class RunFolder:
     def is_finished(self, train_steps: int) -> bool:
         """Returns whether the folder holds this run's results after `train_steps` steps.
 
+        If it was killed before it recorded digests of its outcome, they are recorded now.
+
         Raises:
           UserError: it holds the results of more steps; or they, or what was written with them,
             are damaged or missing.
