@@ -11,8 +11,11 @@ from adalink_jax.methods.base import Method
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "adalink_jax"
-# The format of another library, which has names of its own for some methods' fields.
-EXCEPT = [PACKAGE / "checkpoints/formats/peft.py", *(PACKAGE / "methods").glob("*.py")]
+# The formats of another library, which has names of its own for some methods' fields.
+EXCEPT = [
+    *(PACKAGE / "checkpoints/formats/peft").glob("*.py"),
+    *(PACKAGE / "methods").glob("*.py"),
+]
 MODULES = sorted(set(PACKAGE.rglob("*.py")) - set(EXCEPT))
 CLASSES = {cls.__name__ for cls in METHODS.values()}
 # A whole model is a base too, and bases are told by that name.

@@ -11,17 +11,19 @@ import numpy as np
 
 from adalink_jax.checkpoints.architecture import expected_shapes
 from adalink_jax.checkpoints.formats.huggingface import linear_modules
+from adalink_jax.checkpoints.formats.peft.format import PREFIX, Format
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
 from adalink_jax.methods.ia3 import IA3
 from adalink_jax.models.t5 import T5Config
 
-_PREFIX, _SUFFIX = "base_model.model.", ".ia3_l"
+_SUFFIX = ".ia3_l"
 # The layers whose outputs are scaled, and the one whose input is.
 _OUTPUTS, _INPUT = ("key", "value"), "wo"
+_READ = frozenset({"exclude_modules", "feedforward_modules", "init_ia3_weights", "target_modules"})
 
 
-def to_peft(
+def _to_peft(
     method: IA3, flat: Mapping[str, np.ndarray], config: T5Config
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns PEFT's settings and tensors of one route."""
@@ -30,7 +32,7 @@ def to_peft(
     for name, scale in flat.items():
         place = name.removesuffix(f"/{IA3.scope}/scale")
         of_input = place.endswith(f"/{_INPUT}")
-        tensors[f"{_PREFIX}{modules[place]}{_SUFFIX}"] = 1 + (
+        tensors[f"{PREFIX}{modules[place]}{_SUFFIX}"] = 1 + (
             scale[None] if of_input else scale[:, None]
         )
         inputs += [modules[place]] if of_input else []
@@ -39,13 +41,13 @@ def to_peft(
         "fan_in_fan_out": False,
         "feedforward_modules": sorted(inputs),
         "target_modules": sorted(
-            name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for name in tensors
+            name.removeprefix(PREFIX).removesuffix(_SUFFIX) for name in tensors
         ),
     }
     return settings, tensors
 
 
-def from_peft(
+def _from_peft(
     settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
 ) -> tuple[Method, dict[str, np.ndarray]]:
     """Returns the method and its leaves; layers that PEFT leaves out are scaled by one."""
@@ -53,7 +55,7 @@ def from_peft(
     kernels = expected_shapes(config)
     found = {}
     for name, array in tensors.items():
-        place = places.get(name.removeprefix(_PREFIX).removesuffix(_SUFFIX), "")
+        place = places.get(name.removeprefix(PREFIX).removesuffix(_SUFFIX), "")
         layer = place.rpartition("/")[2]
         inputs, outputs = kernels.get(f"{place}/kernel", (0, 0))
         expected = {_INPUT: (1, inputs), **dict.fromkeys(_OUTPUTS, (outputs, 1))}.get(layer)
@@ -74,3 +76,6 @@ def from_peft(
             width = kernels[f"{place}/kernel"][layer != _INPUT]
             found.setdefault(f"{place}/{IA3.scope}/scale", np.zeros(width, np.float32))
     return method, found
+
+
+FORMAT = Format(IA3, _READ, _to_peft, _from_peft)
