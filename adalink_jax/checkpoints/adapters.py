@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -301,14 +301,46 @@ def load_adapter(
             f"adapter {where}: of method '{record.method_name}', expected '{method_name}'"
         )
     record.check_base(where, architecture=architecture, base_fingerprint=base_fingerprint)
+    path = where / TENSORS
     try:
-        if not (where / TENSORS).is_file():
+        if not path.is_file():
             raise UserError(f"adapter {folder}: no file {TENSORS} in it")
-        tree = _read_tensors(where / TENSORS, raw)
+        check_sha256(file_sha256(path), raw, str(path))
+        tree = _tree(lambda: safetensors.numpy.load_file(path), raw, str(path))
     except OSError as error:
         raise UserError(f"adapter {folder} cannot be read: {error}") from error
     check_digest(raw, where / RECORD)  # Last, because the others say more.
     return Adapter(**vars(record), tree=tree)
+
+
+def adapter_of(
+    record: bytes,
+    tensors: Callable[[], bytes],
+    where: str,
+    *,
+    architecture: T5Config | None = None,
+    base_fingerprint: str | None = None,
+) -> Adapter:
+    """Returns an adapter from the content of its two files, checked as `load_adapter` does.
+
+    Args:
+      record: the content of its record.
+      tensors: returns the content of its arrays' file.
+      where: what to call it in errors.
+      architecture: the base's architecture; None skips the comparison.
+      base_fingerprint: the base's `fingerprint`; None skips the comparison.
+
+    Raises:
+      UserError: as in `load_adapter`.
+    """
+    raw = parse_record(record, where)
+    adapter = _checked_record(raw, where)
+    adapter.check_base(where, architecture=architecture, base_fingerprint=base_fingerprint)
+    content = tensors()
+    check_sha256(hashlib.sha256(content).hexdigest(), raw, where)
+    tree = _tree(lambda: safetensors.numpy.load(content), raw, where)
+    check_digest(raw, where)
+    return Adapter(**vars(adapter), tree=tree)
 
 
 def read_record(folder: str | os.PathLike[str]) -> AdapterRecord:
@@ -334,12 +366,19 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
         raw = parse_record(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"adapter {folder} cannot be read: {error}") from error
-    config = config_from(raw["architecture"], str(path))
+    return _checked_record(raw, str(path.parent), str(path)), raw
+
+
+def _checked_record(
+    raw: Mapping[str, Any], folder: str, path: str | None = None
+) -> AdapterRecord:
+    path = path or folder
+    config = config_from(raw["architecture"], path)
     if raw["method"] not in METHODS:
         unknown = f"unknown method {raw['method']!r}{nearest(raw['method'], METHODS)}"
-        raise UserError(f"adapter {path.parent}: {unknown}")
+        raise UserError(f"adapter {folder}: {unknown}")
     settings = {name: _frozen(value) for name, value in raw["settings"].items()}
-    _check_settings(raw["method"], settings, path.parent)
+    _check_settings(raw["method"], settings, folder)
     record = AdapterRecord(
         method_name=raw["method"],
         settings=settings,
@@ -353,7 +392,7 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
             f"{path}: {len(record.route_names)} names of routes, but its settings say "
             f"{record.method.routes} routes"
         )
-    return record, raw
+    return record
 
 
 def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -> None:
@@ -414,7 +453,7 @@ def check_sha256(digest: str, record: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path) -> None:
+def _check_settings(name: str, settings: Mapping[str, Any], folder: str) -> None:
     """Raises `UserError` unless the method can be built from the settings."""
     where = f"adapter {folder}: settings of method '{name}'"
     fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
@@ -431,10 +470,11 @@ def _check_settings(name: str, settings: Mapping[str, Any], folder: pathlib.Path
         raise UserError(f"{where}: {error}") from error
 
 
-def _read_tensors(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    check_sha256(file_sha256(path), record, str(path))
+def _tree(
+    read: Callable[[], dict[str, np.ndarray]], record: Mapping[str, Any], path: str
+) -> dict[str, Any]:
     try:
-        arrays = safetensors.numpy.load_file(path)
+        arrays = read()
         traverse_util.unflatten_dict(arrays, sep="/")
     except Exception as error:  # The hash matches, so the writer was wrong; any class can occur.
         raise UserError(f"{path}: no safetensors file ({type(error).__name__})") from error

@@ -141,7 +141,7 @@ def score_options(
     model: Transformer,
     params: Params,
     encoder_input_tokens: Int[Array, "B T"],
-    options: Int[Array, "C L"],
+    options: Int[Array, "C L"] | Int[Array, "B C L"],
     routes: Routes | None = None,
 ) -> Float[Array, "B C"]:
     """Computes the log-likelihood of every option given every input.
@@ -157,7 +157,7 @@ def score_options(
       model: the network with its method.
       params: base and adapter, merged.
       encoder_input_tokens: token ids, 0 on padding.
-      options: each option's tokens with EOS, 0 on padding.
+      options: each option's tokens with EOS, 0 on padding; of all rows, or each row's own.
       routes: as in `greedy`.
 
     Returns:
@@ -165,10 +165,12 @@ def score_options(
     """
     encoded = _encode(model, params, encoder_input_tokens, routes)
     batch = encoder_input_tokens.shape[0]
-    count, length = options.shape
+    if options.ndim == 3:
+        options = jnp.swapaxes(options, 0, 1)
+    count, length = options.shape[0], options.shape[-1]
 
-    def score(option: Int[Array, " L"]) -> Float[Array, " B"]:
-        inputs = jnp.pad(option[:-1], (1, 0))
+    def score(option: Int[Array, " L"] | Int[Array, "B L"]) -> Float[Array, " B"]:
+        inputs = jnp.pad(option[..., :-1], [*[(0, 0)] * (option.ndim - 1), (1, 0)])
         inputs, targets = (jnp.broadcast_to(x, (batch, length)) for x in (inputs, option))
         return _log_likelihood(
             model, params, encoded, encoder_input_tokens, inputs, targets, routes
@@ -179,8 +181,8 @@ def score_options(
         fitting = max(1, LOGITS_BYTES // (4 * batch * length * model.config.vocab_size))
     chunks = -(-count // fitting)
     size = -(-count // chunks)
-    padded = jnp.pad(options, ((0, chunks * size - count), (0, 0)))
-    scores = jax.lax.map(jax.vmap(score), padded.reshape(chunks, size, length))
+    padded = jnp.pad(options, [(0, chunks * size - count), *[(0, 0)] * (options.ndim - 1)])
+    scores = jax.lax.map(jax.vmap(score), padded.reshape(chunks, size, *options.shape[1:]))
     return scores.reshape(chunks * size, batch)[:count].T
 
 

@@ -223,7 +223,12 @@ class Attention(nn.Module):
             return split(key(vectors, own)), split(value(vectors, own))
 
         q = split(self._linear("query", width, ("embed", "joined_kv"), query_init)(x, ctx))
-        k, v = split(key(source, source_ctx)), split(value(source, source_ctx))
+
+        def projected() -> tuple[Array, Array]:
+            return split(key(source, source_ctx)), split(value(source, source_ctx))
+
+        crosses = self.site.block == "encoder_decoder_attention"
+        k, v = self._kept(projected) if crosses else projected()
         biases = (bias, ctx.memory_bias if bias is not None else None)
         if decode:
             k, v, mask, biases = self._cached(k, v, mask, biases)
@@ -261,6 +266,19 @@ class Attention(nn.Module):
         if factors is not None:
             weights = weights * factors.astype(cfg.dtype)
         return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
+
+    def _kept(self, projected: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
+        """Returns keys and values of the encoded sequence, which "source" keeps where it is made.
+
+        A loop inside one program needs no such collection, as XLA moves them out of it.
+        """
+        if self.has_variable("source", "key"):
+            return self.get_variable("source", "key"), self.get_variable("source", "value")
+        k, v = projected()
+        if self.is_mutable_collection("source") and not self.is_initializing():
+            self.put_variable("source", "key", k)
+            self.put_variable("source", "value", v)
+        return k, v
 
     def _cached(self, k, v, mask, biases):
         """Adds one token's key and value to the cache; returns what its query may see."""

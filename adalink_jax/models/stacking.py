@@ -183,7 +183,7 @@ def run_layers(
     scan = nn.scan(
         # A scan's body cannot share results with its own backward pass.
         _rematerialized(body, config, prevent_cse=False),
-        variable_axes={"params": 0, "cache": 0},
+        variable_axes={"params": 0, "cache": 0, "source": 0},
         split_rngs={"params": True, "dropout": True},
         length=num_layers,
     )

@@ -6,11 +6,10 @@ capacity C, and its slots are filled and freed as requests come.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -20,9 +19,11 @@ from adalink_jax.models.parameters import abstract_params, widened
 from adalink_jax.models.t5 import T5Config
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Module:
-    """One route of an adapter, ready to be put into a bank.
+    """One route of an adapter as it was read, ready to be put into a bank.
+
+    Each is equal to itself alone: what an adapter was and what it is now are two modules.
 
     Attributes:
       kind: its method in the form for inference, at size 1 if it can be widened. Modules of equal
@@ -53,24 +54,32 @@ def module(method: Method, tree: Params, route: int) -> Module:
 
 
 class Bank:
-    """Modules of one kind on the device, by name; the least recently used one makes room.
+    """Modules of one kind on the device; the least recently used one makes room.
 
     Attributes:
       method: the method the network runs with: `capacity` routes of the largest size so far.
       params: the method's tree on the device, every leaf [capacity, …].
+      evictions: how many modules have made room for others.
     """
 
-    def __init__(self, config: T5Config, kind: Method, capacity: int):
+    def __init__(
+        self,
+        config: T5Config,
+        kind: Method,
+        capacity: int,
+        put: Callable[[Any], Any] = jax.device_put,
+    ):
         """Creates an empty bank.
 
         Args:
           config: the base's architecture.
           kind: the kind of its modules.
           capacity: C, the most modules in memory at one time.
+          put: places a tree of arrays on the devices.
         """
-        self._config, self._kind, self._capacity = config, kind, capacity
-        self._slots: dict[str, int] = {}  # Ordered by use, the most recent one last.
-        self._modules: dict[str, Module] = {}
+        self._config, self._kind, self._capacity, self._put = config, kind, capacity, put
+        self._slots: dict[Module, int] = {}  # Ordered by use, the most recent one last.
+        self.evictions = 0
         self._resize(1)
 
     def _resize(self, size: int) -> None:
@@ -79,9 +88,9 @@ class Bank:
         shapes, _ = split(abstract_params(self._config, wide)[0], wide)
         empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         self.method, params = wide.stack([empty] * self._capacity)
-        self.params = jax.tree.map(jnp.asarray, params)
-        for name, slot in self._slots.items():
-            self._write(slot, self._modules[name])
+        self.params = self._put(params)
+        for module, slot in self._slots.items():
+            self._write(slot, module)
 
     def _write(self, slot: int, module: Module) -> None:
         tree = module.tree
@@ -94,45 +103,54 @@ class Bank:
 
         self.params = jax.tree.map(put, self.params, dict(tree))
 
-    def holds(self, name: str, module: Module) -> bool:
-        """Returns whether this module, not an older one of its name, is in memory."""
-        return self._modules.get(name) is module
+    def __contains__(self, module: Module) -> bool:
+        """Returns whether a module is in memory."""
+        return module in self._slots
+
+    def __iter__(self) -> Iterator[Module]:
+        """Iterates over the modules in memory, from the least recently used one."""
+        return iter(tuple(self._slots))
 
     def __len__(self) -> int:
         """Returns the number of loaded modules."""
         return len(self._slots)
 
-    def load(self, name: str, module: Module, in_use: frozenset[str] = frozenset()) -> None:
-        """Puts a module into a slot; replaces one of the same name, or the least recently used.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays, of slots in use or not."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+    def load(self, module: Module, in_use: Container[Module] = ()) -> None:
+        """Puts a module into a slot, in the place of the least recently used one if all are full.
 
         Args:
-          name: the module's name in requests.
           module: a module of the bank's kind.
-          in_use: names that must stay.
+          in_use: modules that must stay.
 
         Raises:
           UserError: all slots are in use.
         """
-        self.unload(name)
+        if module in self._slots:
+            return
         if len(self._slots) == self._capacity:
             oldest = next((other for other in self._slots if other not in in_use), None)
             if oldest is None:
                 raise UserError(f"all {self._capacity} slots for adapters are in use")
             self.unload(oldest)
+            self.evictions += 1
         slot = min(set(range(self._capacity)) - set(self._slots.values()))
-        self._slots[name], self._modules[name] = slot, module
+        self._slots[module] = slot
         if module.size > self._size:
             # Doubled, so that growing sizes compile few programs.
             self._resize(1 << (module.size - 1).bit_length())
         else:
             self._write(slot, module)
 
-    def unload(self, name: str) -> None:
+    def unload(self, module: Module) -> None:
         """Frees a module's slot, if it has one; its values stay until the slot is reused."""
-        self._slots.pop(name, None)
-        self._modules.pop(name, None)
+        self._slots.pop(module, None)
 
-    def slot(self, name: str) -> int:
+    def slot(self, module: Module) -> int:
         """Returns the route of a loaded module, and marks it as just used."""
-        self._slots[name] = self._slots.pop(name)
-        return self._slots[name]
+        self._slots[module] = self._slots.pop(module)
+        return self._slots[module]

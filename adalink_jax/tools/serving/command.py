@@ -13,8 +13,8 @@ and the log-likelihood of each label, or with an error that concerns only that r
 
 import argparse
 import contextlib
+import dataclasses
 import json
-import os
 import queue
 import sys
 import threading
@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from typing import IO, Annotated
 
 from adalink_jax.errors import UserError
+from adalink_jax.tools.serving.model import add_model, opened
 from adalink_jax.tools.serving.requests import LONGEST_LINE, Request, failure, parse
-from adalink_jax.tools.serving.service import Service
+from adalink_jax.tools.serving.service import Limits, Service
 from adalink_jax.values import Range, checked
 
 # The most that a flag takes, so that a slip is not an order for all of the memory.
@@ -32,17 +33,10 @@ _MOST = {"batch_size": 1024, "resident": 4096, "inputs": 2**14, "targets": 2**10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the base, the adapters, the input and the output."""
-    parser.add_argument("--base", required=True, help="the base's checkpoint")
-    parser.add_argument("--adapters", help="a folder of adapters, or of runs that wrote one")
-    parser.add_argument(
-        "--vocabulary", help="T5's SentencePiece file, or 'mini' (default: VOCABULARY)"
-    )
+    add_model(parser)
     parser.add_argument("--input", default="-", help="JSONL, or *.tsv: text<TAB>adapter")
     parser.add_argument("--output", default="-", help="JSONL; must not exist")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch")
-    parser.add_argument("--resident", type=int, default=64, help="adapters of one kind in memory")
-    parser.add_argument("--inputs", type=int, default=512, help="maximum tokens of a text")
-    parser.add_argument("--targets", type=int, default=16, help="maximum tokens to generate")
     parser.add_argument(
         "--beam_size", type=int, default=1, help="beams to generate with; 1 is greedy"
     )
@@ -50,29 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Answers all lines of the input."""
-    import tasks
-
     for name, most in _MOST.items():
         checked(f"--{name}", getattr(flags, name), Annotated[int, Range(1, most)])
-    vocabulary = tasks.MINI_VOCABULARY
-    if flags.vocabulary != "mini":
-        os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
-        vocabulary = tasks.UserVocabulary()
-    try:
-        vocabulary.encode("")  # Opens the file here, so that an error is not blamed on a request.
-    except tasks.DataError as error:
-        raise UserError(str(error)) from error
-    service = Service(
-        flags.base,
-        flags.adapters,
-        vocabulary,
-        tasks.LABELS,
-        max_inputs=flags.inputs,
-        max_targets=flags.targets,
-        beam_size=flags.beam_size,
-        # Each row of a batch may use a different adapter.
-        resident=max(flags.resident, flags.batch_size),
-    )
+    limits = Limits(flags.inputs, flags.targets, flags.batch_size)
+    # Each row of a batch may use a different adapter.
+    service = opened(flags, limits, max(flags.resident, flags.batch_size))
     is_tsv = flags.input.endswith(".tsv")
     with contextlib.ExitStack() as files:
         # Bytes: both sides are UTF-8, whatever the terminal's encoding.
@@ -85,19 +61,22 @@ def run(flags: argparse.Namespace) -> None:
         else:
             sink = files.enter_context(open(flags.output, "xb"))
         for lines in _batches(source, flags.batch_size):
-            for answer in _answers(service, lines, is_tsv):
+            for answer in _answers(service, lines, is_tsv, flags.beam_size):
                 text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
                 sink.write(text.encode("utf-8") + b"\n")
             sink.flush()
 
 
-def _answers(service: Service, lines: list[tuple[int, bytes]], tsv: bool) -> list[dict]:
+def _answers(
+    service: Service, lines: list[tuple[int, bytes]], tsv: bool, beam_size: int
+) -> list[dict]:
     """Returns one answer per line, in order."""
     requests: list[Request] = []
     answers: dict[int, dict] = {}
     for number, content in lines:
         try:
-            requests.append(parse(number, content, tsv))
+            request = parse(number, content, tsv)
+            requests.append(dataclasses.replace(request, beam_size=beam_size))
         except UserError as error:
             answers[number] = failure(number, error)
     answers |= {one["line"]: one for one in service.answers(requests)}

@@ -8,16 +8,20 @@ from typing import Any
 
 import jax
 
-from adalink_jax.methods.base import Array, Params
+from adalink_jax.methods.base import Params
 from adalink_jax.models.t5 import Transformer
 
 
 class Programs:
-    """Runs jitted functions of (model, params, tokens, …), each compiled for exact shapes."""
+    """Runs jitted functions of (model, params, …), each compiled for exact shapes.
+
+    Attributes:
+      compiled: how many were compiled so far.
+    """
 
     def __init__(self, most: int):
         """Holds no program yet, and later at most `most`."""
-        self._most = most
+        self._most, self.compiled = most, 0
         self._compiled: dict[tuple, Any] = {}  # Ordered by use, the most recent one last.
 
     def __len__(self) -> int:
@@ -29,29 +33,28 @@ class Programs:
         function: Any,
         model: Transformer,
         params: Params,
-        tokens: Array,
         *,
         static: dict[str, Any] | None = None,
-        **arrays: Array,
-    ) -> jax.Array:
+        **arrays: Any,
+    ) -> Any:
         """Calls a function, compiled now or before.
 
         Args:
-          function: a function of `adalink_jax.models.decoding`, under `jax.jit`.
+          function: a function of `adalink_jax.models`, under `jax.jit`.
           model: the network with its method, from which the shapes of `params` follow.
           params: base and adapter, merged.
-          tokens: the inputs' token ids.
           static: arguments by which `function` is compiled.
-          **arrays: its other arguments.
+          **arrays: its other arguments, arrays or trees of them.
         """
         static = static or {}
-        shapes = (tokens.shape, *((name, array.shape) for name, array in sorted(arrays.items())))
-        key = (function, model, shapes, tuple(sorted(static.items())))
+        shapes = tuple(jax.typeof(leaf).shape for leaf in jax.tree.leaves(arrays))
+        key = (function, model, tuple(sorted(arrays)), shapes, tuple(sorted(static.items())))
         program = self._compiled.pop(key, None)
         if program is None:
-            program = function.lower(model, params, tokens, **arrays, **static).compile()
+            program = function.lower(model, params, **arrays, **static).compile()
             function.clear_cache()  # Forgets what it traced, which takes as much memory.
+            self.compiled += 1
         self._compiled[key] = program
         if len(self._compiled) > self._most:
             del self._compiled[next(iter(self._compiled))]
-        return program(params, tokens, **arrays)
+        return program(params, **arrays)

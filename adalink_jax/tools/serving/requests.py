@@ -24,6 +24,8 @@ class Request:
       adapter: NAME, or NAME:ROUTE for an adapter with several routes; None for the base.
       labels: texts to choose from; if empty, the adapter's own labels or generation.
       id: any value that the answer repeats; None for nothing.
+      scores: whether the adapter's own labels are scored where none are given.
+      beam_size: the number of beams to generate with; 1 is greedy.
     """
 
     line: int
@@ -31,6 +33,28 @@ class Request:
     adapter: str | None = None
     labels: tuple[str, ...] = ()
     id: Any = None
+    scores: bool = True
+    beam_size: int = 1
+
+    @property
+    def name(self) -> str:
+        """The name of its adapter, without a route; "" for the base."""
+        return (self.adapter or "").partition(":")[0]
+
+
+def route_of(adapter: str, routes: Sequence[str]) -> str:
+    """Returns the route that a request names, which may be left out if there is only one.
+
+    Raises:
+      UserError: there is no such route, or none is named of several.
+    """
+    name, _, route = adapter.partition(":")
+    if not route and len(routes) == 1:
+        return routes[0]
+    if route not in routes:
+        wrong = f"has no route '{route}'{nearest(route, routes)}" if route else "has several;"
+        raise UserError(f"adapter '{name}' {wrong} ask for {name}:ROUTE of {', '.join(routes)}")
+    return route
 
 
 def parse(line: int, content: bytes, tsv: bool) -> Request:

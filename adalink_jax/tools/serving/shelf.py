@@ -1,17 +1,20 @@
-"""The adapters below one folder, read when they are asked for."""
+"""The adapters below one folder, or in one packed file, read when they are asked for."""
 
 import dataclasses
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 
-from adalink_jax import files
-from adalink_jax.adapters.load import adapter_folder, check_adapter
-from adalink_jax.checkpoints import load_adapter
-from adalink_jax.checkpoints.adapters import RECORD
+import jax
+
+from adalink_jax.adapters.load import check_adapter
+from adalink_jax.adapters.pack import Places, places_of
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools.serving.bank import Module, module
+
+# A name that is nearly right is looked for among so many; more would take longer than an answer.
+_SIMILAR = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,42 +25,51 @@ class Known:
       modules: its routes, by name.
       labels: those of the only task it was trained on; none if there were several.
       written: which file its record was; another one means that the adapter was written anew.
+      nbytes: bytes of its arrays.
     """
 
     modules: Mapping[str, Module]
     labels: tuple[str, ...]
     written: tuple[int, ...]
+    nbytes: int
 
 
 class Shelf:
-    """Reads adapters by name, and keeps those that were asked for last."""
+    """Reads adapters by name, and keeps those that were asked for last. Threads may share it.
+
+    Attributes:
+      reads: how many adapters were read from disk.
+      evictions: how many made room for others.
+    """
 
     def __init__(
         self,
-        folder: str | None,
+        where: str | None,
         config: T5Config,
         base_fingerprint: str,
         labels_of: Mapping[str, Sequence[str]],
-        most: int,
+        most_bytes: int,
     ):
         """Reads nothing yet.
 
         Args:
-          folder: the folder of adapters (or of runs); None if there is none.
+          where: the folder of adapters (or of runs), or a packed file; None if there is none.
           config: the base's architecture.
           base_fingerprint: the base's `fingerprint`.
           labels_of: name of a task → its labels.
-          most: the most adapters to keep.
+          most_bytes: how many bytes of adapters to keep; the last one read stays in any case.
 
         Raises:
-          UserError: the folder does not exist.
+          UserError: there is no such folder or file.
         """
-        if folder is not None and not pathlib.Path(folder).is_dir():
-            raise UserError(f"no folder {folder} of adapters")
-        self._folder = None if folder is None else pathlib.Path(folder)
+        self._places: Places | None = None if where is None else places_of(pathlib.Path(where))
         self._config, self._fingerprint = config, base_fingerprint
-        self._labels_of, self._most = labels_of, most
+        self._labels_of, self._most_bytes = labels_of, most_bytes
         self._known: dict[str, Known] = {}  # Ordered by use, the most recent one last.
+        self._pinned: set[str] = set()
+        self._lock = threading.Lock()
+        self._reading: dict[str, threading.Lock] = {}
+        self.reads = self.evictions = 0
 
     def read(self, name: str) -> Known:
         """Returns the adapter of a name as it is on disk now.
@@ -69,49 +81,92 @@ class Shelf:
           UserError: there is none; it is damaged, of another base, or cannot share a batch.
           OSError: it cannot be read.
         """
-        known = self._known.pop(name, None)
-        folder = self._place(name)
-        written = _written(folder)
-        if known is None or known.written != written:
-            try:
-                known = self._load(folder, written)
-            except UserError:
-                if written == (written := _written(folder)):
-                    raise
-                # Written anew meanwhile: the record was the old one's, the arrays the new one's.
-                known = self._load(folder, written)
-        self._known[name] = known
-        if len(self._known) > self._most:
-            del self._known[next(iter(self._known))]
+        if self._places is None:
+            raise UserError(f"adapter '{name}' is asked for, but no folder of adapters was given")
+        if not self._places.holds(name):
+            raise UserError(f"no adapter '{name}' in {self._places}{self._similar(name)}")
+        with self._lock:
+            reading = self._reading.setdefault(name, threading.Lock())
+        with reading:  # Many ask for a new one at once, and one reads it.
+            known = self._current(self._places, name)
+        with self._lock:
+            self._reading.pop(name, None)
+            self._known.pop(name, None)
+            self._known[name] = known
+            self._make_room(name)
         return known
 
-    def _place(self, name: str) -> pathlib.Path:
-        if self._folder is None:
-            raise UserError(f"adapter '{name}' is asked for, but no folder of adapters was given")
-        # Hidden folders are adapters that are being written; ".." is above the folder.
-        plain = pathlib.PurePath(name).name == name and not name.startswith(".")
-        if not plain or not files.present_folder(self._folder / name).is_dir():
-            names = [child.name for child in self._folder.iterdir() if child.is_dir()]
-            names = sorted(child for child in names if not child.startswith("."))
-            raise UserError(f"no adapter '{name}' in {self._folder}{nearest(name, names)}")
-        return adapter_folder(str(self._folder / name))
+    def _current(self, places: Places, name: str) -> Known:
+        known = self._known.get(name)
+        written = places.written(name)
+        if known is not None and known.written == written:
+            return known
+        try:
+            return self._load(places, name, written)
+        except UserError:
+            if written == (written := places.written(name)):
+                raise
+            # Written anew meanwhile: the record was the old one's, the arrays the new one's.
+            return self._load(places, name, written)
 
-    def _load(self, folder: pathlib.Path, written: tuple[int, ...]) -> Known:
-        adapter = load_adapter(
-            folder, architecture=self._config, base_fingerprint=self._fingerprint
+    def _similar(self, name: str) -> str:
+        names = self.names()
+        return nearest(name, names) if len(names) <= _SIMILAR else ""
+
+    def _make_room(self, newest: str) -> None:
+        total = sum(known.nbytes for known in self._known.values())
+        for name in tuple(self._known):
+            if total <= self._most_bytes:
+                return
+            if name != newest and name not in self._pinned:
+                total -= self._known.pop(name).nbytes
+                self.evictions += 1
+
+    def _load(self, places: Places, name: str, written: tuple[int, ...]) -> Known:
+        adapter = places.load(
+            name, architecture=self._config, base_fingerprint=self._fingerprint
         )
-        check_adapter(self._config, adapter.method, adapter.tree, str(folder))
+        check_adapter(self._config, adapter.method, adapter.tree, f"'{name}'")
         modules = {
             route: module(adapter.method, adapter.tree, i)
             for i, route in enumerate(adapter.route_names)
         }
-        labels = tuple(self._labels_of.get(adapter.only_task.get("name", ""), ()))
-        return Known(modules, labels, written)
+        self.reads += 1
+        task = adapter.only_task
+        labels = tuple(self._labels_of.get(task.get("name", ""), ()))
+        trees = [one.tree for one in modules.values()]
+        nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+        return Known(modules, labels, written, nbytes)
 
+    def names(self) -> Sequence[str]:
+        """Returns the sorted names of all adapters on disk, right or damaged."""
+        return () if self._places is None else self._places.names()
 
-def _written(folder: pathlib.Path) -> tuple[int, ...]:
-    try:
-        stat = os.stat(files.present_folder(folder) / RECORD)
-    except FileNotFoundError:
-        return ()
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    def resident(self) -> Mapping[str, Known]:
+        """Returns the adapters in memory."""
+        with self._lock:
+            return dict(self._known)
+
+    def drop(self, name: str) -> None:
+        """Forgets an adapter, pinned or not; it stays on disk."""
+        with self._lock:
+            self._pinned.discard(name)
+            self._known.pop(name, None)
+
+    def pin(self, name: str) -> None:
+        """Reads an adapter, which then stays in memory until it is dropped."""
+        self.read(name)
+        with self._lock:
+            self._pinned.add(name)
+
+    def pinned(self) -> frozenset[str]:
+        """Returns the names that stay in memory."""
+        with self._lock:
+            return frozenset(self._pinned)
+
+    def pinned_modules(self) -> Iterator[Module]:
+        """Iterates over the modules that stay in memory."""
+        known = self.resident()
+        for name in self.pinned():
+            if name in known:
+                yield from known[name].modules.values()

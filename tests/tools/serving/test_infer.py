@@ -14,6 +14,7 @@ import pytest
 
 import tasks
 from adalink_jax import cli
+from adalink_jax.adapters import pack
 from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
@@ -25,7 +26,7 @@ from adalink_jax.tools.serving import shelf
 from adalink_jax.tools.serving.command import _batches
 from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
-from adalink_jax.tools.serving.service import Service
+from tests.tools.serving.served import served
 from tests.methods.toys import Stabilised, example
 from tests.tiers import mostly_slow
 
@@ -93,9 +94,7 @@ def scorer(config, method):
 @pytest.fixture(scope="module")
 def service(mini_base, adapters):
     folder, _ = adapters
-    return Service(
-        str(mini_base), str(folder), tasks.MINI_VOCABULARY, {}, max_inputs=32, resident=6
-    )
+    return served(mini_base, folder)
 
 
 def alone(base, trees, text, name, methods=METHODS_OF):
@@ -149,14 +148,12 @@ def test_every_method_answers_in_a_batch_as_alone(base, mini_base, tmp_path):
             other = method if size is None else method.resized(size)
             methods |= {f"{name}_a": method, f"{name}_b": other}
     trees = written(base, tmp_path, methods)
-    served = Service(
-        str(mini_base), str(tmp_path), tasks.MINI_VOCABULARY, {}, max_inputs=32, resident=6
-    )
+    service = served(mini_base, tmp_path)
     names = list(methods)
     requests = [
         Request(i + 1, TEXTS[i % len(TEXTS)], name, LABELS) for i, name in enumerate(names * 2)
     ]
-    for request, one in zip(requests, served.answers(requests), strict=True):
+    for request, one in zip(requests, service.answers(requests), strict=True):
         expected = alone(base, trees, request.text, request.adapter, methods)
         found = list(one["scores"].values())
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5, err_msg=request.adapter)
@@ -184,8 +181,7 @@ def test_adapters_give_way_and_come_back(base, adapters, service, tmp_path):
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_without_labels_it_generates(base, mini_base, beam_size):
     config, params = base
-    service = Service(str(mini_base), None, tasks.MINI_VOCABULARY, {}, beam_size=beam_size)
-    (found,) = service.answers([Request(1, TEXTS[0])])
+    (found,) = served(mini_base, None).answers([Request(1, TEXTS[0], beam_size=beam_size)])
     tokens = np.asarray([[*tasks.MINI_VOCABULARY.encode(TEXTS[0]), 1]], np.int32)
     model = Transformer(dataclasses.replace(config, dropout_rate=0.0))
     ids = np.asarray(decoding.beam_search(model, params, tokens, 16, beam_size=beam_size))[0]
@@ -208,8 +204,7 @@ def test_within_a_batch_an_adapter_stays_what_it_was(base, mini_base, adapters, 
             return tasks.MINI_VOCABULARY.encode(text)
 
     write(tmp_path / "mine", base, METHODS_OF["adalink_2"], trees["adalink_2"])
-    limits = {"max_inputs": 32, "resident": 6}
-    meddled = Service(str(mini_base), str(tmp_path), Meddling(), {}, **limits)
+    meddled = served(mini_base, tmp_path, Meddling())
     for method in ("adalink_2", "lora"):
         expected, found = (
             [one["scores"] for one in answers([Request(i, t, name, LABELS) for i, t in texts])]
@@ -223,7 +218,7 @@ def test_an_adapter_that_is_replaced_while_it_is_read_is_read_again(
     base, mini_base, adapters, tmp_path, monkeypatch
 ):
     _, trees = adapters
-    honest, mine = shelf.load_adapter, (base, METHODS_OF["lora"], trees["lora"])
+    honest, mine = pack.load_adapter, (base, METHODS_OF["lora"], trees["lora"])
     write(tmp_path / "mine", *mine)
 
     def load_adapter(*arguments, **checks):
@@ -231,10 +226,10 @@ def test_an_adapter_that_is_replaced_while_it_is_read_is_read_again(
         write(tmp_path / "mine", *mine, anew=True)
         raise UserError("the record's arrays are others")
 
-    monkeypatch.setattr(shelf, "load_adapter", load_adapter)
-    reader = shelf.Shelf(str(tmp_path), base[0], fingerprint(base[1]), {}, 1)
+    monkeypatch.setattr(pack, "load_adapter", load_adapter)
+    reader = shelf.Shelf(str(tmp_path), base[0], fingerprint(base[1]), {}, 2**20)
     assert reader.read("mine").modules["all"].kind.scope == "lora"
-    assert shelf.load_adapter is honest
+    assert pack.load_adapter is honest
     # The old one's folder has been renamed, the new one's not yet.
     (tmp_path / "mine").rename(tmp_path / ".mine.previous")
     assert reader.read("mine").modules["all"].kind.scope == "lora"
@@ -268,7 +263,8 @@ def test_shapes_are_few_and_programs_are_freed(service):
     for size in (1, 2, 3, 1, 2, 3, 3, 2):
         for power in (2, 3):
             tokens = np.arange(size)
-            found = programs.run(raised, 5, 7, tokens, more=tokens, static={"power": power})
+            static = {"power": power}
+            found = programs.run(raised, 5, 7, tokens=tokens, more=tokens, static=static)
             np.testing.assert_array_equal(found, 7 * np.arange(size) ** power + np.arange(size))
             assert len(programs) <= 2 and len(live()) <= before + 2
 
@@ -330,7 +326,7 @@ def test_a_scale_that_depends_on_the_rank_stays_what_it_is(base, mini_base, tmp_
         rng = np.random.default_rng(number)
         trees[name] = jax.tree.map(lambda x, r=rng: r.normal(0, 0.2, x.shape).astype("f4"), tree)
         write(tmp_path / name, base, method, trees[name])
-    service = Service(str(mini_base), str(tmp_path), tasks.MINI_VOCABULARY, {}, max_inputs=32)
+    service = served(mini_base, tmp_path)
     requests = [Request(i + 1, TEXTS[0], name, LABELS) for i, name in enumerate(methods)]
     for request, one in zip(requests, service.answers(requests), strict=True):
         expected = alone(base, trees, request.text, request.adapter)

@@ -1,0 +1,65 @@
+"""The flags of a base and its adapters, which the commands that serve share."""
+
+import argparse
+import os
+
+from adalink_jax.errors import UserError
+from adalink_jax.models.kernels import FROZEN_DTYPES
+from adalink_jax.runs.setup import check_frozen_dtype
+from adalink_jax.tools.serving.engine import BASE, Engine, Precision
+from adalink_jax.tools.serving.service import Limits, Service
+from adalink_jax.tools.serving.shelf import Shelf
+
+_MIB = 2**20
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the base, the adapters, the vocabulary, and what is kept of them in memory."""
+    add = parser.add_argument
+    add("--base", required=True, help="the base's checkpoint")
+    add("--adapters", help="a folder of adapters, or of runs that wrote one, or a packed file")
+    add("--vocabulary", help="T5's SentencePiece file, or 'mini' (default: VOCABULARY)")
+    add("--resident", type=int, default=64, help="adapters of one kind in memory")
+    add("--bank_mib", type=int, default=1024, help="MiB for adapters on the device")
+    add("--host_mib", type=int, default=1024, help="MiB for adapters in the host's memory")
+    add("--inputs", type=int, default=512, help="maximum tokens of a text")
+    add("--targets", type=int, default=16, help="maximum tokens to generate")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations")
+    add("--frozen_dtype", default="float32", choices=FROZEN_DTYPES, help="of the stored base")
+    about = "number of devices that the base is split over"
+    add("--model_parallelism", type=int, default=1, help=about)
+
+
+def opened(
+    flags: argparse.Namespace, limits: Limits, resident: int, programs: int = 64
+) -> Service:
+    """Loads what the flags of `add_model` name.
+
+    Args:
+      flags: the parsed flags.
+      limits: what the service takes.
+      resident: the most adapters of one kind on the device.
+      programs: the most compiled programs.
+
+    Raises:
+      UserError: the vocabulary, the base or the adapters cannot be used.
+    """
+    import tasks
+
+    vocabulary = tasks.MINI_VOCABULARY
+    if flags.vocabulary != "mini":
+        os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
+        vocabulary = tasks.UserVocabulary()
+    try:
+        vocabulary.encode("")  # Opens the file here, so that an error is not blamed on a request.
+    except tasks.DataError as error:
+        raise UserError(str(error)) from error
+    check_frozen_dtype(flags.frozen_dtype, BASE)
+    precision = Precision(flags.dtype, flags.frozen_dtype, flags.model_parallelism)
+    sizes = {"resident": resident, "bank_bytes": flags.bank_mib * _MIB, "programs": programs}
+    engine = Engine(flags.base, precision, **sizes)
+    labels_of = tasks.LABELS
+    shelf = Shelf(
+        flags.adapters, engine.config, engine.fingerprint, labels_of, flags.host_mib * _MIB
+    )
+    return Service(engine, shelf, vocabulary, labels_of, limits)
