@@ -72,7 +72,10 @@ setuptools.setup(
         "adalink_jax.gin",
     ],
     package_dir={"adalink_jax.gin": "gin"},
-    package_data={"adalink_jax": ["bases/**/*"], "adalink_jax.gin": ["**/*.gin"]},
+    package_data={
+        "adalink_jax": ["bases/**/*", "tools/serving/*.html"],
+        "adalink_jax.gin": ["**/*.gin"],
+    },
     entry_points={"console_scripts": ["adalink = adalink_jax.cli:main"]},
     install_requires=MATHS + RUNS,
     extras_require={

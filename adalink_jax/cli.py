@@ -85,6 +85,11 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
             "answer requests with many adapters of one base", "adalink_jax.tools.serving.command"
         ),
     },
+    "Serve": {
+        "serve": Command(
+            "serve many adapters of one base over HTTP", "adalink_jax.tools.serving.serve"
+        ),
+    },
     "Look before you run": {
         "describe": GinCommand(
             "say what a configuration is: parameters, method, architecture",

@@ -35,9 +35,9 @@ class Wish:
       number: the signal's number; 0 without a wish.
     """
 
-    def __init__(self):
+    def __init__(self, once: str):
         self.number = 0
-        self._taken = False
+        self._taken, self._once = False, once
 
     def take(self) -> None:
         """From now on a signal is noted. Before, it ends the command, as outside of the block."""
@@ -49,19 +49,22 @@ class Wish:
             return False
         if not self.number:
             self.number = number
-            _say(f"{signal.Signals(number).name}: stopping once the work so far is saved")
+            _say(f"{signal.Signals(number).name}: stopping once {self._once}")
         return True
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[Wish]:
+def waiting(once: str = "the work so far is saved") -> Iterator[Wish]:
     """Yields a wish, which a signal sets inside the block once `Wish.take` was called.
 
     It does so in a command (`listening`), and in the main thread of any other program, such as a
     notebook. There a second Ctrl-C raises `KeyboardInterrupt`.
+
+    Args:
+      once: what is waited for, as the line on the terminal says it.
     """
     global _waiting
-    before, wish = _waiting, Wish()
+    before, wish = _waiting, Wish(once)
 
     def heard(number: int, frame: object) -> None:
         if not wish.note(number):

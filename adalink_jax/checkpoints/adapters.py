@@ -369,9 +369,7 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
     return _checked_record(raw, str(path.parent), str(path)), raw
 
 
-def _checked_record(
-    raw: Mapping[str, Any], folder: str, path: str | None = None
-) -> AdapterRecord:
+def _checked_record(raw: Mapping[str, Any], folder: str, path: str | None = None) -> AdapterRecord:
     path = path or folder
     config = config_from(raw["architecture"], path)
     if raw["method"] not in METHODS:

@@ -60,9 +60,7 @@ class Slots:
     cache: Params
 
 
-def empty(
-    model: Transformer, params: Params, size: int, longest: int, max_length: int
-) -> Slots:
+def empty(model: Transformer, params: Params, size: int, longest: int, max_length: int) -> Slots:
     """Returns free slots.
 
     Args:
@@ -131,7 +129,9 @@ def begin(
         choice=choice,
         source=source,
         # Zeros, as another row's numbers that are not finite would stay so behind any mask.
-        cache=jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype), slots.cache),
+        cache=jax.tree.map(
+            lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), leaf.dtype), slots.cache
+        ),
     )
     return jax.tree.map(put, slots, fresh)
 

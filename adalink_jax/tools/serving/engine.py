@@ -3,7 +3,7 @@
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,9 @@ class Precision:
     model_parallelism: int = 1
 
 
+FLOAT32 = Precision()
+
+
 class Engine:
     """One base and banks of adapters on the devices. One thread may use it.
 
@@ -45,12 +48,14 @@ class Engine:
       config: the base's architecture.
       fingerprint: the base's fingerprint.
       programs: the compiled programs.
+      resident: the most adapters of one kind on the devices.
+      kept: returns modules that stay where there is room for others without them.
     """
 
     def __init__(
         self,
         base: str,
-        precision: Precision = Precision(),
+        precision: Precision = FLOAT32,
         *,
         resident: int = 64,
         bank_bytes: int = 2**30,
@@ -80,10 +85,11 @@ class Engine:
         self._params = place_params(
             self.config, BASE, params, self._mesh, layout, frozen_dtype=precision.frozen_dtype
         )
-        self._resident, self._bank_bytes = resident, bank_bytes
+        self.resident, self._bank_bytes = resident, bank_bytes
         self._banks: dict[Method, Bank] = {}  # Ordered by use, the most recent one last.
         self._held: collections.Counter[Module] = collections.Counter()
         self._evictions = 0
+        self.kept: Callable[[], Iterable[Module]] = tuple
         self.programs = Programs(programs)
 
     def _put(self, tree: Any) -> Any:
@@ -100,13 +106,14 @@ class Engine:
             return
         bank = self._banks.pop(kind, None)
         if bank is None:
-            bank = Bank(self.config, kind, self._resident, self._put)
+            bank = Bank(self.config, kind, self.resident, self._put)
         self._banks[kind] = bank
+        in_use = {*wanted, *self._held, *self.kept()}
         for module in wanted:
-            bank.load(module, {*wanted, *self._held})
+            bank.load(module, in_use)
         total = sum(one.nbytes for one in self._banks.values())
         for other, one in tuple(self._banks.items()):
-            if total > self._bank_bytes and other != kind and not self._held.keys() & {*one}:
+            if total > self._bank_bytes and other != kind and not in_use & {*one}:
                 total -= one.nbytes
                 self._evictions += len(one)
                 del self._banks[other]

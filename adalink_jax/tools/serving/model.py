@@ -30,9 +30,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--model_parallelism", type=int, default=1, help=about)
 
 
-def opened(
-    flags: argparse.Namespace, limits: Limits, resident: int, programs: int = 64
-) -> Service:
+def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: int = 64) -> Service:
     """Loads what the flags of `add_model` name.
 
     Args:

@@ -11,7 +11,7 @@ _FIELDS = ("text", "adapter", "labels", "id")
 
 LONGEST_LINE = 2**20  # Bytes.
 MOST_LABELS = 1000  # Of one request.
-_LONGEST_NAME = 255  # Characters of an adapter's name, as in file systems.
+LONGEST_NAME = 255  # Characters of an adapter's name, as in file systems.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +88,34 @@ def parse(line: int, content: bytes, tsv: bool) -> Request:
     for name in fields:
         if name not in _FIELDS:
             raise UserError(f"unknown field {name!r:.80}{nearest(name, _FIELDS)}")
-    adapter, labels = fields.get("adapter"), fields.get("labels")
     if not isinstance(fields.get("text"), str):
         raise UserError("field 'text' is missing or no string")
-    if not fields["text"].strip():
-        raise UserError("the text is empty")
+    adapter, labels = fields.get("adapter"), fields.get("labels")
     if adapter is not None and not isinstance(adapter, str):
         raise UserError("field 'adapter' is no string")
-    if adapter == "":
-        raise UserError("field 'adapter' is empty; leave it out to ask the base")
-    if adapter is not None and len(adapter) > _LONGEST_NAME:
-        raise UserError(f"the adapter's name has {len(adapter):,} characters")
     labels = () if labels is None else labels
     if not isinstance(labels, list | tuple) or not all(isinstance(x, str) for x in labels):
         raise UserError("field 'labels' is no list of strings")
+    return checked_request(line, fields["text"], adapter, tuple(labels), fields.get("id"))
+
+
+def checked_request(
+    line: int, text: str, adapter: str | None, labels: tuple[str, ...], id: Any
+) -> Request:
+    """Returns a request whose values are of the right types.
+
+    Raises:
+      UserError: one of them is empty, or too long.
+    """
+    if not text.strip():
+        raise UserError("the text is empty")
+    if adapter == "":
+        raise UserError("field 'adapter' is empty; leave it out to ask the base")
+    if adapter is not None and len(adapter) > LONGEST_NAME:
+        raise UserError(f"the adapter's name has {len(adapter):,} characters")
     if len(labels) > MOST_LABELS:
         raise UserError(f"{len(labels):,} labels; a request has at most {MOST_LABELS:,}")
-    return Request(line, fields["text"], adapter, tuple(labels), fields.get("id"))
+    return Request(line, text, adapter, labels, id)
 
 
 def _json(text: str) -> Any:

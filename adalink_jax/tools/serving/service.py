@@ -31,11 +31,21 @@ class Limits:
       inputs: the most tokens of a text, including EOS; the rest is cut off and the answer says so.
       targets: the most tokens to generate.
       rows: the most rows of one call.
+      slots: the most texts of one kind of adapters that are generated side by side.
     """
 
     inputs: int = 512
     targets: int = 16
     rows: int = 64
+    slots: int = 0
+
+    @property
+    def room(self) -> int:
+        """How many adapters of one kind may be in use at one time."""
+        return self.rows + self.slots
+
+
+DEFAULTS = Limits()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +96,7 @@ class Service:
         shelf: Shelf,
         vocabulary: Any,
         labels_of: Mapping[str, Sequence[str]],
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULTS,
     ):
         """Joins the parts.
 
@@ -103,7 +113,25 @@ class Service:
         engine.config.check_vocabulary(vocabulary.vocab_size)
         self.engine, self.shelf, self.limits = engine, shelf, limits
         self._vocabulary, self._labels_of = vocabulary, labels_of
+        engine.kept = shelf.pinned_modules
         self._options = functools.lru_cache(maxsize=256)(self._encoded)
+
+    def load(self, known: Known) -> None:
+        """Puts an adapter on the device.
+
+        Raises:
+          UserError: those that are pinned leave too little room for a call's.
+        """
+        most = self.engine.resident - self.limits.room
+        for module in known.modules.values():
+            if sum(one.kind == module.kind for one in self.shelf.pinned_modules()) > most:
+                raise UserError(f"{most} adapters of a kind can be pinned; --resident sets it")
+            self.engine.load(module.kind, [module])
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text."""
+        return self._vocabulary.eos_id
 
     def answers(self, requests: Sequence[Request]) -> Iterator[dict]:
         """Answers a batch of requests in order; a request that fails gets an error instead.
@@ -140,9 +168,7 @@ class Service:
                 adapters[name] = error
         return adapters
 
-    def row(
-        self, request: Request, adapters: Mapping[str, Known | Exception] | None = None
-    ) -> Row:
+    def row(self, request: Request, adapters: Mapping[str, Known | Exception] | None = None) -> Row:
         """Reads a request's adapter, and encodes its text and labels.
 
         Args:
@@ -225,7 +251,7 @@ class Service:
         call = functools.partial(
             self.engine.run,
             kind=first.kind,
-            encoder_input_tokens=padded(rows, count),
+            encoder_input_tokens=padded(rows, count, self.limits.inputs),
             routes=self.engine.routes(first.kind, modules, count),
         )
         if first.options is not None:
@@ -239,13 +265,26 @@ class Service:
         return np.asarray(call(decoding.beam_search, static=static))[: len(rows)]
 
 
-def padded(rows: Sequence[Row], count: int) -> np.ndarray:
-    """Returns the tokens of rows, int32 [count, T], of a length that others have too."""
+def padded(rows: Sequence[Row], count: int, most: int) -> np.ndarray:
+    """Returns the tokens of rows, int32 [count, T ≤ most], of a length that others have too."""
     longest = max(len(row.tokens) for row in rows)
-    tokens = np.zeros((count, _rounded(longest, _SHORTEST_TEXT)), np.int32)
+    tokens = np.zeros((count, min(most, _rounded(longest, _SHORTEST_TEXT))), np.int32)
     for row, into in zip(rows, tokens, strict=False):
         into[: len(row.tokens)] = row.tokens
     return tokens
+
+
+def lengths(most: int) -> list[int]:
+    """Returns all lengths of `padded` rows."""
+    found = [_SHORTEST_TEXT]
+    while found[-1] < most:
+        found.append(2 * found[-1])
+    return [min(most, length) for length in found]
+
+
+def row_counts(most: int) -> list[int]:
+    """Returns all numbers of rows that `rounded_rows` gives."""
+    return sorted({rounded_rows(count, most) for count in range(1, most + 1)})
 
 
 def rounded_rows(count: int, most: int) -> int:

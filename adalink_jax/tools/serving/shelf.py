@@ -17,6 +17,10 @@ from adalink_jax.tools.serving.bank import Module, module
 _SIMILAR = 2000
 
 
+class Absent(UserError):
+    """There is no adapter of this name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Known:
     """A checked adapter.
@@ -78,13 +82,14 @@ class Shelf:
         request can only name what lies directly in it.
 
         Raises:
-          UserError: there is none; it is damaged, of another base, or cannot share a batch.
+          Absent: there is none.
+          UserError: it is damaged, of another base, or cannot share a batch.
           OSError: it cannot be read.
         """
         if self._places is None:
-            raise UserError(f"adapter '{name}' is asked for, but no folder of adapters was given")
+            raise Absent(f"adapter '{name}' is asked for, but no folder of adapters was given")
         if not self._places.holds(name):
-            raise UserError(f"no adapter '{name}' in {self._places}{self._similar(name)}")
+            raise Absent(f"no adapter '{name}'{self._similar(name)}")
         with self._lock:
             reading = self._reading.setdefault(name, threading.Lock())
         with reading:  # Many ask for a new one at once, and one reads it.
@@ -123,9 +128,7 @@ class Shelf:
                 self.evictions += 1
 
     def _load(self, places: Places, name: str, written: tuple[int, ...]) -> Known:
-        adapter = places.load(
-            name, architecture=self._config, base_fingerprint=self._fingerprint
-        )
+        adapter = places.load(name, architecture=self._config, base_fingerprint=self._fingerprint)
         check_adapter(self._config, adapter.method, adapter.tree, f"'{name}'")
         modules = {
             route: module(adapter.method, adapter.tree, i)
@@ -153,11 +156,12 @@ class Shelf:
             self._pinned.discard(name)
             self._known.pop(name, None)
 
-    def pin(self, name: str) -> None:
+    def pin(self, name: str) -> Known:
         """Reads an adapter, which then stays in memory until it is dropped."""
-        self.read(name)
+        known = self.read(name)
         with self._lock:
             self._pinned.add(name)
+        return known
 
     def pinned(self) -> frozenset[str]:
         """Returns the names that stay in memory."""

@@ -26,9 +26,9 @@ from adalink_jax.tools.serving import shelf
 from adalink_jax.tools.serving.command import _batches
 from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
-from tests.tools.serving.served import served
 from tests.methods.toys import Stabilised, example
 from tests.tiers import mostly_slow
+from tests.tools.serving.served import served
 
 LABELS = ("negative", "positive", "acceptable")
 TEXTS = ("the happy dog likes the park", "a cat", "the bad film was not good at all", "dogs sing")

@@ -1,0 +1,127 @@
+"""What every request passes: an id, a limit of its body in bytes and seconds, counts."""
+
+import asyncio
+import http
+import json
+import re
+import time
+import uuid
+
+from adalink_jax.tools.serving.metrics import Metrics
+
+_ID = re.compile(rb"[\w.-]{1,128}")
+
+
+class Gate:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app, metrics: Metrics, body_bytes: int, body_seconds: float):
+        """Wraps an application.
+
+        Args:
+          app: the application.
+          metrics: what is counted.
+          body_bytes: the most bytes of a body; more are not read.
+          body_seconds: seconds in which the body must have come.
+        """
+        self._app, self._metrics = app, metrics
+        self._most, self._seconds = body_bytes, body_seconds
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        name = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = name
+        began, status = time.monotonic(), 499  # As of a client that went away.
+
+        async def told(message):
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+            await send(message)
+
+        try:
+            try:
+                body = await self._body(headers, receive)
+            except _Refused as refused:
+                await _refuse(told, refused.status, str(refused), name)
+                return
+            if body is None:
+                return
+            await self._app(scope, _replayed(body, receive), told)
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "unknown")  # Not the client's words: they have no end.
+            self._metrics.requests.labels(path, str(status)).inc()
+            self._metrics.seconds.labels(path).observe(time.monotonic() - began)
+
+    async def _body(self, headers, receive) -> bytes | None:
+        """Reads the body; returns None if the client goes away meanwhile."""
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._most:
+            raise _Refused(413, f"the body has {int(length):,} bytes; at most {self._most:,}")
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > self._most:
+                        raise _Refused(413, f"the body has more than {self._most:,} bytes")
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise _Refused(408, f"the body took more than {self._seconds:g} s") from None
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, detail: str):
+        super().__init__(detail)
+        self.status = status
+
+
+def _replayed(body: bytes, receive):
+    """Returns a `receive` that gives the body again, then waits for the client to go away."""
+    given = False
+
+    async def again():
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _refuse(send, status: int, detail: str, name: str) -> None:
+    content = json.dumps(problem(status, detail, name)).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),  # The rest of the body is not read.
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def problem(status: int, detail: str, request_id: str) -> dict:
+    """Returns a problem document (RFC 9457) as a JSON object."""
+    # An error may name a file, and a file's name need not be Unicode.
+    detail = detail.encode("utf-8", "backslashreplace").decode("utf-8")
+    title = http.HTTPStatus(status).phrase
+    return {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+        # Where OpenAI's clients look.
+        "error": {"message": detail, "type": title, "code": status},
+    }
