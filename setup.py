@@ -40,6 +40,13 @@ RUNS = [
 ]
 # Frozen bases in int8.
 INT8 = ["qwix>=0.1.8,<0.2"]
+# An HTTP server of many adapters, and its client.
+SERVE = [
+    "fastapi>=0.120,<1",
+    "httpx>=0.28,<1",
+    "prometheus-client>=0.21,<1",
+    "uvicorn>=0.38,<1",
+]
 TEST = [
     "beartype>=0.20,<1",
     "chex>=0.1.89,<0.2",
@@ -51,6 +58,7 @@ TEST = [
     "ruff>=0.17,<0.18",
     "setuptools>=77",
     *INT8,
+    *SERVE,
 ]
 # Independent implementations that tests and benchmarks compare with.
 REFERENCE = ["peft>=0.17,<1", "torch==2.13.0", "transformers>=4.56,<6"]
@@ -84,6 +92,7 @@ setuptools.setup(
         "docs": DOCS,
         "plan": PLAN,
         "int8": INT8,
+        "serve": SERVE,
         "dev": TEST + REFERENCE,
     },
 )

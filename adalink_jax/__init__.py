@@ -10,6 +10,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "api": ("Result", "evaluate", "finetune", "load_result", "predict"),
+    "client": ("Client", "ServerError"),
     "checkpoints": ("fingerprint", "load_adapter", "load_base", "save_adapter"),
     "errors": ("UserError",),
     "methods": ("METHODS", "AdaLink", "Full", "LoRA", "Method", "PromptTuning"),
@@ -25,6 +26,7 @@ _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for nam
 if TYPE_CHECKING:  # The same names, for editors and type checkers.
     from adalink_jax.api import *  # noqa: F403
     from adalink_jax.checkpoints import fingerprint, load_adapter, load_base, save_adapter
+    from adalink_jax.client import Client, ServerError
     from adalink_jax.errors import UserError
     from adalink_jax.methods import *  # noqa: F403
     from adalink_jax.methods.base import merge

@@ -107,7 +107,7 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
     },
     "Adapters and models": {
         "adapter": Command(
-            "inspect, verify, compare, import, compress, join or split adapters",
+            "inspect, verify, compare, import, compress, join, pack or split adapters",
             "adalink_jax.adapters.command",
         ),
         "export": Command(

@@ -1,10 +1,11 @@
-"""Inspects, checks, compares, compresses, stacks and splits adapters."""
+"""Inspects, checks, compares, compresses, stacks, packs and splits adapters."""
 
 import argparse
 from collections.abc import Callable
 
 from adalink_jax.adapters.compress import DENSITIES, SCALES, compress
 from adalink_jax.adapters.inspect import diff, info, verify
+from adalink_jax.adapters.pack import pack
 from adalink_jax.adapters.routes import import_peft, split_routes, stack
 
 _FOLDER = "an adapter's folder or its run's"
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     added = command("stack", stack, about)
     added.add_argument("adapters", nargs="+", help="folders of adapters or of their runs")
     added.add_argument("--to", required=True, help="the adapter's folder to write")
+    about = "names of the routes, in order (default: their tasks' or folders')"
+    added.add_argument("--names", nargs="+", help=about)
+
+    about = "write all adapters below a folder into one file, for infer and serve"
+    added = command("pack", pack, about)
+    added.add_argument("folder", help="a folder of adapters, or of runs that wrote one")
+    added.add_argument("--to", required=True, help="the file to write")
 
     about = "write each route of an adapter as an adapter of its own, bit for bit"
     added = command("split", split_routes, about)

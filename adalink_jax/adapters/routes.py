@@ -1,5 +1,6 @@
 """Stacks adapters as the routes of one, splits them again, and imports adapters from PEFT."""
 
+import collections
 import os
 import pathlib
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def import_peft(peft: str, base: str, to: str) -> int:
     return 0
 
 
-def stack(adapters: Sequence[str], to: str) -> int:
+def stack(adapters: Sequence[str], to: str, names: Sequence[str] | None = None) -> int:
     """Stacks adapters of the same method and base as the routes of one adapter, bit for bit.
 
     Routes of an adapter with several keep their names. The route of an adapter with only one is
@@ -66,13 +67,15 @@ def stack(adapters: Sequence[str], to: str) -> int:
     Args:
       adapters: folders of adapters, or of their runs.
       to: the folder to write; it must not exist.
+      names: the routes' names instead, in order; many customers may have one task.
 
     Raises:
-      UserError: an adapter is damaged; the adapters differ in method, settings or base; or two
-        routes have the same name.
+      UserError: an adapter is damaged; the adapters differ in method, settings or base; two
+        routes have the same name; or there are not as many names as routes.
     """
+    given = None if names is None else tuple(names)
     loaded = [load_adapter(adapter_folder(path)) for path in adapters]
-    first, names, parts = loaded[0], [], []
+    first, found, parts = loaded[0], [], []
     for path, adapter in zip(adapters, loaded, strict=True):
         if adapter.method.trains_base:
             raise UserError(f"{path} is a whole model (full fine-tuning), which has no routes")
@@ -84,14 +87,21 @@ def stack(adapters: Sequence[str], to: str) -> int:
             if one != other:
                 raise UserError(f"{path} is of {what} {other}, but {adapters[0]} of {one}")
         one_route = len(adapter.route_names) == 1
-        names += [_route_name(path, adapter)] if one_route else adapter.route_names
+        found += [_route_name(path, adapter)] if one_route else adapter.route_names
         parts.append(adapter.tree)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two routes would be called '{twice[0]}'; stack each adapter once")
+    if given is not None and len(given) != len(found):
+        raise UserError(f"--names has {len(given)} names, for {len(found)} routes")
+    routes = tuple(found) if given is None else given
+    if twice := sorted(name for name, count in collections.Counter(routes).items() if count > 1):
+        raise UserError(
+            f"two routes would be called '{twice[0]}'; stack each adapter once, or give --names"
+        )
+    if odd := [name for name in routes if not name or not name.isprintable()]:
+        raise UserError(f"--names has {odd[0]!r}, which is no name of a route")
     method, tree = first.method.stack(parts)
     sources = [fingerprint(adapter.tree) for adapter in loaded]
-    _save(to, first, method, tree, tuple(names), {"stacked_from": sources})
-    print(f"{to}: routes {', '.join(names)}")
+    _save(to, first, method, tree, routes, {"stacked_from": sources})
+    print(f"{to}: routes {', '.join(routes)}")
     return 0
 
 

@@ -10,7 +10,6 @@ dtype of every array, the SHA-256 of the safetensors file, and the SHA-256 of al
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import types
@@ -23,122 +22,29 @@ from flax import traverse_util
 
 from adalink_jax import files
 from adalink_jax.checkpoints import ternary
+from adalink_jax.checkpoints.adapter_record import (
+    FORMAT_VERSION,
+    RECORD,
+    SHOWN_DIGITS,
+    TERNARY_VERSION,
+    AdapterRecord,
+    check_digest,
+    checked_record,
+    parse_record,
+    write_record,
+)
 from adalink_jax.checkpoints.architecture import (
     Shapes,
     check_shapes,
-    config_from,
     describe_architecture,
-    differing_fields,
 )
 from adalink_jax.checkpoints.fingerprint import as_float32, check_finite, file_sha256
 from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
-from adalink_jax.errors import UserError, nearest
-from adalink_jax.methods import METHODS
-from adalink_jax.methods.base import Method
+from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.values import checked
 
 TENSORS = "adapter.safetensors"
-RECORD = "adapter.json"
 _TERNARY = "ternary"
-FORMAT_VERSION = 1
-# Of a folder with arrays that are stored in two bits a number.
-_TERNARY_VERSION = 2
-
-_SHOWN_DIGITS = 12
-
-# Every field of adapter.json and the type of its value.
-_FIELDS: Mapping[str, type] = {
-    "format_version": int,
-    "method": str,
-    "settings": dict,
-    "architecture": dict,
-    "base_fingerprint": str,
-    "route_names": list,
-    "metadata": dict,
-    "tensors": dict,
-    "sha256": str,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class AdapterRecord:
-    """Everything about an adapter except its arrays.
-
-    Attributes:
-      method_name: a name in ``METHODS``.
-      settings: the method's fields.
-      route_names: what each of the K routes is for, in order.
-      metadata: what the run recorded; JSON values.
-      architecture: the architecture of the base it was trained on.
-      base_fingerprint: that base's `fingerprint`.
-    """
-
-    method_name: str
-    settings: dict[str, Any]
-    route_names: tuple[str, ...]
-    metadata: dict[str, Any]
-    architecture: T5Config
-    base_fingerprint: str
-
-    @property
-    def method(self) -> Method:
-        """The method with the adapter's settings."""
-        return METHODS[self.method_name](**self.settings)
-
-    @property
-    def only_task(self) -> dict[str, Any]:
-        """What is recorded of its only task, with its "name"; empty if of several or of none."""
-        data = self.metadata.get("data")
-        tasks = data.get("tasks") if isinstance(data, dict) else None
-        task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
-        return task if isinstance(task, dict) and isinstance(task.get("name"), str) else {}
-
-    def route(self, name: str | None) -> int:
-        """Returns a route's number. Without a name, the adapter must have only one route.
-
-        Raises:
-          UserError: there is no such route, or there are several and no name is given.
-        """
-        if name is None and len(self.route_names) == 1:
-            return 0
-        if name not in self.route_names:
-            what = "needs one of its routes" if name is None else f"has no route '{name}'"
-            raise UserError(
-                f"the adapter {what}{nearest(name or '', self.route_names)}; its routes are "
-                f"{', '.join(self.route_names)}"
-            )
-        return self.route_names.index(name)
-
-    def check_base(
-        self,
-        where: str | os.PathLike[str],
-        *,
-        architecture: T5Config | None = None,
-        base_fingerprint: str | None = None,
-    ) -> None:
-        """Checks that a base is the one the adapter was trained on.
-
-        Args:
-          where: the adapter's folder, for the error.
-          architecture: the base's architecture; None skips the comparison.
-          base_fingerprint: the base's `fingerprint`; None skips the comparison.
-
-        Raises:
-          UserError: it is another base.
-        """
-        theirs = self.base_fingerprint
-        parts = []
-        if base_fingerprint not in (None, theirs):
-            parts.append(
-                f"fingerprint {theirs[:_SHOWN_DIGITS]}, this base's is"
-                f" {base_fingerprint[:_SHOWN_DIGITS]}"
-            )
-        if architecture is not None:
-            differing = differing_fields(self.architecture, architecture)
-            parts += [f"{name} {a}, this base's is {b}" for name, (a, b) in differing.items()]
-        if parts:
-            raise UserError(f"adapter {where} was trained on another base: {'; '.join(parts)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +111,7 @@ def save_adapter(
             entries[name] = {**entries[name], "dtype": _TERNARY, "scales": values}
             arrays[name] = ternary.encoded(arrays[name])
     record = {
-        "format_version": _TERNARY_VERSION if compressed else FORMAT_VERSION,
+        "format_version": TERNARY_VERSION if compressed else FORMAT_VERSION,
         "method": method_name,
         "settings": dict(settings),
         "architecture": describe_architecture(architecture),
@@ -231,38 +137,6 @@ def _as_stored(name: str, leaf: Any) -> np.ndarray:
             f"{name} is {array.dtype}; adapters hold floating-point arrays up to 32 bit"
         )
     return array
-
-
-def write_record(folder: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Writes ``adapter.json``: the record with its digest.
-
-    Args:
-      folder: the folder with the tensors' file.
-      record: every field but the digest.
-
-    Raises:
-      TypeError, ValueError: the record holds other values than those of JSON.
-    """
-    # Tuples, and names that are no strings, become what is read again.
-    fields = json.loads(json.dumps(record, allow_nan=False))
-    fields["record_sha256"] = record_digest(fields)
-    text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-
-
-def record_digest(record: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of a record's fields but ``record_sha256``, as sorted JSON in ASCII."""
-    fields = {name: value for name, value in record.items() if name != "record_sha256"}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-
-def check_digest(record: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
-    """Raises `UserError` if the fields of the record at `where` do not have its digest.
-
-    Earlier versions wrote none.
-    """
-    if "record_sha256" in record and record["record_sha256"] != record_digest(record):
-        raise UserError(f"{where}: altered: its fields do not have the SHA-256 that it records")
 
 
 def load_adapter(
@@ -334,7 +208,7 @@ def adapter_of(
       UserError: as in `load_adapter`.
     """
     raw = parse_record(record, where)
-    adapter = _checked_record(raw, where)
+    adapter = checked_record(raw, where)
     adapter.check_base(where, architecture=architecture, base_fingerprint=base_fingerprint)
     content = tensors()
     check_sha256(hashlib.sha256(content).hexdigest(), raw, where)
@@ -366,31 +240,7 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
         raw = parse_record(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"adapter {folder} cannot be read: {error}") from error
-    return _checked_record(raw, str(path.parent), str(path)), raw
-
-
-def _checked_record(raw: Mapping[str, Any], folder: str, path: str | None = None) -> AdapterRecord:
-    path = path or folder
-    config = config_from(raw["architecture"], path)
-    if raw["method"] not in METHODS:
-        unknown = f"unknown method {raw['method']!r}{nearest(raw['method'], METHODS)}"
-        raise UserError(f"adapter {folder}: {unknown}")
-    settings = {name: _frozen(value) for name, value in raw["settings"].items()}
-    _check_settings(raw["method"], settings, folder)
-    record = AdapterRecord(
-        method_name=raw["method"],
-        settings=settings,
-        route_names=tuple(raw["route_names"]),
-        metadata=raw["metadata"],
-        architecture=config,
-        base_fingerprint=raw["base_fingerprint"],
-    )
-    if len(record.route_names) != record.method.routes:
-        raise UserError(
-            f"{path}: {len(record.route_names)} names of routes, but its settings say "
-            f"{record.method.routes} routes"
-        )
-    return record
+    return checked_record(raw, str(path.parent), str(path)), raw
 
 
 def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -> None:
@@ -407,65 +257,13 @@ def check_tensors(found: Shapes, expected: Shapes, where: str = "the adapter") -
     check_shapes(expected, found, where)
 
 
-def parse_record(content: bytes, where: str) -> dict[str, Any]:
-    """Returns the fields of an ``adapter.json``, checked for presence and type.
-
-    Args:
-      content: the file's content.
-      where: the file's path, for errors.
-
-    Raises:
-      UserError: the file is damaged or has an unknown format version.
-    """
-    try:
-        record = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON; the file is truncated or damaged") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: not the record of an adapter")
-    version = record.get("format_version")
-    if version not in (FORMAT_VERSION, _TERNARY_VERSION):
-        raise UserError(
-            f"{where}: format_version {version!r}; this version reads {FORMAT_VERSION} and "
-            f"{_TERNARY_VERSION}"
-        )
-    for name, kind in _FIELDS.items():
-        if not isinstance(record.get(name), kind):
-            raise UserError(f"{where}: field '{name}' is missing or no {kind.__name__}")
-        if kind is str and not record[name].isprintable():
-            raise UserError(f"{where}: field '{name}' is {record[name]!r}")
-    names = record["route_names"]
-    if not all(isinstance(name, str) and name.isprintable() for name in names):
-        raise UserError(f"{where}: field 'route_names' holds other things than names")
-    if len(set(names)) < len(names):
-        raise UserError(f"{where}: field 'route_names' holds a name twice")
-    return record
-
-
 def check_sha256(digest: str, record: Mapping[str, Any], where: str) -> None:
     """Raises `UserError` unless the tensors' file at `where` has the SHA-256 in its record."""
     if digest != record["sha256"]:
         raise UserError(
-            f"{where}: truncated or altered: its SHA-256 is {digest[:_SHOWN_DIGITS]}…,"
-            f" {RECORD} says {record['sha256'][:_SHOWN_DIGITS]}…"
+            f"{where}: truncated or altered: its SHA-256 is {digest[:SHOWN_DIGITS]}…,"
+            f" {RECORD} says {record['sha256'][:SHOWN_DIGITS]}…"
         )
-
-
-def _check_settings(name: str, settings: Mapping[str, Any], folder: str) -> None:
-    """Raises `UserError` unless the method can be built from the settings."""
-    where = f"adapter {folder}: settings of method '{name}'"
-    fields = {field.name: field for field in dataclasses.fields(METHODS[name])}
-    for setting, value in settings.items():
-        if setting not in fields:
-            raise UserError(f"{where}: unknown {setting!r}{nearest(setting, fields)}")
-        checked(f"{where}: {setting}", value, fields[setting].type)
-    for setting, field in fields.items():
-        if field.default is dataclasses.MISSING and setting not in settings:
-            raise UserError(f"{where}: no {setting}")
-    try:
-        METHODS[name](**settings)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _tree(
@@ -516,8 +314,3 @@ def check_listed(
 
 def _tensor_entry(array: np.ndarray) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": list(array.shape)}
-
-
-def _frozen(value: Any) -> Any:
-    """Turns lists into tuples: JSON has no tuples, and a method's fields must be hashable."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

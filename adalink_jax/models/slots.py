@@ -9,6 +9,7 @@ A row's tokens do not depend on the rows beside it: each is computed as if it we
 (`jax.vmap`), and drawn by a seed of its own.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -114,7 +115,7 @@ def begin(
     _, source = jax.vmap(functools.partial(_read, model, params))(tokens, routes)
     size, longest = slots.inputs.shape
 
-    def put(into: Array, rows: Array) -> Array:
+    def put(into: jax.Array, rows: Array) -> jax.Array:
         # Shorter inputs are filled up: behind them, as a method puts its own vectors in front.
         more = [a - b for a, b in zip(into.shape[1:], rows.shape[1:], strict=True)]
         rows = jnp.pad(rows, [(0, 0), *((0, n) for n in more)])
@@ -170,7 +171,8 @@ def advance(
         )
         token = _chosen(logits, slots.choice, slots.count)
         token = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), token, BROKEN)
-        slots = slots.replace(last=jnp.maximum(token, 0), count=slots.count + 1, cache=cache)
+        changed = {"last": jnp.maximum(token, 0), "count": slots.count + 1, "cache": cache}
+        slots = dataclasses.replace(slots, **changed)
         return slots, token
 
     slots, tokens = jax.lax.scan(step, slots, None, length=steps)

@@ -1,6 +1,7 @@
 """What every request passes: an id, a limit of its body in bytes and seconds, counts."""
 
 import asyncio
+import contextlib
 import http
 import json
 import re
@@ -8,6 +9,9 @@ import time
 import uuid
 
 from adalink_jax.tools.serving.metrics import Metrics
+
+# How much more than the limit of a body is read before the connection is closed, and for how long.
+_DISCARDED, _DISCARDING = 16, 2.0
 
 _ID = re.compile(rb"[\w.-]{1,128}")
 
@@ -47,6 +51,7 @@ class Gate:
             try:
                 body = await self._body(headers, receive)
             except _Refused as refused:
+                await self._discard(receive)
                 await _refuse(told, refused.status, str(refused), name)
                 return
             if body is None:
@@ -78,6 +83,17 @@ class Gate:
                         return b"".join(parts)
         except TimeoutError:
             raise _Refused(408, f"the body took more than {self._seconds:g} s") from None
+
+    async def _discard(self, receive) -> None:
+        """Reads some of what is left, as a client that still sends may not see the answer."""
+        left = _DISCARDED * self._most
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARDING):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        return
 
 
 class _Refused(Exception):

@@ -1,5 +1,8 @@
 """What a server counts, for Prometheus."""
 
+from collections.abc import Callable
+from typing import Any
+
 import prometheus_client as prometheus
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -17,12 +20,11 @@ class Metrics:
         texts encoded), "step" (tokens added to all texts).
       rows: rows of a call.
       texts: texts that a step extends.
-      tokens: input tokens, by whether they are real or padding.
     """
 
     def __init__(self):
         self.registry = prometheus.CollectorRegistry()
-        kept = {"registry": self.registry}
+        kept: dict[str, Any] = {"registry": self.registry}
         about = "Answered requests"
         self.requests = prometheus.Counter("adalink_requests", about, ["path", "status"], **kept)
         about = "Seconds from a request to the end of its answer"
@@ -39,7 +41,7 @@ class Metrics:
             "adalink_step_texts", "Texts that a step extends", buckets=_ROWS, **kept
         )
 
-    def gauge(self, name: str, about: str, value) -> None:
+    def gauge(self, name: str, about: str, value: Callable[[], float]) -> None:
         """Adds a number that is asked for when it is read; `value` is a function."""
         prometheus.Gauge(name, about, registry=self.registry).set_function(value)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adalink_jax.tools.serving.requests import LONGEST_NAME, MOST_LABELS
 
@@ -31,6 +31,18 @@ _MaxTokens = Annotated[int | None, Field(gt=0, description="null for the server'
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                try:
+                    text.encode("utf-8")
+                except UnicodeEncodeError as error:
+                    half = text[error.start]
+                    raise ValueError(f"half of a character, {half!r}") from error
+        return value
 
 
 class ScoreRequest(_Strict):

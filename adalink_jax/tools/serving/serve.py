@@ -86,7 +86,7 @@ def _socket(host: str, port: int) -> socket.socket:
 
 def _keep_programs() -> None:
     """Keeps compiled programs on disk, unless the environment says where, or that it is off."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = pathlib.Path(os.environ.get("ADALINK_CACHE_DIR") or "~/.cache/adalink_jax")
         jax.config.update("jax_compilation_cache_dir", str(cache.expanduser() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

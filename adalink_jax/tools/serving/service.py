@@ -256,7 +256,9 @@ class Service:
         )
         if first.options is not None:
             options = np.zeros((count, *first.options.shape), np.int32)
-            options[: len(rows)] = [row.options for row in rows]
+            options[: len(rows)] = np.stack(
+                [row.options for row in rows if row.options is not None]
+            )
             return np.asarray(call(decoding.score_options, options=options))[: len(rows)]
         static = {"max_length": self.limits.targets, "eos_id": self._vocabulary.eos_id}
         if first.request.beam_size == 1:

@@ -36,7 +36,7 @@ def _size(row: Row) -> int:
     return row.module.size if row.module else 0
 
 
-def steps(service: Service, rows: Sequence[Row]) -> Iterator[Callable[[], None]]:
+def steps(service: Service, rows: Sequence[Row]) -> Iterator[Callable[[], object]]:
     """Yields calls of every shape that these rows have, for the thread that owns the device."""
     texts = set()
     for row in rows:

@@ -246,7 +246,7 @@ def _inference(answers: Answers) -> fastapi.APIRouter:
     return router
 
 
-def _generated(answers: Answers, row: Row, ids: list[int], reason: str) -> schemas.GenerateAnswer:
+def _generated(answers: Answers, row: Row, ids: list[int], reason: Any) -> schemas.GenerateAnswer:
     return schemas.GenerateAnswer(
         adapter=row.request.adapter,
         text=answers.service.text(ids),
