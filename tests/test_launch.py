@@ -1,10 +1,13 @@
 """The launch scripts: what can be said of them without a cluster, and local.sh at work."""
 
+import argparse
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from adalink_jax.tools.serving import serve
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "scripts" / "launch"
 LOCAL = str(LAUNCH / "local.sh")
@@ -42,6 +45,33 @@ def test_gke_reads_it():
     name = document["metadata"]["name"]
     address = f"{name}-{hosts['name']}-0-0.{name}:8476"
     assert environment["JAX_COORDINATOR_ADDRESS"] == address
+
+
+def test_the_deployment_is_of_flags_and_paths_that_there_are():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    text = (LAUNCH / "gke_serve.yaml").read_text(encoding="utf-8")
+    secret, deployment, service = yaml.safe_load_all(text)
+    assert [one["kind"] for one in (secret, deployment, service)] == [
+        "Secret", "Deployment", "Service"
+    ]  # fmt: skip
+    pods = deployment["spec"]["template"]
+    assert deployment["spec"]["selector"]["matchLabels"] == pods["metadata"]["labels"]
+    assert service["spec"]["selector"] == pods["metadata"]["labels"]
+    (container,) = pods["spec"]["containers"]
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    flags = parser.parse_args(container["args"])
+    (port,) = container["ports"]
+    assert port["containerPort"] == flags.port and flags.host == "0.0.0.0"
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert pods["spec"]["terminationGracePeriodSeconds"] > serve._DRAIN
+    (key,) = secret["stringData"]
+    token = container["env"][0]["valueFrom"]["secretKeyRef"]
+    assert token == {"name": secret["metadata"]["name"], "key": key}
+    mounted = {one["name"] for one in container["volumeMounts"]}
+    assert mounted == {one["name"] for one in pods["spec"]["volumes"]}
+    probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness")}
+    assert probes == {"/healthz", "/readyz"}
 
 
 def test_local_hosts_know_their_places():

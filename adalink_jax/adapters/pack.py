@@ -61,7 +61,7 @@ def places_of(path: pathlib.Path) -> Places:
     raise UserError(f"no folder {path} of adapters")
 
 
-class Folders:
+class Folders(Places):
     """Adapters, or runs that wrote one, directly below a folder."""
 
     def __init__(self, folder: pathlib.Path):
@@ -95,7 +95,7 @@ class Folders:
             raise UserError(str(error).replace(f"{self._folder}/", "")) from error
 
 
-class Pack:
+class Pack(Places):
     """Adapters in one packed file; written anew, it is opened anew."""
 
     def __init__(self, path: pathlib.Path):

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from adalink_jax import cli
+from adalink_jax.adapters.pack import places_of
 from adalink_jax.checkpoints import load_adapter
 from adalink_jax.checkpoints.adapters import write_record
+from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
 from tests.tiers import mostly_slow
@@ -108,3 +111,54 @@ def test_mistakes_are_one_line_and_write_nothing(base, write_adapter, write_base
     (tmp_path / "to").mkdir()
     assert stack([adalink], to) == 2
     assert "not overwritten" in capsys.readouterr().err
+
+
+def test_many_customers_of_one_task_have_names(base, write_adapter, tmp_path, capsys):
+    folders = [
+        write_adapter(SINGLE["adalink"], base, seed=seed, routes=["all"]) for seed in range(2)
+    ]
+    for folder in folders:
+        name_task(folder, "glue_rte")
+    assert stack(folders, tmp_path / "both") == 2
+    assert "two routes would be called 'glue_rte'" in capsys.readouterr().err
+    command = ["adapter", "stack", *map(str, folders), f"--to={tmp_path / 'both'}", "--names"]
+    assert cli.main([*command, "acme"]) == 2
+    assert "--names has 1 names, for 2 routes" in capsys.readouterr().err
+    assert cli.main([*command, "acme", "acme"]) == 2
+    assert "two routes would be called 'acme'" in capsys.readouterr().err
+    assert cli.main([*command, "acme", "zenith"]) == 0
+    assert load_adapter(tmp_path / "both").route_names == ("acme", "zenith")
+
+
+def test_a_packed_file_has_every_adapter_as_it_was(base, write_adapter, tmp_path, capsys):
+    """Read by name, checked as from its folder, and never written over."""
+    place, pack = tmp_path / "all", tmp_path / "all.safetensors"
+    names = [f"tenant_{seed}" for seed in range(5)]
+    place.mkdir()
+    for seed, name in enumerate(names):
+        shutil.copytree(write_adapter(SINGLE["adalink"], base, seed=seed), place / name)
+    assert cli.main(["adapter", "pack", str(place), f"--to={pack}"]) == 0
+    assert "5 adapters" in capsys.readouterr().out
+    folders, packed = places_of(place), places_of(pack)
+    assert list(packed.names()) == list(folders.names()) == names
+    for name in names:
+        for got, expected in zip(*(_leaves(p.load(name)) for p in (packed, folders)), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert packed.holds("tenant_1") and not packed.holds("tenant_9")
+    assert cli.main(["adapter", "pack", str(place), f"--to={pack}"]) == 2
+    assert "is not overwritten" in capsys.readouterr().err
+    # One flipped bit of the arrays is found when its adapter is read, and no other's.
+    content = bytearray(pack.read_bytes())
+    content[-5] ^= 1
+    pack.write_bytes(content)
+    with pytest.raises(UserError, match="'tenant_4': truncated or altered"):
+        places_of(pack).load("tenant_4")
+    places_of(pack).load("tenant_3")
+    pack.write_bytes(content[:100])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        places_of(pack)
+    with pytest.raises(UserError, match="no packed adapters"):
+        places_of(place / names[0] / "adapter.safetensors")
+    (place / names[0] / "adapter.json").write_text("{")
+    assert cli.main(["adapter", "pack", str(place), f"--to={tmp_path / 'other'}"]) == 2
+    assert not (tmp_path / "other").exists()

@@ -27,7 +27,7 @@ from adalink_jax.tools.serving.service import Row, Service
 _TABLES = 4
 
 
-class Full(Exception):
+class Busy(Exception):
     """No more requests may wait."""
 
 
@@ -146,16 +146,16 @@ class Batcher:
         """Queues a job.
 
         Raises:
-          Full: too many wait.
+          Busy: too many wait.
         """
         with self._changed:
             queue = self._calls
             if job.draw is not None:
                 queue = self._texts.setdefault(job.row.kind, Fair())
             if self._stopping or self.waiting >= self._queue:
-                raise Full("too many requests wait")
+                raise Busy("too many requests wait")
             if queue.of(job.tenant) >= max(1, self._queue // 2):
-                raise Full("too many requests for this adapter wait")
+                raise Busy("too many requests for this adapter wait")
             queue.push(job)
             self._changed.notify()
 

@@ -97,6 +97,7 @@ async def _serve(
     uvicorn: Any, service: Service, flags: argparse.Namespace, listener: socket.socket, wish: Any
 ) -> None:
     from adalink_jax.tools.serving import web
+    from adalink_jax.tools.serving.answers import Answers
     from adalink_jax.tools.serving.batching import Batcher
     from adalink_jax.tools.serving.metrics import Metrics
     from adalink_jax.tools.serving.warming import examples, steps
@@ -105,7 +106,7 @@ async def _serve(
     batcher = Batcher(service, metrics, queue=flags.queue, window=flags.window_ms / 1e3)
     _count(metrics, service, batcher)
     batcher.start()
-    answers = web.Answers(service, batcher, metrics, flags.queue, flags.deadline_ms / 1e3)
+    answers = Answers(service, batcher, metrics, flags.queue, flags.deadline_ms / 1e3)
     warmed = asyncio.Event()
     app = web.application(
         answers,

@@ -15,10 +15,9 @@ import pytest
 import tasks
 from adalink_jax import cli
 from adalink_jax.adapters import pack
-from adalink_jax.checkpoints import fingerprint, load_base, save_adapter
+from adalink_jax.checkpoints import fingerprint, save_adapter
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
-from adalink_jax.methods.base import merge
 from adalink_jax.models import decoding
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
@@ -28,27 +27,7 @@ from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
 from tests.methods.toys import Stabilised, example
 from tests.tiers import mostly_slow
-from tests.tools.serving.served import served
-
-LABELS = ("negative", "positive", "acceptable")
-TEXTS = ("the happy dog likes the park", "a cat", "the bad film was not good at all", "dogs sing")
-METHODS_OF = {
-    "adalink_2": METHODS["adalink"](rank=2),
-    "adalink_3": METHODS["adalink"](rank=3),
-    "adalink_9": METHODS["adalink"](rank=9),
-    "adalink_relu": METHODS["adalink"](rank=2, activation="relu"),
-    "adalink_many": METHODS["adalink"](rank=2, routes=3),
-    "lora": METHODS["lora"](rank=2, alpha=6.0, dropout_rate=0.1),
-    "lora_some": METHODS["lora"](rank=3, linears=("mlp/*",), layers=(0,)),
-    "lora_wider": METHODS["lora"](rank=5, alpha=1.0),
-    "prompt_tuning": METHODS["prompt_tuning"](length=3, reparameterise=False),
-    "prompt_other": METHODS["prompt_tuning"](length=3, reparameterise=False, routes=2),
-}
-
-
-@pytest.fixture(scope="module")
-def base(mini_base):
-    return load_base(mini_base)
+from tests.tools.serving.served import LABELS, METHODS_OF, TEXTS, alone, served, write, written
 
 
 @pytest.fixture(scope="module")
@@ -58,60 +37,10 @@ def adapters(base, tmp_path_factory):
     return folder, written(base, folder, METHODS_OF)
 
 
-def written(base, folder, methods):
-    """Writes an adapter of each method with random values; returns their trees by name."""
-    config, params = base
-    trees = {}
-    for number, (name, method) in enumerate(methods.items()):
-        tree = init_adapter(config, method, params, jax.random.key(number))
-        rng = np.random.default_rng(number)
-        tree = jax.tree.map(lambda x, r=rng: r.normal(0, 0.3, x.shape).astype(np.float32), tree)
-        trees[name] = tree
-        write(folder / name, base, method, tree)
-    return trees
-
-
-def write(folder, base, method, tree, **metadata):
-    config, params = base
-    save_adapter(
-        folder,
-        tree,
-        method_name=method.scope,
-        settings=method.settings(),
-        architecture=config,
-        base_fingerprint=fingerprint(params),
-        route_names=[f"r{i}" for i in range(method.routes)] if method.routes > 1 else ["all"],
-        metadata=metadata,
-    )
-
-
-@functools.cache
-def scorer(config, method):
-    """Scores options by one adapter: compiled once for all tests."""
-    return jax.jit(functools.partial(decoding.score_options, Transformer(config, method)))
-
-
 @pytest.fixture(scope="module")
 def service(mini_base, adapters):
     folder, _ = adapters
     return served(mini_base, folder)
-
-
-def alone(base, trees, text, name, methods=METHODS_OF):
-    """Log-likelihoods by the adapter itself, without a bank, a batch or padding."""
-    config, params = base
-    config = dataclasses.replace(config, dropout_rate=0.0)
-    encode = tasks.MINI_VOCABULARY.encode
-    tokens = np.asarray([[*encode(text), 1]], np.int32)
-    ids = [[*encode(label), 1] for label in LABELS]
-    options = np.asarray([one + [0] * (max(map(len, ids)) - len(one)) for one in ids], np.int32)
-    adapter, _, route = (name or "").partition(":")
-    method, merged, routes = METHODS["full"](), params, None
-    if adapter:
-        method = methods[adapter]
-        merged = merge(params, trees[adapter])
-        routes = np.asarray([int(route.removeprefix("r") or 0)])
-    return scorer(config, method)(merged, tokens, options, routes)[0].tolist()
 
 
 # Several sizes, activations, lengths of prompts and routes; in the short tier some of each method.

@@ -1,7 +1,5 @@
 """A server under many clients at once: each answer is the request's own, errors too."""
 
-import argparse
-import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -16,72 +14,24 @@ import httpx
 import jax
 import numpy as np
 import pytest
-import uvicorn
 
-import tasks
-from adalink_jax.checkpoints import load_base
-from adalink_jax.models import decoding
-from adalink_jax.tools.serving import serve
+import adalink_jax as al
 from adalink_jax.tools.serving.batching import Fair, Job
 from adalink_jax.tools.serving.requests import Request
-from adalink_jax.tools.serving.service import Limits
 from tests.tiers import mostly_slow
-from tests.tools.serving.served import served
-from tests.tools.serving.test_infer import LABELS, METHODS_OF, TEXTS, alone, write, written
-
-SOME = ("adalink_2", "adalink_9", "adalink_many")
-EVERY = (*SOME, "lora", "prompt_tuning")
-LIMITS = Limits(inputs=16, targets=8, rows=4, slots=4)
-FLAGS = {
-    "queue": 64, "window_ms": 2, "deadline_ms": 60_000, "warm": 0,
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def running(service, monkeypatch=None, **flags):
-    """Yields a client of a server in a thread of this process."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    wish = types.SimpleNamespace(number=0)
-    flags = argparse.Namespace(**{**FLAGS, **flags})
-
-    def run():
-        asyncio.run(serve._serve(uvicorn, service, flags, listener, wish))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    address = "http://{}:{}".format(*listener.getsockname())
-    limits = httpx.Limits(max_connections=400)
-    with httpx.Client(base_url=address, timeout=60, limits=limits) as client:
-        try:
-            until(lambda: client.get("/readyz").status_code == 200)
-            yield client
-        finally:
-            wish.number = 15
-            thread.join(60)
-            assert not thread.is_alive()
-
-
-def until(true, seconds=120.0):
-    """Waits until something is true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def base(mini_base):
-    return load_base(mini_base)
-
-
-@pytest.fixture(scope="module")
-def folder(base, tmp_path_factory):
-    """The folder of adapters, and their trees."""
-    folder = tmp_path_factory.mktemp("served")
-    trees = written(base, folder, {name: METHODS_OF[name] for name in EVERY})
-    data = {"tasks": [{"name": "mine"}]}
-    write(folder / "own", base, METHODS_OF["adalink_2"], trees["adalink_2"], data=data)
-    return folder, trees
+from tests.tools.serving.served import (
+    EVERY,
+    LABELS,
+    METHODS_OF,
+    SERVER_LIMITS,
+    TEXTS,
+    alone,
+    greedy,
+    running,
+    served,
+    until,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,34 +40,13 @@ def server(mini_base, folder):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("ADALINK_ADMIN_TOKEN", "secret")
     labels_of = {"mine": ("positive", "negative")}
-    service = served(mini_base, folder[0], labels_of=labels_of, limits=LIMITS, resident=12)
+    service = served(mini_base, folder[0], labels_of=labels_of, limits=SERVER_LIMITS, resident=12)
     with running(service) as client:
         yield client, service
     monkeypatch.undo()
 
 
 ADMIN = {"Authorization": "Bearer secret"}
-
-
-def greedy(base, trees, text, name):
-    """The text of greedy decoding, without slots, a batch or a server."""
-    from adalink_jax.methods.base import Method, merge
-    from adalink_jax.models.t5 import Transformer
-
-    config, params = base
-    adapter, _, route = (name or "").partition(":")
-    method, routes = Method(), None
-    if adapter:
-        method, params = METHODS_OF[adapter], merge(params, trees[adapter])
-        routes = np.asarray([int(route.removeprefix("r") or 0)])
-    tokens = np.zeros((1, 16), np.int32)
-    ids = [*tasks.MINI_VOCABULARY.encode(text), 1]
-    tokens[0, : len(ids)] = ids
-    import dataclasses
-
-    model = Transformer(dataclasses.replace(config, dropout_rate=0.0), method)
-    found = np.asarray(decoding.greedy(model, params, tokens, 8, routes=routes))[0].tolist()
-    return tasks.MINI_VOCABULARY.decode(found[: found.index(1)] if 1 in found else found)
 
 
 NAMES = {
@@ -352,11 +281,11 @@ def test_a_client_that_leaves_frees_its_slot(server):
 
 def test_too_many_are_refused_and_late_ones_told(mini_base, folder):
     """A device that is busy: its thread waits while requests come."""
-    service = served(mini_base, folder[0], limits=LIMITS, resident=12)
+    service = served(mini_base, folder[0], limits=SERVER_LIMITS, resident=12)
     honest, busy = service.run, threading.Event()
 
     def slow(rows):
-        busy.wait(30)
+        busy.wait(300)
         return honest(rows)
 
     body = {"text": TEXTS[0], "labels": LABELS}
@@ -373,7 +302,7 @@ def test_too_many_are_refused_and_late_ones_told(mini_base, folder):
             # Another tenant has its own share.
             other = pool.submit(client.post, "/v1/score", json={**body, "adapter": "adalink_2"})
             time.sleep(0.3)
-            assert not other.done()
+            assert not other.done(), other.result().text
             busy.set()
             assert other.result().status_code == 200
             rest = [one.result().status_code for one in asked]
@@ -390,3 +319,25 @@ def test_tenants_take_turns():
     assert len(queue) == 6 and queue.of("a") == 3
     assert "".join(queue.pop().tenant for _ in range(6)) == "abcaba"[:5] + "a"
     assert not queue
+
+
+def test_the_client(base, folder, server):
+    http, _ = server
+    with al.Client(str(http.base_url), token="secret") as client:
+        assert client.ready()
+        found = client.score(TEXTS[0], "adalink_2", LABELS)
+        expected = alone(base, folder[1], TEXTS[0], "adalink_2")
+        np.testing.assert_allclose(list(found["scores"].values()), expected, atol=1e-4)
+        text = client.generate(TEXTS[2], "adalink_9")["text"]
+        assert text == greedy(base, folder[1], TEXTS[2], "adalink_9")
+        assert "".join(client.stream(TEXTS[2], "adalink_9")) == text
+        assert [one["name"] for one in client.adapters()] == sorted([*EVERY, "own"])
+        assert client.pin("own")["pinned"] and not client.unload("own")["pinned"]
+        assert client.load("own")["on_device"]
+        with pytest.raises(al.ServerError, match="no adapter 'nobody'") as error:
+            client.score("a", "nobody")
+        assert error.value.status == 404 and error.value.request_id
+        with pytest.raises(al.ServerError, match="no adapter 'nobody'"):
+            list(client.stream("a", "nobody"))
+    with pytest.raises(al.ServerError, match="no answer from http://127.0.0.1:9"):
+        al.Client("http://127.0.0.1:9", patience=0.2).score("a")
