@@ -45,6 +45,8 @@ SERVE = [
     "fastapi>=0.120,<1",
     "httpx>=0.28,<1",
     "prometheus-client>=0.21,<1",
+    "pydantic>=2.9,<3",
+    "starlette>=0.48,<2",
     "uvicorn>=0.38,<1",
 ]
 TEST = [

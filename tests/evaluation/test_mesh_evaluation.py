@@ -54,6 +54,7 @@ def one_device(meshes) -> dict:
     return result
 
 
+@pytest.mark.slow
 def test_a_mesh_finds_what_one_device_finds(meshes, one_device):
     assert_same(meshes["2x4"], one_device)
 

@@ -111,7 +111,6 @@ SHORT = [
     ("adalink", SETTINGS["adalink"][1]),
     ("lora", SETTINGS["lora"][1]),
     ("prompt_tuning", SETTINGS["prompt_tuning"][0]),
-    ("compose", SETTINGS["compose"][1]),
     *((name, required(name)) for name in METHODS if name not in SETTINGS),
 ]
 STEPS = 3

@@ -237,7 +237,7 @@ def test_decoding_scanned_is_decoding_unscanned(pair, small):
     np.testing.assert_allclose(scanned_scores, scores, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", mostly_slow(["minimal", "full"], ["full"]))
+@pytest.mark.parametrize("remat", mostly_slow(["minimal", "full"], []))
 @pytest.mark.parametrize(
     "layers",
     [(3, 2), pytest.param((1, 1), marks=pytest.mark.slow)],

@@ -37,6 +37,9 @@ _ZERO = ("window_ms", "warm")
 # Seconds that a stop waits for answers.
 _DRAIN = 30
 _PROGRAMS = 4096
+# Seconds that an idle connection stays open: longer than proxies keep theirs, so that none is
+# closed as a request comes.
+_KEPT = 75
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +123,11 @@ async def _serve(
             return contextlib.nullcontext()
 
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_DRAIN
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=_KEPT,
+        timeout_graceful_shutdown=_DRAIN,
     )
     server = Server(config)
     host, port = listener.getsockname()[:2]

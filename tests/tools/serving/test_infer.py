@@ -245,6 +245,7 @@ STREAM = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_scale_that_depends_on_the_rank_stays_what_it_is(base, mini_base, tmp_path, monkeypatch):
     """rsLoRA of ranks 8 and 16, from two tenants of one service."""
     monkeypatch.setitem(METHODS, "stabilised", Stabilised)
