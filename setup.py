@@ -43,6 +43,7 @@ INT8 = ["qwix>=0.1.8,<0.2"]
 # An HTTP server of many adapters, and its client.
 SERVE = [
     "fastapi>=0.120,<1",
+    "httptools>=0.6,<1",  # uvicorn's faster parser.
     "httpx>=0.28,<1",
     "prometheus-client>=0.21,<1",
     "pydantic>=2.9,<3",
