@@ -38,22 +38,29 @@ class Range:
       least: the smallest value.
       most: the largest value.
       open_end: whether `most` itself is too large.
+      open_start: whether `least` itself is too small.
     """
 
     least: float
     most: float = math.inf
     open_end: bool = False
+    open_start: bool = False
 
     def admits(self, value: Any) -> bool:
         """Returns whether a number is in the range."""
-        return self.least <= value and (value < self.most or (value == self.most != self.open_end))
+        if (value == self.least and self.open_start) or (value == self.most and self.open_end):
+            return False
+        return self.least <= value <= self.most
 
     def describe(self, wanted: str) -> str:
         """Returns the text of a message, e.g. "a whole number from 1 to 10"."""
+        if self.open_start and self.most == math.inf:
+            return f"{wanted} > {self.least:,}"
         if self.most == math.inf:
             return f"{wanted} ≥ {self.least:,}"
-        if self.open_end:
-            return f"{wanted} ≥ {self.least:,} and < {self.most:,}"
+        if self.open_start or self.open_end:
+            signs = ">" if self.open_start else "≥", "<" if self.open_end else "≤"
+            return f"{wanted} {signs[0]} {self.least:,} and {signs[1]} {self.most:,}"
         return f"{wanted} from {self.least:,} to {self.most:,}"
 
 
@@ -133,6 +140,7 @@ Steps = Annotated[int, Range(1, 2**31 - 1)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Rate = Annotated[float, Range(0, 1, open_end=True)]
 NotNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, open_start=True)]
 LocalPath = Annotated[str, Path()]
 AnyPath = Annotated[str, Path(remote=True)]
 

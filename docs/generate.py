@@ -25,6 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 KINDS = {
     "runs": "What a command does: every macro that it reads, most of them required.",
     "methods": "What trains: `METHOD`, its settings, learning rate and optimizer.",
+    "optimizers": "What trains it in place of the method's `OPTIMIZER`; goes after the method.",
+    "schedules": "How the learning rate changes; goes after the method.",
     "models": "The architecture, `MODEL`. Not needed where a checkpoint says it.",
     "experiments": "A run, ready but for what only you know. Only these include other files.",
     "hardware": "How a model lies on a machine. They set options and no macros.",
@@ -40,7 +42,10 @@ BOUND = {
         for kind in METHODS.values()
         if dataclasses.fields(kind)
     },
-    "adalink_jax.training.optimizers.adafactor": "the optimizer",
+    **{
+        f"adalink_jax.training.optimizers.{name}": "an optimizer"
+        for name in ("adafactor", "adamw", "adam", "sgd", "lion")
+    },
     "adalink_jax.training.optimizers.factors": "the learning rate's schedule",
     "adalink_jax.models.config.T5Config": "the architecture",
 }

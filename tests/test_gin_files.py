@@ -17,7 +17,7 @@ from adalink_jax.runs.options import recorded
 from tests.tiers import mostly_slow
 
 FOLDER = gin_files.gin_folder()
-KINDS = ("models", "methods", "runs", "experiments", "hardware")
+KINDS = ("models", "methods", "optimizers", "schedules", "runs", "experiments", "hardware")
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.glob("*/*.gin"))
 MODELS = [name for name in FILES if name.startswith("models/")]
 HARDWARE = [name for name in FILES if name.startswith("hardware/")]
@@ -81,7 +81,7 @@ TRAINING = [name for name in EXPERIMENTS if script_and_entry(name)[1] == "train"
 SHARED = ("experiments/glue.gin", "experiments/mini.gin")
 
 
-def test_there_are_five_kinds_of_file():
+def test_files_are_of_known_kinds():
     assert {name.partition("/")[0] for name in FILES} <= set(KINDS)
     # T5X reads gin/t5x by itself: tests/t5x/test_t5x_gin_files.py.
     assert len(FILES) == len(set(FOLDER.rglob("*.gin")) - set(FOLDER.glob("t5x/**/*.gin")))
@@ -218,6 +218,31 @@ def test_methods_have_their_papers_settings():
     assert arguments["adalink"]["method"].rank == arguments["lora"]["method"].rank == 4
     assert arguments["prompt_tuning"]["method"].length == 64
     assert arguments["adalink"]["dropout_rate"] == 0.1
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if re.match("optimizers/|schedules/", f)])
+def test_optimizers_and_schedules_go_after_any_method(name):
+    """And replace what its file says: here the rate of prompt tuning, and Adafactor."""
+    kind, _, stem = name.removesuffix(".gin").partition("/")
+    files = ("runs/finetune.gin", "methods/prompt_tuning.gin", name, "models/mini.gin")
+    known = read("train", *files, more=("TRAIN_STEPS=300",))
+    arguments = gin_files.build(known)
+    weights = {"a": jnp.full((2, 2), 10.0)}
+    transformation = arguments["optimizer"](lambda step: 0.5)
+    updates, _ = transformation.update(weights, transformation.init(weights), weights)
+    if kind == "optimizers":
+        assert known.values["optimizer"]["@partial"] == f"adalink_jax.training.optimizers.{stem}"
+        decayed = {"adamw": 0.01, "lion": 0.1}.get(stem, 0.0)
+        first = 10.0 if stem == "sgd" else 1.0  # All the others' first step is as their rate.
+        expected = -0.5 * (first + 10 * decayed)
+        assert float(updates["a"][0, 0]) == pytest.approx(expected, rel=1e-3)
+        return
+    rates = [float(arguments["learning_rate"](step)) for step in (0, 50, 100, 200, 300)]
+    falls = {
+        **{"constant": (1, 1), "linear": (0.5, 0), "cosine": (0.5, 0)},
+        "inverse_square_root": (0.5**0.5, (1 / 3) ** 0.5),
+    }[stem]
+    assert rates == pytest.approx([0.03 * factor for factor in (0, 0.5, 1, *falls)], abs=1e-8)
 
 
 def test_scores_and_descriptions_take_an_experiments_files():

@@ -48,7 +48,7 @@ from adalink_jax.training import state as states
 from adalink_jax.training.loop import Periods, train_loop
 from adalink_jax.training.optimizers import LearningRate, Optimizer, per_module
 from adalink_jax.training.step import compiled, make_train_step
-from adalink_jax.values import LocalPath, Rate, Seed, Steps, checks
+from adalink_jax.values import LocalPath, Positive, Rate, Seed, Steps, checks
 
 if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
@@ -70,6 +70,7 @@ def train(
     model: ModelSetting = None,
     seed: Seed = 0,
     dropout_rate: Rate = 0.1,
+    clip_norm: Positive | None = None,
     batches: Batches = Batches(),
     evaluation: Evaluation = Evaluation(),
     periods: Periods = Periods(),
@@ -97,6 +98,8 @@ def train(
       model: the architecture; None takes it from the checkpoint.
       seed: seed of initialization, dropout and the order of the data.
       dropout_rate: rate of the base's dropouts during training.
+      clip_norm: the largest global norm of a step's gradients, of each module alone; None for no
+        limit.
       batches: the batches of training steps.
       evaluation: how the task is scored.
       periods: when to evaluate, save and log.
@@ -120,7 +123,7 @@ def train(
         if folder.is_finished(train_steps):
             return say(f"{model_dir} holds this run, finished; nothing to do")
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
-        transformation = per_module(optimizer(learning_rate), method)
+        transformation = per_module(optimizer(learning_rate), method, clip_norm)
         state_of = (method, transformation, mesh, layout, precision.frozen_dtype)
         fits = functools.partial(memory.check_state, *state_of)
         base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings, fits)

@@ -1,4 +1,10 @@
-"""Adafactor as in the paper, T5X's learning-rate factors, and separate updates per module."""
+"""Optimizers, the learning rate's factors, and separate updates per module; optax does the maths.
+
+Weight decay is decoupled (arXiv 1711.05101): a step takes ``learning rate × decay × parameter`` off
+a parameter, beside its update. It acts on matrices alone, within one module and one layer: kernels,
+embeddings, prompts, the factors of a low-rank product. Biases, scales, gates and norms are vectors
+there, and keep their size: a decayed scale would go to 0, where it means 1.
+"""
 
 import itertools
 from collections.abc import Callable, Hashable
@@ -11,37 +17,59 @@ import optax
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods.base import Method
 from adalink_jax.models.stacking import STACKED, STACKS
-from adalink_jax.values import NotNegative, Range, Says, Size, Steps, checks
+from adalink_jax.values import NotNegative, Positive, Range, Rate, Says, Size, Steps, checks
 
 Schedule = optax.Schedule
 # What a run takes: how updates are made, and the rate of each step.
 Optimizer = Annotated[
     Callable[[Schedule], optax.GradientTransformation],
-    Says("@optimizers.adafactor, or @optax.adamw in a gin file that has the line 'import optax'"),
+    Says(
+        "a file, --gin_file=optimizers/adamw.gin after the method's, or a reference, "
+        "--gin.OPTIMIZER=@optimizers.adamw; gin/optimizers has each, and @optax.… goes in a gin "
+        "file that has the line 'import optax'"
+    ),
 ]
 LearningRate = Annotated[
     Schedule, Says("a schedule, such as @optimizers.factors(), of which LEARNING_RATE is the rate")
 ]
 
-FACTORS = ("constant", "linear_warmup", "rsqrt_decay")
+FACTORS = (
+    "constant",
+    "linear_warmup",
+    "rsqrt_decay",
+    "rsqrt_normalized_decay",
+    "linear_decay",
+    "cosine_decay",
+)
 
 
 @checks
 def factors(
-    factors: str = "constant", base_learning_rate: NotNegative = 1e-3, warmup_steps: Steps = 1000
+    factors: str = "constant",
+    base_learning_rate: NotNegative = 1e-3,
+    warmup_steps: Steps = 1000,
+    decay_steps: Steps | None = None,
 ) -> Schedule:
-    """Makes a learning-rate schedule as a product of T5X's factors.
+    """Makes a learning-rate schedule as a product of factors, as T5X does.
 
-    Source: T5X ``utils.create_learning_rate_scheduler``.
+    Source: T5X ``utils.create_learning_rate_scheduler``; the last two factors, which it lacks, are
+    as in transformers' ``get_linear_schedule_with_warmup`` and ``get_cosine_…``.
 
     Args:
-      factors: "constant" (the base rate), "linear_warmup" (step / warmup_steps up to 1) and
-        "rsqrt_decay" (1 / sqrt(max(step, warmup_steps))), joined by "*".
+      factors: names joined by "*": "constant" (the base rate); "linear_warmup" (step /
+        warmup_steps up to 1); "rsqrt_decay" (1 / sqrt(max(step, warmup_steps)));
+        "rsqrt_normalized_decay" (the same times sqrt(warmup_steps), so that it starts at 1);
+        "linear_decay" and "cosine_decay" (from 1, where the warm-up ends if there is one, to 0
+        after decay_steps).
       base_learning_rate: value of the factor "constant".
-      warmup_steps: warm-up steps of the other two factors.
+      warmup_steps: warm-up steps of the factors that have one.
+      decay_steps: the step at which "linear_decay" and "cosine_decay" are 0: a run's TRAIN_STEPS.
 
     Returns:
       A function step -> learning rate, with steps counted from 0.
+
+    Raises:
+      UserError: an unknown factor, or a decay that has no end, or ends in the warm-up.
     """
     names = [name.strip() for name in factors.split("*")]
     for name in names:
@@ -50,13 +78,27 @@ def factors(
                 f"factors is {factors!r}, of which {name!r} is none of {', '.join(FACTORS)}"
                 f"{nearest(name, FACTORS)}"
             )
+    start = warmup_steps if "linear_warmup" in names else 0
+    decay = next((name for name in names if name in ("linear_decay", "cosine_decay")), None)
+    if decay and decay_steps is None:
+        raise UserError(f"decay_steps is not set, where {decay} is 0; set it to %TRAIN_STEPS")
+    if decay and decay_steps is not None and decay_steps <= start:
+        raise UserError(
+            f"decay_steps is {decay_steps}, so {decay} would end within the warm-up; set "
+            f"warmup_steps, which is {start}, to fewer steps"
+        )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
+        rsqrt = 1.0 / jnp.sqrt(jnp.maximum(step, warmup_steps))
+        done = jnp.clip((step - start) / ((decay_steps or start + 1) - start), 0.0, 1.0)
         values = {
             "constant": jnp.float32(base_learning_rate),
             "linear_warmup": jnp.minimum(1.0, step / warmup_steps),
-            "rsqrt_decay": 1.0 / jnp.sqrt(jnp.maximum(step, warmup_steps)),
+            "rsqrt_decay": rsqrt,
+            "rsqrt_normalized_decay": rsqrt * jnp.sqrt(jnp.float32(warmup_steps)),
+            "linear_decay": 1.0 - done,
+            "cosine_decay": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
         }
         return jnp.prod(jnp.stack([values[name] for name in names]))
 
@@ -99,8 +141,90 @@ def adafactor(
     )
 
 
+def _matrices(params: Any) -> Any:
+    """Returns which leaves decay. Within `per_module` a leaf has no axis of routes or layers."""
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+@checks
+def adamw(
+    learning_rate: Schedule,
+    *,
+    weight_decay: NotNegative = 0.01,
+    b1: Rate = 0.9,
+    b2: Rate = 0.999,
+    eps: Positive = 1e-8,
+) -> optax.GradientTransformation:
+    """Makes `optax.adamw`: Adam with decoupled weight decay of matrices (arXiv 1711.05101).
+
+    Args:
+      learning_rate: the schedule.
+      weight_decay: the share that a step takes off, times the learning rate. The default is
+        PyTorch's.
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root of the latter.
+    """
+    return optax.adamw(
+        learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_matrices
+    )
+
+
+@checks
+def adam(
+    learning_rate: Schedule, *, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8
+) -> optax.GradientTransformation:
+    """Makes `optax.adam` (arXiv 1412.6980); arguments are those of `adamw`, without decay."""
+    return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+@checks
+def sgd(
+    learning_rate: Schedule,
+    *,
+    momentum: Rate = 0.0,
+    nesterov: bool = False,
+    weight_decay: NotNegative = 0.0,
+) -> optax.GradientTransformation:
+    """Makes stochastic gradient descent, with momentum and decoupled weight decay if asked for.
+
+    Args:
+      learning_rate: the schedule.
+      momentum: the share of the last step that is added to the next; 0 for none.
+      nesterov: whether the gradient is that at the place where momentum leads.
+      weight_decay: as of `adamw`. The momentum does not see it.
+    """
+    return optax.chain(
+        optax.trace(momentum, nesterov) if momentum else optax.identity(),
+        optax.add_decayed_weights(weight_decay, _matrices) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+@checks
+def lion(
+    learning_rate: Schedule,
+    *,
+    weight_decay: NotNegative = 0.01,
+    b1: Rate = 0.9,
+    b2: Rate = 0.99,
+) -> optax.GradientTransformation:
+    """Makes `optax.lion` (arXiv 2302.06675) with decoupled weight decay of matrices.
+
+    All elements of an update are as large as the learning rate, so its authors take a third to a
+    tenth of AdamW's, and a decay that is larger by as much.
+
+    Args:
+      learning_rate: the schedule.
+      weight_decay: as of `adamw`.
+      b1: decay of the mean of gradients in the update's sign.
+      b2: decay of the mean of gradients that is kept.
+    """
+    return optax.lion(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_matrices)
+
+
 def per_module(
-    transformation: optax.GradientTransformation, method: Method
+    transformation: optax.GradientTransformation, method: Method, clip_norm: float | None = None
 ) -> optax.GradientTransformation:
     """Applies a transformation to each of a method's stacked modules separately.
 
@@ -110,14 +234,23 @@ def per_module(
     that its routes share (`Method.has_routes`). If the base trains, it may hold
     stacked layers (`adalink_jax.models.stacking`); the transformation is mapped over these.
 
-    The updates of some leaves are multiplied by the method's `rate_factors`.
+    Gradients are clipped before that, so layers count together, stacked or not, and each of K
+    modules alone. The updates of some leaves are multiplied by the method's `rate_factors`, and so
+    is their decay.
+
+    Args:
+      transformation: the optimizer, of the leaves of one module.
+      method: the method that trains.
+      clip_norm: the largest global norm of the gradients of a module; None for no limit.
     """
+    clip = None if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     if method.routed:
         transformation = _per_route(transformation, method)
+        clip = clip and _per_route(clip, method)
     if method.trains_base:
         for stack in STACKS:
             transformation = _per_layer(transformation, stack)
-    return _with_factors(transformation, method)
+    return _with_factors(optax.chain(clip, transformation) if clip else transformation, method)
 
 
 def _with_factors(
@@ -206,8 +339,9 @@ def _per_layer(inner: optax.GradientTransformation, stack: str) -> optax.Gradien
             if "out_axes" not in str(error):
                 raise
             raise UserError(
-                "the optimizer lets parameters depend on each other (as clipping by the global "
-                "norm does), which it cannot where layers are scanned; set scan_layers to False"
+                "the optimizer lets parameters depend on each other (as its own clipping by the "
+                "global norm does), which it cannot where layers are scanned; set scan_layers to "
+                "False, or clip with CLIP_NORM"
             ) from error
 
     return optax.GradientTransformation(init, update)

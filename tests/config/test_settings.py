@@ -37,6 +37,7 @@ TAKES = {
     "amount": ("0", "1.5", "1000000000000"),
     "number": ("-1", "0", "1.5", "1000000000000"),
     "rate": ("0",),
+    "positive": ("1.5", "1000000000000"),
     "flag": ("True",),
     "name": (),
     "text": ("'a'", "''"),
@@ -57,7 +58,9 @@ MACROS = {
     "MODEL": "object?",
     "SEED": "seed",
     "DROPOUT_RATE": "rate",
-    "LEARNING_RATE": "amount",
+    **dict.fromkeys(("LEARNING_RATE", "WEIGHT_DECAY"), "amount"),
+    "CLIP_NORM": "positive?",
+    "WARMUP_STEPS": "size",
     "MIXTURE_OR_TASK_NAME": "text",
     "TASK_FEATURE_LENGTHS": "lengths",
 }
@@ -68,7 +71,7 @@ PARAMETERS = {
         **dict.fromkeys(("layout", "layers", "loss"), "object"),
         **dict.fromkeys(("initial_checkpoint_path", "initial_adapter_path"), "path?"),
         **{"model_dir": "path", "train_steps": "size", "model": "object?", "seed": "seed"},
-        "dropout_rate": "rate",
+        **{"dropout_rate": "rate", "clip_norm": "positive?"},
     },
     "runs.evaluate": {
         **dict.fromkeys(("data", "evaluation", "precision", "layout", "layers"), "object"),
@@ -117,12 +120,19 @@ PARAMETERS = {
     "full.Full": {},
     "optimizers.factors": {
         **{"factors": "name", "base_learning_rate": "amount", "warmup_steps": "size"},
+        "decay_steps": "size?",
     },
     "optimizers.adafactor": {
         **{"multiply_by_parameter_scale": "flag", "factored": "flag", "decay_rate": "rate"},
         **{"clipping_threshold": "amount?", "weight_decay_rate": "amount?"},
         "min_dim_size_to_factor": "size",
     },
+    "optimizers.adamw": {
+        **{"weight_decay": "amount", "b1": "rate", "b2": "rate", "eps": "positive"},
+    },
+    "optimizers.adam": {"b1": "rate", "b2": "rate", "eps": "positive"},
+    "optimizers.sgd": {"momentum": "rate", "nesterov": "flag", "weight_decay": "amount"},
+    "optimizers.lion": {"weight_decay": "amount", "b1": "rate", "b2": "rate"},
     "t5.T5Config": {
         **dict.fromkeys(("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"), "size"),
         **dict.fromkeys(("num_encoder_layers", "num_decoder_layers"), "size"),
@@ -179,7 +189,10 @@ def command_of(setting: str) -> tuple[str, list[str]]:
     method = {"PROMPT_LENGTH": "prompt_tuning", "PREFIX_LENGTH": "prefix_tuning"}.get(
         setting, method
     )
-    return entry, [f"methods/{method}.gin", "models/mini.gin", FILES[entry]]
+    optimizer = {"WEIGHT_DECAY": "adamw"}.get(setting, setting.split(".")[-2:][0])
+    others = [f"optimizers/{optimizer}.gin"] * (optimizer in ("adamw", "adam", "sgd", "lion"))
+    others += ["schedules/constant.gin"] * (setting == "WARMUP_STEPS")
+    return entry, [f"methods/{method}.gin", "models/mini.gin", FILES[entry], *others]
 
 
 parse = reader._statements
@@ -234,6 +247,7 @@ def test_every_setting_is_in_the_list():
     assert shipped == set(MACROS)
     targets = (
         *(runs.train, runs.evaluate, runs.describe, optimizers.factors, optimizers.adafactor),
+        *(optimizers.adamw, optimizers.adam, optimizers.sgd, optimizers.lion),
         *(T5Config, *options.GROUPS),
         *(METHODS[name] for name in ("adalink", "lora", "prompt_tuning", "full")),
     )
@@ -280,13 +294,13 @@ def resolved(line: str, *bindings: str) -> gin_files.Configuration:
         ("options.Layers.remat = 'ful'", "; did you mean 'full'?"),
         (
             "OPTIMIZER = 'adamw'",
-            "OPTIMIZER is 'adamw'; it takes @optimizers.adafactor, or @optax.a",
+            "it takes a file, --gin_file=optimizers/adamw.gin after the method's, or a refer",
         ),
         (
             "OPTIMIZER = @optimizers.adafactor()",
-            "OPTIMIZER is @optimizers.adafactor(); it takes @o",
+            "OPTIMIZER is @optimizers.adafactor(); it takes a f",
         ),
-        ("OPTIMIZER = @optimizers.factors", "OPTIMIZER is @optimizers.factors; it takes @optimize"),
+        ("OPTIMIZER = @optimizers.factors", "OPTIMIZER is @optimizers.factors; it takes a file, "),
         ("METHOD = @adalink.AdaLink", "METHOD is @adalink.AdaLink; it takes a method, such as @ad"),
         ("MODEL = @options.Loss()", "MODEL is @options.Loss(); it takes an architecture, such as"),
         ("runs.train.learning_rate = 0.1", "runs.train.learning_rate is 0.1; it takes a schedule"),

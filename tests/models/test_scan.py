@@ -348,6 +348,24 @@ def test_optimizers_that_mix_parameters_are_refused_where_layers_are_scanned(wei
     assert float(optax.tree.norm(updates)) == pytest.approx(0.1, rel=1e-4)
 
 
+def test_clipping_and_decay_are_as_unscanned(weights):
+    """CLIP_NORM counts all layers together; a stacked scale is a vector, and does not decay."""
+    (params, grads), (apart, their_grads) = weights, map(unstack_layers, weights)
+    rule = optimizers.per_module(
+        optimizers.adamw(lambda _: 0.1, weight_decay=0.5), METHODS["full"](), 1.0
+    )
+    updates, _ = rule.update(grads, rule.init(params), params)
+    expected, _ = rule.update(their_grads, rule.init(apart), apart)
+    same(flat(updates), flat(expected), rtol=1e-5)
+    free, _ = optax.adamw(0.1, weight_decay=0.0).update(
+        jax.tree.map(lambda leaf: leaf / optax.tree.norm(grads), grads),
+        optax.adamw(0.1).init(params),
+        params,
+    )
+    decayed = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()) > 1e-3, updates, free)
+    assert decayed["encoder"]["layers"] == {"kernel": True, "scale": False}
+
+
 def test_optimizers_of_parts_go_through_stacked_layers(weights):
     """Their states hold empty nodes where a part is another optimizer's."""
     optimizer = optimizers.per_module(

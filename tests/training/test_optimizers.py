@@ -1,6 +1,7 @@
-"""Adafactor, its schedules, and updates that keep routes apart."""
+"""Optimizers against their papers' formulas, schedules, and updates that keep routes apart."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,83 @@ def test_adafactor_against_numpy(shape, scaled):
     assert np.abs(value - other).max() > 1e-2
 
 
+def numpy_adam(grads, param, rate, decay, *, b1=0.9, b2=0.999, eps=1e-8):
+    """Loshchilov & Hutter 2019, algorithm 2, as PyTorch writes it: the decay first."""
+    mean = square = 0.0
+    for t, grad in enumerate(grads, 1):
+        param = param * (1 - rate * decay)
+        mean, square = b1 * mean + (1 - b1) * grad, b2 * square + (1 - b2) * grad**2
+        param = param - rate * (mean / (1 - b1**t)) / (np.sqrt(square / (1 - b2**t)) + eps)
+    return param
+
+
+def numpy_sgd(grads, param, rate, decay, *, momentum=0.9):
+    trace = 0.0
+    for grad in grads:
+        trace = momentum * trace + grad
+        param = param * (1 - rate * decay) - rate * trace
+    return param
+
+
+def numpy_lion(grads, param, rate, decay, *, b1=0.9, b2=0.99):
+    """Chen et al. 2023, algorithm 2."""
+    mean = 0.0
+    for grad in grads:
+        update = np.sign(b1 * mean + (1 - b1) * grad)
+        param, mean = param - rate * (update + decay * param), b2 * mean + (1 - b2) * grad
+    return param
+
+
+@pytest.mark.parametrize("route", [None, 2])
+@pytest.mark.parametrize(
+    ("make", "expected", "decay"),
+    [
+        (optimizers.adamw, numpy_adam, 0.1),
+        (optimizers.adam, numpy_adam, 0.0),
+        (lambda rate, **given: optimizers.sgd(rate, momentum=0.9, **given), numpy_sgd, 0.1),
+        (optimizers.lion, numpy_lion, 0.1),
+    ],
+    ids=["adamw", "adam", "sgd", "lion"],
+)
+def test_optimizers_against_numpy(make, expected, decay, route):
+    """Matrices decay and vectors do not, where K modules lie side by side too."""
+    rng = np.random.default_rng(2)
+    axis = () if route is None else (3,)
+    shapes = {"up": (*axis, 4, 5), "bias": (*axis, 5)}
+    params = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(3)]
+    rule = make(
+        optimizers.factors(base_learning_rate=0.02), **({"weight_decay": decay} if decay else {})
+    )
+    if route is not None:
+        rule = optimizers.per_module(rule, METHODS["adalink"](rank=5, routes=3))
+    value = {"adalink": jax.tree.map(jnp.float32, params)}
+    moments = rule.init(value)
+    for grad in grads:
+        updates, moments = rule.update({"adalink": jax.tree.map(jnp.float32, grad)}, moments, value)
+        value = optax.apply_updates(value, updates)
+    for name, param in params.items():
+        right = expected([g[name] for g in grads], param, 0.02, decay if name == "up" else 0.0)
+        np.testing.assert_allclose(value["adalink"][name], right, rtol=1e-5, atol=1e-6)
+        wrong = expected([g[name] for g in grads], param, 0.02, 0.0 if name == "up" else 0.1)
+        assert decay == 0 or np.abs(value["adalink"][name] - wrong).max() > 1e-3
+
+
+def test_gradients_are_clipped_by_the_norm_of_each_module():
+    """All leaves of one of K modules together; a norm that is small enough stays."""
+    rng = np.random.default_rng(3)
+    leaves = {"down": rng.normal(size=(3, 4, 2)), "up": rng.normal(size=(3, 2, 4))}
+    sizes = np.array([0.01, 1.0, 100.0])[:, None, None]
+    grads = {"adalink": {name: jnp.float32(leaf * sizes) for name, leaf in leaves.items()}}
+    rule = optimizers.per_module(optax.sgd(1.0), METHODS["adalink"](rank=2, routes=3), 0.5)
+    updates, _ = rule.update(grads, rule.init(grads), grads)
+    for k in range(3):
+        norm = np.sqrt(sum(np.sum((leaf[k] * sizes[k]) ** 2) for leaf in leaves.values()))
+        for name, leaf in leaves.items():
+            expected = -leaf[k] * sizes[k] * min(1.0, 0.5 / norm)
+            np.testing.assert_allclose(updates["adalink"][name][k], expected, rtol=1e-5)
+
+
 def test_routes_do_not_disturb_each_other():
     """One route's update is what it would be alone, whatever the gradients of the others."""
     rng = np.random.default_rng(1)
@@ -112,11 +190,23 @@ def test_routes_do_not_disturb_each_other():
         ("constant * linear_warmup", lambda t: 0.3 * min(1, t / 5)),
         ("constant * rsqrt_decay", lambda t: 0.3 / max(t, 5) ** 0.5),
         ("constant*linear_warmup*rsqrt_decay", lambda t: 0.3 * min(1, t / 5) / max(t, 5) ** 0.5),
+        ("constant*rsqrt_normalized_decay", lambda t: 0.3 * min(1.0, 5 / max(t, 1)) ** 0.5),
+        ("constant*linear_decay", lambda t: 0.3 * max(0, 10 - t) / 10),
+        # transformers' get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup.
+        (
+            "constant*linear_warmup*linear_decay",
+            lambda t: 0.3 * (t / 5 if t < 5 else max(0, (10 - t) / 5)),
+        ),
+        (
+            "constant*linear_warmup*cosine_decay",
+            lambda t: 0.3 * (t / 5 if t < 5 else (1 + math.cos(math.pi * min(1, (t - 5) / 5))) / 2),
+        ),
     ],
 )
-def test_schedules_of_t5x(factors, expected):
-    schedule = optimizers.factors(factors, base_learning_rate=0.3, warmup_steps=5)
-    np.testing.assert_allclose([schedule(t) for t in range(12)], [*map(expected, range(12))], 1e-6)
+def test_schedules(factors, expected):
+    schedule = optimizers.factors(factors, base_learning_rate=0.3, warmup_steps=5, decay_steps=10)
+    found = [float(schedule(t)) for t in range(12)]
+    np.testing.assert_allclose(found, [*map(expected, range(12))], rtol=1e-5, atol=1e-7)
 
 
 def test_mistaken_schedules_are_refused():
@@ -124,6 +214,24 @@ def test_mistaken_schedules_are_refused():
         optimizers.factors("constant * rsqrt")
     with pytest.raises(UserError, match="warmup_steps is 0"):
         optimizers.factors("linear_warmup", warmup_steps=0)
+    with pytest.raises(UserError, match="decay_steps is not set, where cosine_decay is 0"):
+        optimizers.factors("constant * cosine_decay")
+    with pytest.raises(UserError, match="decay_steps is 9, so linear_decay would end within the w"):
+        optimizers.factors("linear_warmup * linear_decay", warmup_steps=9, decay_steps=9)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (optimizers.adamw, {"weight_decay": -0.1}, "weight_decay is -0.1; it takes a number ≥ 0"),
+        (optimizers.adam, {"eps": 0}, "eps is 0; it takes a number > 0"),
+        (optimizers.sgd, {"momentum": 1}, "momentum is 1; it takes a number ≥ 0 and < 1"),
+        (optimizers.lion, {"b1": -1}, "b1 is -1; it takes a number ≥ 0 and < 1"),
+    ],
+)
+def test_mistaken_settings_of_optimizers_are_refused(make, given, message):
+    with pytest.raises(UserError, match=message):
+        make(optimizers.factors(), **given)
 
 
 def test_leaves_have_learning_rates_of_their_own():
