@@ -4,7 +4,7 @@ Importing this package only imports NumPy. SeqIO and TensorFlow are imported whe
 """
 
 from adalink_jax.data.batches import TrainBatches, prefetch
-from adalink_jax.data.corpus import Tokens, tokens
+from adalink_jax.data.corpus import HELD_OUT, Tokens, tokens
 from adalink_jax.data.scored import EvalExamples
 
-__all__ = ["EvalExamples", "Tokens", "TrainBatches", "prefetch", "tokens"]
+__all__ = ["HELD_OUT", "EvalExamples", "Tokens", "TrainBatches", "prefetch", "tokens"]

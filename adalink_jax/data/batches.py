@@ -82,6 +82,7 @@ class TrainBatches:
         packing: bool,
         cache_dir: str | os.PathLike | None = None,
         few_shot: int | None = None,
+        held_out: float | None = None,
     ):
         """Tokenizes the train splits, or reads their caches.
 
@@ -96,10 +97,12 @@ class TrainBatches:
             ~/.cache/adalink_jax.
           few_shot: train on this many examples of each task, chosen by `seed`
             (`corpus.Tokens.few`); None for all.
+          held_out: the share of each task's examples that is not trained on
+            (`corpus.Tokens.parted`); None for none.
 
         Raises:
-          UserError: an unknown name; invalid lengths, few_shot or batch size; or an error of
-            `tokens` or `mixture`.
+          UserError: an unknown name; invalid lengths, few_shot, held_out or batch size; or an error
+            of `tokens` or `mixture`.
         """
         self.lengths = checked_lengths(lengths)
         if batch_size < 1:
@@ -125,6 +128,8 @@ class TrainBatches:
         for task, tokens_ in zip(self.tasks, data, strict=True):
             check_labels(task, "train", tokens_.target_texts)
         self.drawn = tuple(t for t, d in zip(self.tasks, data, strict=True) if d.drawn)
+        if held_out is not None:
+            data = [examples.parted(held_out, False) for examples in data]
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
         self._data = data
@@ -244,6 +249,10 @@ class TrainBatches:
             )
         else:
             parts.append("padded to " + ", ".join(map(str, placed.input_buckets)) + " tokens")
+        held = [data.identity["held_out"] for data in self._data if "held_out" in data.identity]
+        if held:
+            of = sum(one["of"] for one in held)
+            parts.append(f"{held[0]['share']:.1%} of {of:,} held out")
         if self.drawn:
             often = f"every {self.steps_per_draw:,} steps" if self.steps_per_draw else "once"
             parts.append(f"drawn at random {often}: {', '.join(self.drawn)}")

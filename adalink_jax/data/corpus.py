@@ -26,6 +26,9 @@ from adalink_jax.data.ragged import Ragged, Texts
 from adalink_jax.data.reading import FEATURES
 from adalink_jax.errors import UserError, nearest
 
+# The split of the training examples that are held out (`Tokens.parted`).
+HELD_OUT = "held_out"
+
 # Part of every cache key. Increase it when the same text would give other arrays.
 FORMAT = 1
 
@@ -51,6 +54,7 @@ class Tokens:
       identity: JSON-able record: where the data came from (None if the task does not say), the
         number of examples, the SHA-256 of the token arrays, and the seed if they are drawn at
         random.
+      numbers: int64, the place of each example in its split; None where all are there, in order.
     """
 
     inputs: Ragged
@@ -58,6 +62,7 @@ class Tokens:
     input_texts: Texts
     target_texts: Texts
     identity: dict
+    numbers: np.ndarray | None = None
 
     @property
     def drawn(self) -> bool:
@@ -85,17 +90,52 @@ class Tokens:
             for i in range(len(self))
         ]
         chosen = np.array(sorted(range(len(self)), key=keys.__getitem__)[:count])
+        return self._taken(chosen, {"few_shot": {"of": len(self), "seed": seed}})
+
+    def parted(self, share: float, held_out: bool) -> "Tokens":
+        """Returns the examples that are held out of training, or the rest of them.
+
+        An example is held out if a hash of its input's text is among the lowest `share` of all
+        hashes. So it is so in every order, beside any other examples, with any vocabulary and
+        seed; and examples with equal inputs are on the same side. About `share` of them are.
+
+        Args:
+          share: in (0, 1).
+          held_out: which of the two to return.
+
+        Raises:
+          UserError: one side is empty; or the task draws its texts at random, so that an example
+            would be on one side in one draw and on the other in the next.
+        """
+        if self.drawn:
+            raise UserError(
+                f"held_out is {share}, but the task draws its texts at random, so its examples "
+                "cannot be told apart by them; leave held_out out"
+            )
+        limit = int(share * 2**64)
+        hashes = (hashlib.sha256(f"held out\n{text}".encode()) for text in self.input_texts)
+        among = np.array([int.from_bytes(one.digest()[:8], "big") < limit for one in hashes])
+        if among.all() or not among.any():
+            left = "left to train on" if among.all() else "held out"
+            raise UserError(
+                f"held_out is {share}: of {len(self):,} training examples none would be {left}"
+            )
+        note = {HELD_OUT: {"share": share, "of": len(self)}}
+        return self._taken(np.flatnonzero(among == held_out), note)
+
+    def _taken(self, chosen: np.ndarray, note: Mapping[str, Any]) -> "Tokens":
         inputs, targets = self.inputs.take(chosen), self.targets.take(chosen)
         arrays = {"inputs": inputs.flat, "inputs_offsets": inputs.offsets}
         arrays |= {"targets": targets.flat, "targets_offsets": targets.offsets}
         identity = {
             **self.identity,
-            "examples": count,
+            "examples": len(chosen),
             "sha256": cache.digest(arrays),
-            "few_shot": {"of": len(self), "seed": seed},
+            **note,
         }
         texts = (self.input_texts.take(chosen), self.target_texts.take(chosen))
-        return Tokens(inputs, targets, *texts, identity)
+        numbers = chosen if self.numbers is None else self.numbers[chosen]
+        return Tokens(inputs, targets, *texts, identity, numbers)
 
     def after(self, shown: "Tokens", eos_id: int | None) -> "Tokens":
         """Returns the examples with solved examples in front of each input.

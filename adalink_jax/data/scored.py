@@ -9,7 +9,15 @@ import numpy as np
 from adalink_jax.data import plan
 from adalink_jax.data.arrays import Sequences
 from adalink_jax.data.batches import checked_lengths, eos_of
-from adalink_jax.data.corpus import check_labels, examples, mixture, tokens, vocabulary_identity
+from adalink_jax.data.corpus import (
+    HELD_OUT,
+    Tokens,
+    check_labels,
+    examples,
+    mixture,
+    tokens,
+    vocabulary_identity,
+)
 from adalink_jax.errors import UserError
 
 
@@ -37,19 +45,24 @@ class EvalExamples:
         cache_dir: str | os.PathLike | None = None,
         in_context: int = 0,
         seed: int = 0,
+        held_out: float | None = None,
+        few: int | None = None,
     ):
         """Tokenizes the split, or reads its cache.
 
         Args:
           task_name: a task registered with SeqIO.
-          split: one of its splits.
+          split: one of its splits; or "held_out", the examples of "train" that `held_out` keeps
+            from training.
           lengths: {"inputs": T, "targets": L}; longer inputs are truncated and keep their
             end-of-sequence token. So are targets, but only in `batches`.
           limit: take only this many examples, the first ones; all if None.
           cache_dir: as for `TrainBatches`.
           in_context: number of solved training examples in front of each input: the same that
             few-shot training with this seed uses.
-          seed: seed of the choice of these examples.
+          seed: seed of the choice of these examples, and of `few`.
+          held_out: the share of "train" that is not trained on, and in no context; None for none.
+          few: take at most this many examples, chosen by `seed` as few-shot training does.
 
         Raises:
           UserError: as for `TrainBatches`; also if `limit` is below 1, targets are none of the
@@ -62,13 +75,21 @@ class EvalExamples:
             raise UserError(f"evaluation needs at least one example; the limit is {limit}")
         self.task, self.split = task_name, split
         self.vocabulary = mixture(task_name).vocabulary
-        data = tokens(task_name, split, cache_dir, lengths)
+
+        def read(split: str, drawn: int = 0) -> Tokens:
+            if held_out is None or split not in ("train", HELD_OUT):
+                return tokens(task_name, split, cache_dir, lengths, drawn)
+            trained = tokens(task_name, "train", cache_dir, lengths, drawn)
+            return trained.parted(held_out, split == HELD_OUT)
+
+        data = read(split)
+        if few is not None:
+            data = data.few(min(few, len(data)), seed)
         self.labeled = set(data.target_texts.counts()) != {UNLABELED}
         if self.labeled:
             check_labels(task_name, split, data.target_texts)
         if in_context:
-            drawn = plan.draw_seed(seed, 0)
-            shown = tokens(task_name, "train", cache_dir, lengths, drawn).few(in_context, seed)
+            shown = read("train", plan.draw_seed(seed, 0)).few(in_context, seed)
             data = data.after(shown, self.vocabulary.eos_id)
             if (shortest := int(data.inputs.lengths.min())) > lengths["inputs"]:
                 raise UserError(
@@ -85,6 +106,7 @@ class EvalExamples:
         )
         self.input_texts = data.input_texts.head(self._count)
         self.target_texts = data.target_texts.head(self._count)
+        self._numbers = np.arange(self._count) if data.numbers is None else data.numbers
         self.truncated = {"inputs": self._inputs.truncated(0)}
         self.long_targets = self._targets.truncated(0)
         self._lengths = lengths
@@ -103,7 +125,10 @@ class EvalExamples:
 
     def features(self) -> list[dict[str, Any]]:
         """Returns each example with all its features, as SeqIO hands them to `postprocess_fn`."""
-        return examples(self.task, self.split, self._lengths, self._count)
+        numbers = self._numbers[: self._count]
+        split = "train" if self.split == HELD_OUT else self.split
+        found = examples(self.task, split, self._lengths, int(numbers.max()) + 1)
+        return [found[number] for number in numbers]
 
     def batches(
         self, batch_size: int, route: int = 0, targets: bool = False

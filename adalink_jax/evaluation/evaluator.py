@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adalink_jax.data import EvalExamples
+from adalink_jax.data import HELD_OUT, EvalExamples
 from adalink_jax.distributed import hosts
 from adalink_jax.distributed.sharding import (
     check_divisible,
@@ -93,6 +93,8 @@ class Evaluator:
         in_context: int = 0,
         seed: int = 0,
         beam_size: int | None = None,
+        held_out: float | None = None,
+        few: int | None = None,
     ):
         """Tokenizes the splits, or reads their caches.
 
@@ -103,14 +105,18 @@ class Evaluator:
           batch_size: number of rows of a global batch.
           mode: one of `MODES`.
           split: the split to evaluate: "test" stands for MNLI's "test_matched" and
-            "test_mismatched", too. None for the splits that the task names, else "validation".
+            "test_mismatched", too; "held_out" for the training examples that `held_out` keeps from
+            training. None for the splits that the task names, else "validation".
           limit: evaluate only this many examples of each split, the first ones; all if None.
           routes: the route of each task, for methods with several routes; 0 for all if None.
           mesh: all devices, data-parallel, by default.
           cache_dir: folder of cached token arrays, see `adalink_jax.data.cache`.
           in_context: number of solved training examples in front of each input.
-          seed: seed of the choice of these examples.
+          seed: seed of the choice of these examples, and of `few`.
           beam_size: number of beams of the mode "beam"; None for 4.
+          held_out: the share of "train" that is not trained on; None for none.
+          few: evaluate at most this many examples of each split, chosen by `seed` as few-shot
+            training does; None for all.
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
@@ -140,56 +146,27 @@ class Evaluator:
                     cache_dir=cache_dir,
                     in_context=in_context,
                     seed=seed,
+                    held_out=held_out,
+                    few=few,
                 ),
                 lengths["targets"],
                 batch_size,
                 _route(routes, name),
                 split,
+                held_out is not None,
             )
             for name in dict.fromkeys(tasks)
         }
         for task in self._tasks.values():
             for one in task.splits.values():
                 model.config.check_vocabulary(one.examples.vocabulary.vocab_size)
-        self._predict = self._compiled(model, lengths["targets"], beam_size or BEAM_SIZE)
+        beams = beam_size or BEAM_SIZE
+        self._predict = _compiled(model, mode, self._mesh, lengths["targets"], beams)
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {
             name: {split: one.examples.identity for split, one in task.splits.items()}
             for name, task in self._tasks.items()
         }
-
-    def _compiled(
-        self, model: Transformer, max_length: int, beam_size: int
-    ) -> Callable[..., dict[str, jax.Array]]:
-        """Compiles (params, tokens, routes, targets, options, eos_id, needed) → outputs by name.
-
-        "output" is scores [B,C] of labels or tokens [B,L] of texts. `TARGET_SCORES` and
-        `OUTPUT_SCORES` are [B], and there if needed; labels have their scores already.
-        """
-
-        def predict(params, tokens, routes, targets, options, eos_id, needed):
-            found = {}
-            if self.mode == "rank_classification":
-                found["output"] = decoding.score_options(model, params, tokens, options, routes)
-            else:
-                generate = decoding.greedy
-                if self.mode == "beam":
-                    generate = functools.partial(decoding.beam_search, beam_size=beam_size)
-                found["output"] = generate(
-                    model, params, tokens, max_length, routes=routes, eos_id=eos_id
-                )
-                if OUTPUT_SCORES in needed:
-                    found[OUTPUT_SCORES] = decoding.score_targets(
-                        model, params, tokens, found["output"], routes
-                    )
-            if TARGET_SCORES in needed:
-                found[TARGET_SCORES] = decoding.score_targets(
-                    model, params, tokens, targets, routes
-                )
-            return found
-
-        # Replicated, so that every process can fetch all rows.
-        return jax.jit(predict, static_argnums=(5, 6), out_shardings=replicated(self._mesh))
 
     def __call__(self, params: Params) -> Results:
         """Evaluates parameters on all tasks.
@@ -278,6 +255,40 @@ class Evaluator:
         return Prediction(inputs, target, _text(examples.vocabulary, output.tolist()))
 
 
+# The evaluators of one run (of several splits) share a program.
+@functools.lru_cache(maxsize=1)
+def _compiled(
+    model: Transformer, mode: str, mesh: Mesh, max_length: int, beam_size: int
+) -> Callable[..., dict[str, jax.Array]]:
+    """Compiles (params, tokens, routes, targets, options, eos_id, needed) → outputs by name.
+
+    "output" is scores [B,C] of labels or tokens [B,L] of texts. `TARGET_SCORES` and
+    `OUTPUT_SCORES` are [B], and there if needed; labels have their scores already.
+    """
+
+    def predict(params, tokens, routes, targets, options, eos_id, needed):
+        found = {}
+        if mode == "rank_classification":
+            found["output"] = decoding.score_options(model, params, tokens, options, routes)
+        else:
+            generate = decoding.greedy
+            if mode == "beam":
+                generate = functools.partial(decoding.beam_search, beam_size=beam_size)
+            found["output"] = generate(
+                model, params, tokens, max_length, routes=routes, eos_id=eos_id
+            )
+            if OUTPUT_SCORES in needed:
+                found[OUTPUT_SCORES] = decoding.score_targets(
+                    model, params, tokens, found["output"], routes
+                )
+        if TARGET_SCORES in needed:
+            found[TARGET_SCORES] = decoding.score_targets(model, params, tokens, targets, routes)
+        return found
+
+    # Replicated, so that every process can fetch all rows.
+    return jax.jit(predict, static_argnums=(5, 6), out_shardings=replicated(mesh))
+
+
 def _route(routes: Mapping[str, int] | None, name: str) -> int:
     if routes is None:
         return 0
@@ -297,6 +308,7 @@ def _load(
     batch_size: int,
     route: int,
     split: str | None,
+    holds_out: bool,
 ) -> _Task:
     """Loads a task.
 
@@ -308,6 +320,7 @@ def _load(
       batch_size: number of rows of a global batch.
       route: the task's route.
       split: as for `Evaluator`.
+      holds_out: whether training examples are held out.
     """
     import seqio
 
@@ -318,6 +331,12 @@ def _load(
     labels = tuple(tasks.LABELS.get(name, ()))
     wanted = _wanted_splits(name, split)
     present = tasks.available_splits(name)
+    if holds_out and "train" in present:
+        if HELD_OUT in present:
+            raise UserError(
+                f"task '{name}' has a split '{HELD_OUT}' of its own, which Data.held_out would hide"
+            )
+        present = (*present, HELD_OUT)
     absent = tuple(one for one in wanted if one not in present)
     metrics = TaskMetrics(seqio.TaskRegistry.get(name))
     if len(absent) == len(wanted):

@@ -33,6 +33,7 @@ from adalink_jax.values import (
 Lengths = Annotated[
     Mapping[str, Length], Says("lengths in tokens, such as {'inputs': 512, 'targets': 16}")
 ]
+Share = Annotated[float, Range(0, 1, open_start=True, open_end=True)]
 Beams = Annotated[int, Range(1, 1024)]
 MethodSetting = Annotated[
     Method, Says("a method, such as @adalink.AdaLink(); a file of gin/methods has each")
@@ -55,11 +56,14 @@ class Data(Checked):
       task_feature_lengths: {"inputs": T, "targets": L} in tokens; longer inputs are truncated and
         counted.
       cache_dir: where token arrays are cached; None for ADALINK_CACHE_DIR or ~/.cache/adalink_jax.
+      held_out: the share of each task's training examples, e.g. 0.1, that is not trained on: the
+        split "held_out", to choose on. A hash of the input's text says which. None for none.
     """
 
     mixture_or_task_name: str
     task_feature_lengths: Lengths
     cache_dir: LocalPath | None = None
+    held_out: Share | None = None
 
 
 @dataclasses.dataclass(frozen=True)

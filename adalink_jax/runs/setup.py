@@ -322,6 +322,7 @@ def evaluator(
         in_context=in_context,
         seed=seed,
         beam_size=evaluation.beam_size,
+        held_out=data.held_out,
     )
     from tasks import available_splits
 

@@ -131,7 +131,7 @@ def train(
         folder.claim("base", base.identity)
         source = TrainBatches(
             data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
-            batches.packing, data.cache_dir, batches.few_shot,
+            batches.packing, data.cache_dir, batches.few_shot, data.held_out,
         )  # fmt: skip
         folder.claim("data", source.identity)
         hosts.agree(data=source.identity, base=base.identity)

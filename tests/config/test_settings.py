@@ -37,6 +37,7 @@ TAKES = {
     "amount": ("0", "1.5", "1000000000000"),
     "number": ("-1", "0", "1.5", "1000000000000"),
     "rate": ("0",),
+    "share": (),
     "positive": ("1.5", "1000000000000"),
     "flag": ("True",),
     "name": (),
@@ -83,7 +84,7 @@ PARAMETERS = {
     },
     "Data": {
         **{"mixture_or_task_name": "text", "task_feature_lengths": "lengths"},
-        "cache_dir": "path?",
+        **{"cache_dir": "path?", "held_out": "share?"},
     },
     "Batches": {
         **{"batch_size": "size", "gradient_accumulation_steps": "size", "packing": "flag"},

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import itertools
 import json
 import subprocess
@@ -30,8 +31,8 @@ def train(byte_tasks, tmp_path, monkeypatch):
     """Makes training batches: name, then what differs from the defaults."""
     monkeypatch.setattr(batches, "tokens", lambda name, split, *_: once(name, split))
 
-    def make(name, lengths=LENGTHS, batch_size=8, seed=0, packing=False, few_shot=None):
-        return TrainBatches(name, lengths, batch_size, seed, packing, tmp_path, few_shot)
+    def make(name, lengths=LENGTHS, batch_size=8, seed=0, packing=False, **given):
+        return TrainBatches(name, lengths, batch_size, seed, packing, tmp_path, **given)
 
     return make
 
@@ -63,6 +64,50 @@ def test_few_shots_are_the_same_examples_always(train, packing):
 def test_few_shots_that_are_not_there(train, count):
     with pytest.raises(UserError, match=f"^{count} of the task's"):
         train(next(iter(EXAMPLES)), few_shot=count)
+
+
+def test_a_tenth_is_held_out_whatever_the_order(train):
+    """By SHA-256 of the input's text, which is all that says on which side an example is."""
+    examples = EXAMPLES["bytes_large"]
+
+    def is_held(text: str) -> bool:
+        return hashlib.sha256(f"held out\n{text}".encode()).hexdigest() < "33333333" + "0" * 56
+
+    expected = {text for text, _ in examples if is_held(text)}
+    assert 4 < len(expected) < 20
+    assert len({text for text, _ in examples}) == len(examples) == 60
+    found = [
+        EvalExamples("bytes_large", split, LENGTHS, held_out=0.2) for split in ("held_out", "train")
+    ]
+    assert set(found[0].input_texts) == expected
+    assert set(found[1].input_texts) == {text for text, _ in examples} - expected
+    made = train("bytes_large", held_out=0.2)
+    trained = {tuple(byte_tokens(text)) for text in found[1].input_texts}
+    assert {tuple(tokens_) for tokens_ in made._data[0].inputs} == trained
+    (task,) = made.identity["tasks"]
+    assert task["examples"] == 60 - len(expected) and task["held_out"] == {"share": 0.2, "of": 60}
+    assert "20.0% of 60 held out" in made.summary
+    # Features of an example are its own, though others stand between.
+    for one, text in zip(found[0].features(), found[0].input_texts, strict=True):
+        assert one["inputs_pretokenized"].decode() == text
+    # The few examples of a seed are those that few-shot training takes of the rest.
+    few = train("bytes_large", held_out=0.2, few_shot=5)
+    scored = EvalExamples("bytes_large", "train", LENGTHS, held_out=0.2, few=5, seed=few._seed)
+    shown = sorted(tuple(tokens_) for tokens_ in few._data[0].inputs)
+    assert shown == sorted(tuple(byte_tokens(text)) for text in scored.input_texts)
+    assert len(EvalExamples("bytes_large", "validation", LENGTHS, few=10**6)) == len(examples)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (1e-9, "held_out is 1e-09: of 60 training examples none would be held out"),
+        (1 - 1e-9, "held_out is 0.999999999: of 60 training examples none would be left to train"),
+    ],
+)
+def test_held_out_shares_that_leave_nothing(train, share, message):
+    with pytest.raises(UserError, match=message):
+        train("bytes_large", held_out=share)
 
 
 def equal(a, b) -> bool:

@@ -177,6 +177,12 @@ def test_few_shots_are_drawn_once_and_say_so():
     assert "drawn at random once: drawn" in made.summary
 
 
+def test_nothing_is_held_out_of_what_is_drawn():
+    add("drawn", [template, *TAIL])
+    with pytest.raises(UserError, match="held_out is 0.5, but the task draws its texts at random"):
+        TrainBatches("drawn", {"inputs": 24, "targets": 8}, 1, 0, False, held_out=0.5)
+
+
 def test_random_numbers_from_the_example_itself_draw_nothing(tmp_path):
     """As span corruption of this project does: a hash of the text is the seed."""
     texts = seqio.FunctionDataSource(
