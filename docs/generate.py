@@ -33,7 +33,10 @@ KINDS = {
     "t5x": "The same methods for T5X's launcher ([how](../howto/t5x.md)).",
 }
 
-OPTIONS = ("Data", "Batches", "Evaluation", "Periods", "Precision", "Layout", "Layers", "Loss")
+OPTIONS = (
+    *("Data", "Batches", "Evaluation", "Periods", "Selection", "Precision", "Layout", "Layers"),
+    "Loss",
+)
 BOUND = {
     "adalink_jax.runs.training.train": "what training takes beside the groups",
     "adalink_jax.runs.scoring.evaluate": "what evaluation takes beside the groups",

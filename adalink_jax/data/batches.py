@@ -65,6 +65,7 @@ class TrainBatches:
       lengths: the configured lengths, {"inputs": T, "targets": L}, in tokens.
       batch_size: number of rows of a global batch.
       packing: whether rows are packed.
+      held_out: the share of each task's examples that is not trained on; None for none.
       max_segments: maximum number of examples in a row; 1 unless packed.
       max_routes_per_row: maximum number of distinct routes in a row, as routing needs it.
       epoch_size: number of examples in an epoch of the mixture; see `plan.quotas`.
@@ -123,7 +124,7 @@ class TrainBatches:
                     f"mixture '{mix.name}': task '{task}' has rate {rate:g} of "
                     f"{sum(mix.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
-        self._seed, self._cache_dir = seed, cache_dir
+        self._seed, self._cache_dir, self.held_out = seed, cache_dir, held_out
         data = [self._tokens(task, 0) for task in self.tasks]
         for task, tokens_ in zip(self.tasks, data, strict=True):
             check_labels(task, "train", tokens_.target_texts)
@@ -249,10 +250,9 @@ class TrainBatches:
             )
         else:
             parts.append("padded to " + ", ".join(map(str, placed.input_buckets)) + " tokens")
-        held = [data.identity["held_out"] for data in self._data if "held_out" in data.identity]
-        if held:
-            of = sum(one["of"] for one in held)
-            parts.append(f"{held[0]['share']:.1%} of {of:,} held out")
+        if self.held_out is not None:
+            of = sum(data.identity["held_out"]["of"] for data in self._data)
+            parts.append(f"{self.held_out:.1%} of {of:,} held out")
         if self.drawn:
             often = f"every {self.steps_per_draw:,} steps" if self.steps_per_draw else "once"
             parts.append(f"drawn at random {often}: {', '.join(self.drawn)}")

@@ -6,7 +6,7 @@ Metrics and postprocessing are those of the tasks, so numbers mean the same as i
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -161,7 +161,8 @@ class Evaluator:
             for one in task.splits.values():
                 model.config.check_vocabulary(one.examples.vocabulary.vocab_size)
         beams = beam_size or BEAM_SIZE
-        self._predict = _compiled(model, mode, self._mesh, lengths["targets"], beams)
+        # Flax gives modules a hash, which type checkers do not see.
+        self._predict = _compiled(cast(Any, model), mode, self._mesh, lengths["targets"], beams)
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {
             name: {split: one.examples.identity for split, one in task.splits.items()}

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adalink_jax import files
+from adalink_jax.errors import UserError, nearest
 
 # The tasks of the GLUE average (WNLI is left out, as in T5's and AdaLink's papers).
 GLUE_TASKS = (
@@ -112,16 +113,15 @@ class Results:
         return _mean(self.tasks[task].score for task in self.glue)
 
 
-def report(results: Results, step: int | None = None) -> dict[str, Any]:
+def report(results: Results, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the content of ``results.json``, which is equal for equal results.
 
     Args:
       results: results of an `Evaluator`.
-      step: the number of training steps; None if nothing was trained.
+      training: what is to be said of the training, JSON-able: its "step" and more; None if nothing
+        was trained.
     """
-    content: dict[str, Any] = {"mode": results.mode, "tasks": {}}
-    if step is not None:
-        content["step"] = step
+    content: dict[str, Any] = {"mode": results.mode, "tasks": {}, **(training or {})}
     for task, result in results.tasks.items():
         content["tasks"][task] = {
             "score": _rounded(result.score),
@@ -145,24 +145,59 @@ def report(results: Results, step: int | None = None) -> dict[str, Any]:
     return content
 
 
-def scalars(results: Results) -> dict[str, float]:
+def scalars(results: Results, prefix: str = "eval") -> dict[str, float]:
     """Returns all finite numbers by name, for ``metrics.jsonl`` and TensorBoard.
 
     Names are ``eval/TASK/SPLIT/METRIC``, ``eval/TASK/SPLIT/invalid_share``, ``eval/TASK/score``
-    and ``eval/glue_average``.
+    and ``eval/glue_average``, or begin with another prefix.
     """
+    values = {name: _rounded(value) for name, value in _numbers(results, prefix).items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def chosen(results: Results, metric: str | None) -> float:
+    """Returns the number that results are compared by, as in `scalars`; NaN if it is not finite.
+
+    Args:
+      results: results of an `Evaluator`.
+      metric: its name in `scalars`; None for the mean of all tasks' scores.
+
+    Raises:
+      UserError: there is no number of this name.
+    """
+    if metric is None:
+        value = _mean(task.score for task in results.tasks.values() if task.score is not None)
+        if value is None:
+            raise UserError("KEEP chooses by the score of a task, and no task here has one")
+    else:
+        found = {name: n for name, n in _numbers(results, "eval").items() if n is not None}
+        if metric not in found:
+            raise UserError(
+                f"Selection.metric is '{metric}', which is none of {', '.join(found)}"
+                f"{nearest(metric, found)}"
+            )
+        value = found[metric]
+    rounded = _rounded(value)
+    return math.nan if rounded is None else rounded
+
+
+def _numbers(results: Results, prefix: str) -> dict[str, float | None]:
+    """Returns all numbers by name; None is one that there is not, NaN one that is none."""
     values: dict[str, float | None] = {}
     for task, result in results.tasks.items():
         for name, split in result.splits.items():
             for metric, value in split.metrics.items():
-                values[f"eval/{task}/{name}/{metric}"] = _rounded(value)
-            values[f"eval/{task}/{name}/invalid_share"] = _rounded(split.invalid)
-        values[f"eval/{task}/score"] = _rounded(result.score)
-    values["eval/glue_average"] = _rounded(results.glue_average)
-    return {name: value for name, value in values.items() if value is not None}
+                values[f"{prefix}/{task}/{name}/{metric}"] = value
+            values[f"{prefix}/{task}/{name}/invalid_share"] = split.invalid
+        values[f"{prefix}/{task}/score"] = result.score
+    return {**values, f"{prefix}/glue_average": results.glue_average}
 
 
-def write(results: Results, folder: str | os.PathLike[str], step: int | None = None) -> None:
+def write(
+    results: Results,
+    folder: str | os.PathLike[str],
+    training: Mapping[str, Any] | None = None,
+) -> None:
     """Writes ``results.json`` and ``predictions/TASK-SPLIT.jsonl``, each whole or not at all.
 
     A line of the JSONL holds the example's index in its split, its texts, the prediction and,
@@ -174,7 +209,7 @@ def write(results: Results, folder: str | os.PathLike[str], step: int | None = N
     Args:
       results: results of an `Evaluator`.
       folder: created if it does not exist.
-      step: the number of training steps; None if nothing was trained.
+      training: as for `report`.
 
     Raises:
       UserError: no space or no permission.
@@ -186,7 +221,7 @@ def write(results: Results, folder: str | os.PathLike[str], step: int | None = N
             files.write_text(folder / "predictions" / f"{task}-{name}.jsonl", "".join(lines))
             if not split.labeled:
                 _write_submission(folder, task, name, split)
-    text = json.dumps(report(results, step), indent=1, allow_nan=False)
+    text = json.dumps(report(results, training), indent=1, allow_nan=False)
     files.write_text(folder / "results.json", text + "\n")
 
 

@@ -34,6 +34,7 @@ _FREE = (
     "initial_adapter_path",
     "cache_dir",
     "keep_checkpoints",
+    "eval_at_start",
     "scan_layers",
     "remat",
     "model_parallelism",
@@ -133,9 +134,10 @@ class RunFolder:
             )
 
     def is_finished(self, train_steps: int) -> bool:
-        """Returns whether the folder holds this run's results after `train_steps` steps.
+        """Returns whether the folder holds this run's results after all its steps.
 
-        If it was killed before it recorded digests of its outcome, they are recorded now.
+        These are `train_steps`, or fewer if it stopped early. If it was killed before it recorded
+        digests of its outcome, they are recorded now.
 
         Raises:
           UserError: it holds the results of more steps; or they, or what was written with them,
@@ -144,10 +146,11 @@ class RunFolder:
         path, record = self.path / _RESULTS, self.record() or {}
         digests = record.get("files", {})
         try:
-            step = files.read_json(path).get("step")
+            results = files.read_json(path)
         except FileNotFoundError:
             return False
         self._check_outcome({name: digests[name] for name in digests if name == _RESULTS})
+        step = results.get("step")
         if type(step) is not int:
             raise UserError(f"{path} is damaged: step is {step!r}")
         if step > train_steps:
@@ -155,14 +158,15 @@ class RunFolder:
                 f"TRAIN_STEPS is {train_steps}, but MODEL_DIR {self.path} holds the results of "
                 f"{step} steps"
             )
-        if step == train_steps:
+        finished = step == train_steps or results.get("stopped_early") is True
+        if finished:
             self._check_outcome(digests)
             if _ADAPTER not in digests:
                 load_adapter(self.path / "adapter")
                 if digests:  # No earlier version's: it was killed before these were written.
                     self._record = {k: v for k, v in record.items() if k != "files"}
                     self.record_outcome()
-        return step == train_steps
+        return finished
 
     def _check_outcome(self, digests: Mapping[str, Any]) -> None:
         try:
@@ -192,7 +196,7 @@ class RunFolder:
         # The record is first, so that it never speaks of more lines than there are.
         self.write_record(config_text, step)
         self._metrics.open()
-        board = Board(self.path / "tensorboard", step + 1)
+        board = Board(self.path / "tensorboard", step + 1 if step else 0)
         self._board = self._open.enter_context(contextlib.closing(board))
 
     def write_record(self, config_text: str, step: int) -> None:

@@ -65,14 +65,16 @@ def check_state(
     layout: Layout,
     frozen_dtype: Any,
     config: T5Config,
+    copies: int = 0,
 ) -> None:
     """Raises `UserError` unless each device can hold a training state and its gradients.
 
-    Arguments are as in `adalink_jax.training.state.create`.
+    Arguments are as in `adalink_jax.training.state.create`; `copies` are those that the state holds
+    of what trains: its average, its best one.
     """
     state = states.abstract_state(config, method, optimizer, mesh, layout, frozen_dtype)
     trained, base = _bytes(state.trainable), _bytes(state.frozen)
-    training, limit = 2 * trained + _bytes(state.opt_state), of_device()
+    training, limit = (2 + copies) * trained + _bytes(state.opt_state), of_device()
     if training + base <= limit:
         return
     if method.trains_base or training <= limit:

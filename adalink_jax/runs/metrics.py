@@ -48,7 +48,7 @@ class Metrics:
     Args:
       path: the file.
       digest: its `files.digest` when it was last known to be right; None if nobody knows.
-      step: lines of later steps are left out.
+      step: lines of later steps are left out; at step 0 the run begins anew, without lines.
 
     Raises:
       UserError: it was damaged or altered.
@@ -69,7 +69,7 @@ class Metrics:
             content = content[: digest["bytes"]]
         self._kept = b""
         for line, values in _lines(path, content):
-            if values["step"] > step:
+            if values["step"] > step or step == 0:
                 break
             self._kept += line
         self._sha256, self._bytes = hashlib.sha256(self._kept), len(self._kept)

@@ -1,8 +1,9 @@
 """The options of a run, in groups that gin files bind by name: ``Batches.packing = True``.
 
 A group is checked when it is made. `train` and `evaluate` share groups, so that a gin file sets
-each value once for both. Two more groups are defined next to the code that they configure:
-`adalink_jax.distributed.sharding.Layout` and `adalink_jax.training.loop.Periods`.
+each value once for both. Three more groups are defined next to the code that they configure:
+`adalink_jax.distributed.sharding.Layout`, `adalink_jax.training.loop.Periods` and
+`adalink_jax.training.selection.Selection`.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from adalink_jax.methods.base import Method, Params
 from adalink_jax.models.config import REMATS, T5Config, activations_dtype
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.training.loop import Periods
+from adalink_jax.training.selection import Selection
 from adalink_jax.values import (
     AnyPath,
     Checked,
@@ -100,8 +102,8 @@ class Evaluation(Checked):
       beam_size: number of beams of the mode "beam"; None for 4, as in T5's own evaluations.
       batch_size: number of rows of a batch.
       limit: score only this many examples of each split, the first ones; None for all.
-      split: the split to score, e.g. "test"; None for a task's own evaluation splits, which are
-        "validation" for most.
+      split: the split to report, e.g. "test", or "held_out" (`Data.held_out`); None for a task's
+        own evaluation splits, which are "validation" for most.
     """
 
     mode: Annotated[str, OneOf(MODES)] = dataclasses.field(
@@ -164,7 +166,7 @@ class Loss(Checked):
     label_smoothing: Rate = 0.0
 
 
-GROUPS = (Data, Batches, Evaluation, Periods, Precision, Layout, Layers, Loss)
+GROUPS = (Data, Batches, Evaluation, Periods, Selection, Precision, Layout, Layers, Loss)
 _BY_NAME = {f"{group.__module__}.{group.__qualname__}": group for group in GROUPS}
 
 

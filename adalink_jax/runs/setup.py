@@ -301,6 +301,7 @@ def evaluator(
     route_names: tuple[str, ...] = (),
     in_context: int = 0,
     seed: int = 0,
+    few: int | None = None,
 ) -> Evaluator:
     """Makes the evaluator of these tasks, each on its route; says which have nothing to score."""
     generated = (
@@ -323,6 +324,7 @@ def evaluator(
         seed=seed,
         beam_size=evaluation.beam_size,
         held_out=data.held_out,
+        few=few,
     )
     from tasks import available_splits
 

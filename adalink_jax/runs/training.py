@@ -3,17 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 
 from adalink_jax.checkpoints import save_adapter
 from adalink_jax.checkpoints.training_state import Store
+from adalink_jax.data import HELD_OUT, TrainBatches
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
-from adalink_jax.evaluation import Results, print_table, scalars, write
+from adalink_jax.evaluation import Evaluator, Results, chosen, print_table, scalars, write
 from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.stacking import unstack_layers
 from adalink_jax.models.t5 import Transformer
@@ -47,11 +49,15 @@ from adalink_jax.runs.setup import (
 from adalink_jax.training import state as states
 from adalink_jax.training.loop import Periods, train_loop
 from adalink_jax.training.optimizers import LearningRate, Optimizer, per_module
+from adalink_jax.training.selection import Selection, tracking
 from adalink_jax.training.step import compiled, make_train_step
-from adalink_jax.values import LocalPath, Positive, Rate, Seed, Steps, checks
+from adalink_jax.values import LocalPath, Positive, Range, Rate, Seed, Steps, checks
 
 if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
+
+
+EmaDecay = Annotated[float, Range(0, 1, open_start=True, open_end=True)]
 
 
 @hosts.joined()
@@ -71,9 +77,11 @@ def train(
     seed: Seed = 0,
     dropout_rate: Rate = 0.1,
     clip_norm: Positive | None = None,
+    ema_decay: EmaDecay | None = None,
     batches: Batches = Batches(),
     evaluation: Evaluation = Evaluation(),
     periods: Periods = Periods(),
+    selection: Selection = Selection(),
     precision: Precision = Precision(),
     layout: Layout = Layout(),
     layers: Layers = Layers(),
@@ -100,9 +108,12 @@ def train(
       dropout_rate: rate of the base's dropouts during training.
       clip_norm: the largest global norm of a step's gradients, of each module alone; None for no
         limit.
+      ema_decay: decay of an exponential moving average of what trains, which is then evaluated and
+        saved in its place; None for no average.
       batches: the batches of training steps.
       evaluation: how the task is scored.
       periods: when to evaluate, save and log.
+      selection: what is scored while training, and which step the run ends with.
       precision: the dtypes of activations and frozen base.
       layout: how model and batches are laid out on devices.
       layers: whether layers are scanned, and what the backward pass recomputes.
@@ -112,8 +123,6 @@ def train(
     Raises:
       UserError: any mistake that the user can fix; nothing is overwritten.
     """
-    from adalink_jax.data import TrainBatches
-
     agree_on_code(configuration)
     check_frozen_dtype(precision.frozen_dtype, method)
     parts = batches.gradient_accumulation_steps
@@ -125,7 +134,8 @@ def train(
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
         transformation = per_module(optimizer(learning_rate), method, clip_norm)
         state_of = (method, transformation, mesh, layout, precision.frozen_dtype)
-        fits = functools.partial(memory.check_state, *state_of)
+        tracked = (ema_decay is not None, selection.keep is not None)
+        fits = functools.partial(memory.check_state, *state_of, copies=sum(tracked))
         base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings, fits)
         base = with_adapter(base, initial_adapter_path, method)
         folder.claim("base", base.identity)
@@ -138,18 +148,18 @@ def train(
         check_fit(method, base, source)
         memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
         say(source.summary)
-
         network = Transformer(base.config, method, source.max_routes_per_row)
         train_step = make_train_step(
-            network, transformation, learning_rate, **vars(loss), accumulation_steps=parts
-        )
+            network, transformation, learning_rate, **vars(loss), accumulation_steps=parts,
+            ema_decay=ema_decay,
+        )  # fmt: skip
         with sharding.on_mesh(mesh):
-            # A task without a train split has no route of its own.
-            scored = source.tasks + (source.untrained if method.routes == 1 else ())
-            scorer = _Scorer(evaluator(base.config, method, scored, data, evaluation, mesh))
+            new = functools.partial(evaluator, base.config, method, data=data, mesh=mesh, seed=seed)
+            scorer = _Scorer(new, source, method, evaluation, selection)
             state = initial_state(
                 base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )
+            state = tracking(state, *tracked)
             # The state has its own copies.
             base = dataclasses.replace(base, params=None, adapter=None)
             store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
@@ -157,19 +167,21 @@ def train(
             folder.start(configuration.text if configuration else "", int(state.step))
             placed = placed_batches(source, mesh, int(state.step), train_steps)
             with contextlib.closing(placed):
-                state = train_loop(
-                    state,
-                    compiled(train_step, state, seed),
-                    placed,
-                    train_steps=train_steps,
-                    periods=periods,
-                    log=folder,
-                    store=store,
-                    evaluate=scorer,
-                    agree=_agreed if jax.process_count() > 1 else None,
-                )
-            results = scorer.latest or scorer.of(state)
-        _write_outcome(folder, state, base, method, source.tasks, results)
+                if not selection.is_over(state):
+                    state = train_loop(
+                        state,
+                        compiled(train_step, state, seed),
+                        placed,
+                        train_steps=train_steps,
+                        periods=periods,
+                        log=folder,
+                        store=store,
+                        evaluate=scorer,
+                        judge=scorer.judge if selection.keep else None,
+                        agree=_agreed if jax.process_count() > 1 else None,
+                    )
+        outcome = _outcome(state, selection, train_steps)
+        _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
         store.close()
 
 
@@ -178,18 +190,73 @@ def _agreed(number: int) -> int:
 
 
 class _Scorer:
-    """Scores a state for the training loop, and keeps the latest results."""
+    """Scores a state while it trains, and at the end; the two may be of different splits."""
 
-    def __init__(self, evaluator: Callable[[Any], Results]):
-        self._evaluator = evaluator
-        self.latest: Results | None = None
-
-    def of(self, state: states.TrainState) -> Results:
-        return self._evaluator(merge(state.frozen, state.trainable))
+    def __init__(
+        self,
+        new: Callable[..., Evaluator],
+        source: TrainBatches,
+        method: Method,
+        evaluation: Evaluation,
+        selection: Selection,
+    ):
+        self._selection = selection
+        # A task without a train split has no route of its own.
+        scored = source.tasks + (source.untrained if method.routes == 1 else ())
+        self._reported = new(tasks=scored, evaluation=evaluation)
+        self._watched, self._beside = self._reported, None
+        split = selection.split or (HELD_OUT if source.held_out is not None else None)
+        if split not in (None, evaluation.split):
+            watched = dataclasses.replace(evaluation, split=split)
+            # Of held-out examples, those of the tasks that have any.
+            tasks = source.tasks if split == HELD_OUT else scored
+            self._watched = new(tasks=tasks, evaluation=watched)
+        if selection.keep and not any(self._watched.identity.values()):
+            raise UserError(f"KEEP is {selection.keep}, but there is no split to choose on")
+        if selection.keep and self._watched is self._reported:
+            say(
+                f"KEEP={selection.keep} chooses on the split that is reported, so its score will "
+                "be a little too high; Data.held_out=0.1 chooses on a tenth of the training data"
+            )
+        if count := selection.train_examples:
+            part = dataclasses.replace(evaluation, split="train", limit=None)
+            self._beside = new(tasks=source.tasks, evaluation=part, few=count)
+        self._latest: tuple[int, Results] | None = None
 
     def __call__(self, state: states.TrainState) -> dict[str, float]:
-        self.latest = self.of(state)
-        return scalars(self.latest)
+        params = merge(state.frozen, state.result)
+        results = self._watched(params)
+        self._latest = int(state.step), results
+        beside = scalars(self._beside(params), "training_eval") if self._beside else {}
+        return {**scalars(results), **beside}
+
+    def judge(self, state: states.TrainState) -> tuple[states.TrainState, bool]:
+        """Returns a state after its evaluation, and whether it ends the run."""
+        assert self._latest is not None  # Since the evaluation.
+        state = self._selection.judged(state, chosen(self._latest[1], self._selection.metric))
+        return state, self._selection.is_over(state)
+
+    def reported(self, state: states.TrainState) -> Results:
+        """Returns the results of what a run ends with."""
+        step = int(state.step if state.best is None else state.best["step"])
+        if self._watched is self._reported and self._latest and self._latest[0] == step:
+            return self._latest[1]
+        return self._reported(merge(state.frozen, state.kept))
+
+
+def _outcome(state: states.TrainState, selection: Selection, train_steps: int) -> dict[str, Any]:
+    """Returns what ``results.json`` says of the training."""
+    outcome: dict[str, Any] = {"step": int(state.step)}
+    if selection.keep is not None:
+        score, step = float(state.best["score"]), int(state.best["step"])
+        metric = selection.metric or "mean score"
+        say(f"step {step:,} of {outcome['step']:,} is kept: {metric} {score:.4g}")
+        known = round(score, 4) if math.isfinite(score) else None
+        outcome["kept"] = {"step": step, "metric": metric, "score": known}
+    if outcome["step"] < train_steps:
+        say(f"stopped early at step {outcome['step']:,} of {train_steps:,}")
+        outcome["stopped_early"] = True
+    return outcome
 
 
 def _restored(state: states.TrainState, store: Store, train_steps: int) -> states.TrainState:
@@ -217,11 +284,12 @@ def _write_outcome(
     method: Method,
     tasks: tuple[str, ...],
     results: Results,
+    outcome: dict[str, Any],
 ) -> None:
     """Writes the adapter, then the results. A run with results is finished."""
     folder.record_seconds()
     # All hosts must call `whole`, since each holds parts of a sharded model.
-    params = jax.tree.map(lambda leaf: sharding.whole(leaf, folder.writes), state.trainable)
+    params = jax.tree.map(lambda leaf: sharding.whole(leaf, folder.writes), state.kept)
     if folder.writes:
         exported, tree = method.export(unstack_layers(params))
         save_adapter(
@@ -235,10 +303,11 @@ def _write_outcome(
             metadata={
                 "configuration": comparable(folder.contents["configuration"]),
                 "data": folder.contents["data"],
-                "train_steps": int(state.step),
+                "train_steps": outcome["step"],
+                **({"kept": outcome["kept"]} if "kept" in outcome else {}),
                 "scores": scalars(results),
             },
         )
-        write(results, folder.path, step=int(state.step))
+        write(results, folder.path, outcome)
         folder.record_outcome()
         print_table(results)

@@ -46,6 +46,7 @@ class Periods(Checked):
 
     Attributes:
       eval_period: steps between evaluations.
+      eval_at_start: whether to evaluate before the first step, too.
       checkpoint_period: steps between checkpoints.
       log_period: steps between lines of metrics.
       keep_checkpoints: how many of the latest checkpoints are kept; a run goes on from the second
@@ -53,6 +54,7 @@ class Periods(Checked):
     """
 
     eval_period: Count = 1000
+    eval_at_start: bool = False
     checkpoint_period: Count = 1000
     log_period: Count = 10
     keep_checkpoints: Count = 2
@@ -68,9 +70,10 @@ def train_loop(
     log: Log,
     store: Store,
     evaluate: Callable[[TrainState], Mapping[str, float]],
+    judge: Callable[[TrainState], tuple[TrainState, bool]] | None = None,
     agree: Callable[[int], int] | None = None,
 ) -> TrainState:
-    """Trains from the state's step to `train_steps`.
+    """Trains from the state's step to `train_steps`, or until `judge` ends it.
 
     After step n (counted from 1) the loop writes a line of metrics, then evaluates, then saves a
     checkpoint. So when a checkpoint exists, all lines before it do too. A resumed run cuts the
@@ -86,6 +89,8 @@ def train_loop(
       log: receives the metrics.
       store: receives the checkpoints.
       evaluate: state -> scores by name.
+      judge: called after each evaluation: state -> the state to go on with, and whether to end
+        here. With it, the start is evaluated.
       agree: the signal to stop, 0 for none, of this host -> that of any host. With several hosts,
         all call it after the same steps: where they evaluate, save or log.
 
@@ -96,6 +101,10 @@ def train_loop(
     first_step = logged = int(state.step)
     clock, waited = time.perf_counter(), 0.0
     batches = iter(batches)
+    if first_step == 0 and (periods.eval_at_start or judge):
+        log.log(0, evaluate(state))
+        state = judge(state)[0] if judge else state
+        clock = time.perf_counter()
     with _progress() as progress, signals.waiting() as wish:
         bar = progress.add_task("training", total=train_steps, completed=first_step, loss=math.nan)
         pending: tuple[int, Metrics] | None = None
@@ -131,9 +140,14 @@ def train_loop(
             before = time.perf_counter()
             if evaluates:
                 log.log(step, evaluate(state))
-            if saves:
+                if judge:
+                    state, ends = judge(state)
+                    last = last or ends
+            if saves or last:
                 log.sync()
                 store.save(step, state.saved())
+            if last:
+                return state
             if stop:
                 raise signals.Stopped(stop, f"stopped at step {step:,}; the same command goes on")
             clock += time.perf_counter() - before  # Not counted in steps per second.

@@ -43,7 +43,7 @@ from adalink_jax.models.t5 import T5Config
 class TrainState:
     """The arrays of a training run.
 
-    Only `trainable` has gradients, optimizer state and checkpoints.
+    Only `trainable` has gradients and optimizer state. Checkpoints hold all but the frozen base.
 
     Attributes:
       step: number of finished steps.
@@ -51,19 +51,36 @@ class TrainState:
         that the method unlocks.
       opt_state: the optimizer's state for `trainable`.
       frozen: the base (full fine-tuning: empty).
+      average: the exponential moving average of `trainable`; None without one.
+      best: the best that was evaluated (`training.selection`): "trainable", its "score" (float32),
+        its "step", and "waited", the evaluations since (int32); None where none is kept.
     """
 
     step: Any  # As the others: an array, or in an abstract state its shape.
     trainable: Any
     opt_state: Any
     frozen: Any
+    average: Any = None
+    best: Any = None
+
+    @property
+    def result(self) -> Any:
+        """What is evaluated: the average if there is one, else what trains."""
+        return self.trainable if self.average is None else self.average
+
+    @property
+    def kept(self) -> Any:
+        """What a run that ends now would end with."""
+        return self.result if self.best is None else self.best["trainable"]
 
     def finite(self) -> bool:
         """Returns whether what trains can go on: its numbers are finite, their squares add up."""
         return bool(_finite(self.trainable, self.opt_state))
 
     def _training(self) -> dict[str, Any]:
-        return {"step": self.step, "trainable": self.trainable, "opt_state": self.opt_state}
+        parts = ("step", "trainable", "opt_state", "average", "best")
+        present = {name: getattr(self, name) for name in parts}
+        return {name: part for name, part in present.items() if part is not None}
 
     def saved(self) -> dict[str, Any]:
         """Returns what a checkpoint holds, under public names; a copy if layers are stacked."""

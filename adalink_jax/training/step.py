@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,6 +87,7 @@ def make_train_step(
     z_loss: float = 1e-4,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
+    ema_decay: float | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
     """Builds the step (state, batch, key); jit it inside `distributed.sharding.on_mesh`.
 
@@ -101,6 +103,7 @@ def make_train_step(
       z_loss: coefficient of the z-loss.
       label_smoothing: probability taken from the target.
       accumulation_steps: number of parts that a batch is split into.
+      ema_decay: decay of the state's average, if it has one.
     """
 
     def gradients(trainable: Params, frozen: Params, batch: Batch, key: Array):
@@ -133,9 +136,19 @@ def make_train_step(
         state = dataclasses.replace(
             state, step=state.step + 1, trainable=trainable, opt_state=opt_state
         )
+        if ema_decay is not None:
+            average = _averaged(state.average, trainable, state.step, ema_decay)
+            state = dataclasses.replace(state, average=average)
         return state, metrics
 
     return train_step
+
+
+def _averaged(average: Any, trainable: Any, step: Array, decay: float) -> Any:
+    """Returns Σ decayⁿ⁻ⁱ·pᵢ / Σ decayⁿ⁻ⁱ over steps i = 1 … n: no weight is left on the start."""
+    log = jnp.float32(math.log(decay))
+    weight = jnp.expm1(log) / jnp.expm1(step * log)  # (1 - decay) / (1 - decayⁿ), 1 at first.
+    return optax.incremental_update(trainable, average, weight)
 
 
 def compiled(

@@ -61,6 +61,9 @@ MACROS = {
     "DROPOUT_RATE": "rate",
     **dict.fromkeys(("LEARNING_RATE", "WEIGHT_DECAY"), "amount"),
     "CLIP_NORM": "positive?",
+    "EMA_DECAY": "share?",
+    "KEEP": "name?",
+    "PATIENCE": "count?",
     "WARMUP_STEPS": "size",
     "MIXTURE_OR_TASK_NAME": "text",
     "TASK_FEATURE_LENGTHS": "lengths",
@@ -69,10 +72,11 @@ PARAMETERS = {
     "runs.train": {
         **dict.fromkeys(("data", "method", "optimizer", "learning_rate"), "object"),
         **dict.fromkeys(("batches", "evaluation", "periods", "precision"), "object"),
+        "selection": "object",
         **dict.fromkeys(("layout", "layers", "loss"), "object"),
         **dict.fromkeys(("initial_checkpoint_path", "initial_adapter_path"), "path?"),
         **{"model_dir": "path", "train_steps": "size", "model": "object?", "seed": "seed"},
-        **{"dropout_rate": "rate", "clip_norm": "positive?"},
+        **{"dropout_rate": "rate", "clip_norm": "positive?", "ema_decay": "share?"},
     },
     "runs.evaluate": {
         **dict.fromkeys(("data", "evaluation", "precision", "layout", "layers"), "object"),
@@ -94,9 +98,15 @@ PARAMETERS = {
         **{"mode": "name", "batch_size": "size", "limit": "count?", "beam_size": "size?"},
         "split": "text?",
     },
-    "Periods": dict.fromkeys(
-        ("eval_period", "checkpoint_period", "log_period", "keep_checkpoints"), "count"
-    ),
+    "Periods": {
+        **dict.fromkeys(("eval_period", "checkpoint_period"), "count"),
+        **dict.fromkeys(("log_period", "keep_checkpoints"), "count"),
+        "eval_at_start": "flag",
+    },
+    "Selection": {
+        **{"keep": "name?", "metric": "text?", "patience": "count?", "split": "text?"},
+        "train_examples": "count?",
+    },
     "Precision": {"dtype": "name", "frozen_dtype": "name"},
     "Layout": {
         **{"model_parallelism": "count", "fully_sharded": "flag", "slices": "count"},

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 
 import pytest
@@ -14,6 +15,7 @@ from adalink_jax.evaluation import (
     Results,
     SplitResult,
     TaskResult,
+    chosen,
     print_table,
     report,
     results,
@@ -74,9 +76,23 @@ def test_scores_are_means_of_metrics_and_of_splits(found):
 
 
 def test_a_training_run_says_its_step(found, tmp_path):
-    write(found, tmp_path, step=30)
+    write(found, tmp_path, {"step": 30})
     content = json.loads((tmp_path / "results.json").read_text())
     assert content.pop("step") == 30 and content == report(found)
+
+
+def test_what_results_are_compared_by(found):
+    assert chosen(found, None) == pytest.approx((75.06172835 + 55 + 10) / 3, abs=1e-6)
+    assert chosen(found, "eval/glue_mnli/validation_matched/accuracy") == 60.0
+    with pytest.raises(UserError, match="Selection.metric is 'eval/glue_mnl/score', which is none"):
+        chosen(found, "eval/glue_mnl/score")
+    constant = SplitResult({"pearson": math.nan, "spearman": 3.0}, predictions(1))
+    broken = Results("greedy", {"glue_stsb": TaskResult({"validation": constant})})
+    assert math.isnan(chosen(broken, None))
+    assert math.isnan(chosen(broken, "eval/glue_stsb/validation/pearson"))
+    assert scalars(broken, "training_eval") == {"training_eval/glue_stsb/validation/spearman": 3.0}
+    with pytest.raises(UserError, match="no task here has one"):
+        chosen(Results("greedy", {"a": TaskResult({})}), None)
 
 
 def test_without_a_glue_task_there_is_no_average(found):

@@ -22,6 +22,7 @@ from adalink_jax.models.stacking import is_stacked, stack_layers, unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.cost.counts import Shape, traced_flops
 from adalink_jax.training import optimizers, state, step
+from adalink_jax.training.selection import tracking
 from tests.methods.toys import required
 from tests.tiers import mostly_slow
 from tests.tools.cost import formulas
@@ -92,7 +93,10 @@ def run_of(small, case, scan_layers) -> Run:
         )
     with sharding.on_mesh(mesh):
         before = state.create(config, method, base, adapter, optimizer, mesh)
-        train_step = step.make_train_step(Transformer(config, method), optimizer, rate)
+        before = tracking(before, average=True, best=True)
+        train_step = step.make_train_step(
+            Transformer(config, method), optimizer, rate, ema_decay=0.5
+        )
     return Run(config, method, mesh, before, jax.jit(train_step))
 
 
@@ -178,6 +182,7 @@ def test_five_steps_scanned_are_five_steps_unscanned(pair, after):
     for name, value in metrics.items():
         np.testing.assert_allclose(scanned_metrics[name], value, rtol=1e-3, err_msg=name)
     same(flat(scanned.trainable), flat(plain.trainable), atol=2e-4)
+    same(flat(scanned.average), flat(plain.average), atol=2e-4)
     moved = flat(plain.trainable), flat(pair[0].before.trainable)
     assert max(np.abs(moved[0][name] - moved[1][name]).max() for name in moved[0]) > 1e-2
 

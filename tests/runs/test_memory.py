@@ -28,10 +28,10 @@ BASE = 8 * 4 + 2 * (4 + 32 * 2) + 3 * 64 + 2 * 3 * 4 * 16 + 5 * 4
 MESH = sharding.make_mesh()
 
 
-def checked(monkeypatch, limit: int, method, frozen_dtype="float32") -> None:
+def checked(monkeypatch, limit: int, method, frozen_dtype="float32", copies=0) -> None:
     monkeypatch.setattr(memory, "of_device", lambda: limit)
     moments = optax.scale_by_rms(0.9)  # One value for each parameter.
-    memory.check_state(method, moments, MESH, sharding.WHOLE, frozen_dtype, CONFIG)
+    memory.check_state(method, moments, MESH, sharding.WHOLE, frozen_dtype, CONFIG, copies)
 
 
 @pytest.mark.parametrize(("frozen_dtype", "size"), [("float32", 4), ("bfloat16", 2)])
@@ -58,6 +58,8 @@ def test_full_fine_tuning_that_cannot_fit_names_no_adapter(monkeypatch):
     with pytest.raises(UserError, match="the model does not fit"):
         checked(monkeypatch, 3 * 4 * BASE - 1, METHODS["full"]())
     checked(monkeypatch, 3 * 4 * BASE + 64, METHODS["full"]())
+    with pytest.raises(UserError, match="the model does not fit"):  # With a copy of the best one.
+        checked(monkeypatch, 4 * 4 * BASE - 1, METHODS["full"](), copies=1)
 
 
 def test_batches_that_cannot_fit(monkeypatch):

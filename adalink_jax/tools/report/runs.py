@@ -29,9 +29,10 @@ FROZEN = "the frozen base"
 # as paths do. Every other setting tells runs apart, also one that this module has never seen.
 _INCIDENTAL = frozenset(
     {
-        "checkpoint_period", "devices", "eval_batch_size", "eval_period", "fully_sharded",
-        "keep_checkpoints", "log_period", "mixture_or_task_name", "model", "model_parallelism",
-        "remat", "scan_layers", "seed", "slices", "train_steps",
+        "checkpoint_period", "devices", "eval_at_start", "eval_batch_size", "eval_period",
+        "fully_sharded", "keep_checkpoints", "log_period", "mixture_or_task_name", "model",
+        "model_parallelism", "remat", "scan_layers", "seed", "slices", "train_examples",
+        "train_steps",
     }
 )  # fmt: skip
 _PATHS = ("_path", "_dir", "_file")
@@ -257,6 +258,9 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
     lengths = record["data"]["lengths"]
     shape = Shape(configured["batch_size"], lengths["inputs"], lengths["targets"])
     few_shot = configured.get("few_shot")
+    # The step at which a run stopped early differs from seed to seed.
+    early = results.get("stopped_early", False)
+    allowed = configured["train_steps"] if early else results["step"]
     return Run(
         method_name=adapter["method"],
         method=method,
@@ -272,7 +276,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
         step_flops=_counted(config, method, shape).train,
         settings={
             **{f"method.{name}": json.dumps(value) for name, value in settings.items()},
-            **_settings(record, steps=results["step"]),
+            **_settings(record, steps=allowed),
         },
         data={
             task["name"]: _digest(_unseeded(task, few_shot is not None))
@@ -302,8 +306,11 @@ def _settings(record: Any, steps: int) -> dict[str, str]:
         base.pop("fingerprint")
     else:
         base.pop("architecture", None)  # It is the fingerprint's.
+    chooses = record["configuration"].get("keep") is not None
     parts = {
         "": record["configuration"],
+        # Where the best step is kept, it is one of those that are evaluated.
+        "keep": {"eval_period": record["configuration"].get("eval_period")} if chooses else None,
         "base": base,
         "data": {"vocabulary": record["data"].get("vocabulary")},
         "steps": steps,

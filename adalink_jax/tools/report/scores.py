@@ -1,5 +1,6 @@
 """Scores as tables show them: over which tasks and seeds, and on which examples."""
 
+import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,6 +121,12 @@ class Footnotes:
             return
         if limit := group.settings.get("eval_limit"):
             yield "Only the first examples of each split are scored", f"{task} {int(limit):,}"
+        if held_out := group.settings.get("held_out"):
+            yield "A share of the training examples is held out", f"{task} {float(held_out):.1%}"
+        if "keep" in group.settings:
+            split = json.loads(group.settings.get("keep_split", "null"))
+            split = split or ("held_out" if held_out else "the examples that are scored")
+            yield "The adapter is that of the best step", f"{task} chosen on {split}"
         if _examples(group, task) != self._usual[task]:
             counts = [
                 " + ".join(f"{count:,}" for _, count in examples) or "none"

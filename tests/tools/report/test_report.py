@@ -257,6 +257,32 @@ def test_what_a_score_does_not_cover_stands_beside_it(tmp_path):
         assert note in text
 
 
+def test_runs_that_keep_the_best_step_say_what_it_was_chosen_on(tmp_path):
+    """Those that stopped early at different steps are seeds of one line; how often tells apart."""
+    chosen = {"keep": "best", "patience": 2, "held_out": 0.1, "few_shot": None}
+    for seed, steps in ((0, 10), (1, 20)):
+        folder = tmp_path / "runs" / str(seed)
+        write_run(folder, "adalink", {"rank": 2}, TASKS[:1], seed, steps=steps, **chosen)
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps({**results, "stopped_early": True}))
+        seal(folder)
+    often = {**chosen, "eval_period": 5}
+    write_run(tmp_path / "runs/often", "adalink", {"rank": 2}, TASKS[:1], 0, steps=30, **often)
+    write_run(tmp_path / "runs/last", "adalink", {"rank": 2}, TASKS[:1], 0, eval_period=5)
+    write_run(tmp_path / "runs/dev", "adalink", {"rank": 2}, TASKS[:1], 0, keep="best")
+    assert cli.main(["report", str(tmp_path / "runs"), f"--to={tmp_path / 'to'}"]) == 0
+    text = (tmp_path / "to" / "report.md").read_text()
+    rows = table(text, "One task at a time")[2:]
+    assert len(rows) == 4 and sum("±" in cell for row in rows for cell in row) >= 1
+    for note in (
+        "A share of the training examples is held out: mini_a 10.0%.",
+        "The adapter is that of the best step: mini_a chosen on ",
+        "mini_a chosen on held_out",
+        "mini_a chosen on the examples that are scored",
+    ):
+        assert note in text
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     def error(*runs):
         assert cli.main(["report", *map(str, runs), f"--to={tmp_path / 'to'}"]) == 2
