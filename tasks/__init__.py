@@ -8,7 +8,7 @@ comes from TFDS); TEXT_FILE, a text for pre-training. The tasks also run in T5X 
 
 from tasks.errors import DataError
 from tasks.examples import add_examples
-from tasks.glue import GLUE_TASKS, glue_submission
+from tasks.glue import GLUE_FILES, GLUE_TASKS, glue_file, glue_rows, glue_submission
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
 from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
 from tasks.mini_vocabulary import VOCABULARY as MINI_VOCABULARY
@@ -28,6 +28,7 @@ from tasks.vocabulary import UserVocabulary
 
 __all__ = [
     "EVAL_SPLITS",
+    "GLUE_FILES",
     "GLUE_TASKS",
     "LABELS",
     "MINI_GLUE_TASKS",
@@ -41,6 +42,8 @@ __all__ = [
     "add_instructions",
     "add_span_corruption",
     "available_splits",
+    "glue_file",
+    "glue_rows",
     "glue_submission",
     "output_features",
     "proportional_rate",

@@ -51,6 +51,13 @@ _TABLE = (
 GLUE_TASKS = tuple(f"glue_{row[0]}" for row in _TABLE)
 
 
+#: The files that GLUE's server takes, in one zip. WNLI and the diagnostic AX are no tasks here.
+GLUE_FILES = (
+    *("AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "MRPC.tsv", "QNLI.tsv", "QQP.tsv"),
+    *("RTE.tsv", "SST-2.tsv", "STS-B.tsv", "WNLI.tsv"),
+)
+
+
 def join_fields(example, *, prefix: str, fields: Sequence[str]) -> tf.Tensor:
     """Returns T5's input text: the prefix, then `name: text` of each field, sorted by name.
 
@@ -173,32 +180,58 @@ for _name, _stored in FORMATS.items():
     add_benchmark(f"glue_{_name}", _name, GlueDataSource(_stored), _splits)
 
 
+def glue_file(task_name: str, split: str) -> str | None:
+    """Returns the name of GLUE's file for predictions of a split; None for other tasks and splits.
+
+    It is one of `GLUE_FILES`.
+    """
+    if task_name not in GLUE_TASKS or not split.startswith("test"):
+        return None
+    file = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}.get(split)
+    return f"{file or FORMATS[task_name.removeprefix('glue_')].folder}.tsv"
+
+
+def glue_rows(task_name: str, split: str) -> tuple[int, ...] | None:
+    """Returns the row of each example in GLUE's own test file; None for other tasks and splits.
+
+    Examples from GLUE's files are in the order of the rows, those from TFDS are not.
+    """
+    if glue_file(task_name, split) is None:
+        return None
+    source = seqio.TaskRegistry.get(task_name).source
+    numbers = source.get_dataset(split=split, shuffle=False).map(lambda example: example["idx"])
+    return tuple(map(int, numbers.as_numpy_iterator()))
+
+
 def glue_submission(
-    task_name: str, split: str, predictions: Sequence[str]
-) -> tuple[str, str] | None:
+    task_name: str, split: str, predictions: Sequence[str], rows: Sequence[int]
+) -> str:
     """Writes predictions of a test split as GLUE's server wants them.
 
     The server takes class ids for single sentences, MRPC and QQP, names of labels for MNLI, QNLI
-    and RTE, and scores for STS-B. A generated text that is no label becomes the first label.
+    and RTE, and scores from 0 to 5 for STS-B. A generated text that is no label (or no number)
+    becomes the first label.
 
     Args:
       task_name: a task of `GLUE_TASKS`.
       split: its test split.
-      predictions: texts of labels, in the order of the file's rows.
+      predictions: texts of labels, of all examples.
+      rows: the row of each in GLUE's file.
 
     Returns:
-      The name of the file and its content; None for other tasks and splits.
+      The content of the file `glue_file`, row by row.
     """
     name = task_name.removeprefix("glue_")
-    if task_name not in GLUE_TASKS or not split.startswith("test"):
-        return None
     labels = LABELS[name]
     chosen = [text if text in labels else labels[0] for text in predictions]
-    if name not in ("mnli", "qnli", "rte", "stsb"):
+    if labels is SCORES:
+        scores = (min(max(score_value(text), 0.0), 5.0) for text in predictions)
+        chosen = [f"{score:.3f}" for score in scores]
+    elif name not in ("mnli", "qnli", "rte"):
         chosen = [str(labels.index(text)) for text in chosen]
-    file = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}.get(split)
-    lines = ["index\tprediction", *(f"{i}\t{text}" for i, text in enumerate(chosen))]
-    return f"{file or FORMATS[name].folder}.tsv", "\n".join(lines) + "\n"
+    lines = ["index\tprediction"]
+    lines += [f"{row}\t{text}" for row, text in sorted(zip(rows, chosen, strict=True))]
+    return "\n".join(lines) + "\n"
 
 
 def train_examples(task: seqio.Task) -> int | None:

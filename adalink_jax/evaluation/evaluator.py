@@ -57,6 +57,7 @@ class _Split:
     features: Sequence[Mapping[str, Any]]
     targets: Sequence[Any]
     batches: Sequence[Mapping[str, np.ndarray]]
+    rows: tuple[int, ...] | None  # Of all examples in a benchmark's test file, if it has one.
 
 
 class Evaluator:
@@ -206,6 +207,7 @@ class Evaluator:
             truncated_targets=examples.long_targets if scored else 0,
             labeled=examples.labeled,
             left_out=left_out,
+            rows=split.rows,
         )
 
     def _as_outputs(
@@ -376,6 +378,8 @@ def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:
 
 
 def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route: int) -> _Split:
+    from tasks import glue_rows
+
     features: Sequence[Mapping[str, Any]]
     if metrics.reads_examples and examples.labeled:
         features = examples.features()
@@ -388,7 +392,8 @@ def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route:
     if examples.labeled:
         targets = metrics.postprocessed(examples.target_texts, features, is_target=True)
     batches = examples.batches(batch_size, route, targets=TARGET_SCORES in metrics.needed)
-    return _Split(examples, features, targets, tuple(batches))
+    rows = None if examples.labeled else glue_rows(examples.task, examples.split)
+    return _Split(examples, features, targets, tuple(batches), rows)
 
 
 def _text(vocabulary: Any, tokens: list[int]) -> str:

@@ -66,6 +66,8 @@ class SplitResult:
       truncated_targets: the same as `truncated` for targets, where a metric needs their likelihood.
       labeled: whether the targets are known; if not, there are no metrics.
       left_out: names of the task's metrics that are not numbers.
+      rows: of all examples of a benchmark's test split, also those that a limit leaves out: the row
+        in the benchmark's file; None where there is nothing to submit.
     """
 
     metrics: Mapping[str, float]
@@ -75,6 +77,7 @@ class SplitResult:
     truncated_targets: int = 0
     labeled: bool = True
     left_out: tuple[str, ...] = ()
+    rows: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,9 +205,9 @@ def write(
 
     A line of the JSONL holds the example's index in its split, its texts, the prediction and,
     in rank classification, each label's log-likelihood. Where targets are unknown, predictions of
-    a GLUE task are also written as its server wants them, in ``submission/``. ``results.json`` is
-    written last: if it is new, the others are too. In a multi-host run, only one process calls
-    this.
+    a GLUE task are also written as its server wants them, in ``submission/``, unless a limit left
+    examples out. ``results.json`` is written last: if it is new, the others are too. In a
+    multi-host run, only one process calls this.
 
     Args:
       results: results of an `Evaluator`.
@@ -219,18 +222,48 @@ def write(
         for name, split in result.splits.items():
             lines = (f"{_line(i, one)}\n" for i, one in enumerate(split.predictions))
             files.write_text(folder / "predictions" / f"{task}-{name}.jsonl", "".join(lines))
-            if not split.labeled:
-                _write_submission(folder, task, name, split)
+            if file := _submitted(task, name, split):
+                files.write_text(folder / "submission" / file, _submission(task, name, split))
     text = json.dumps(report(results, training), indent=1, allow_nan=False)
     files.write_text(folder / "results.json", text + "\n")
 
 
-def _write_submission(folder: pathlib.Path, task: str, name: str, split: SplitResult) -> None:
+def _submitted(task: str, name: str, split: SplitResult) -> str | None:
+    """Returns the name of the file in ``submission/`` that a split gives; None for none."""
+    if split.rows is None or len(split.rows) > len(split.predictions):
+        return None
+    from tasks import glue_file
+
+    return glue_file(task, name)
+
+
+def _submission(task: str, name: str, split: SplitResult) -> str:
     from tasks import glue_submission
 
-    if found := glue_submission(task, name, [one.prediction for one in split.predictions]):
-        file, text = found
-        files.write_text(folder / "submission" / file, text)
+    assert split.rows is not None  # Since `_submitted`.
+    return glue_submission(task, name, [p.prediction for p in split.predictions], split.rows)
+
+
+def _notes_on_submission(results: Results) -> list[str]:
+    """Says which files GLUE's server takes, and which of them are not there."""
+    splits = [(t, n, s) for t, task in results.tasks.items() for n, s in task.splits.items()]
+    notes = [
+        f"{task} {name}: only {len(split.predictions):,} of {len(split.rows):,} examples are "
+        "predicted, so there is no file for GLUE's server; leave Evaluation.limit out"
+        for task, name, split in splits
+        if split.rows is not None and len(split.rows) > len(split.predictions)
+    ]
+    made = {file for one in splits if (file := _submitted(*one))}
+    if made:
+        from tasks import GLUE_FILES
+
+        absent = [file for file in GLUE_FILES if file not in made]
+        notes.append(
+            f"submission/ has {', '.join(sorted(made))}: {len(made)} of the {len(GLUE_FILES)} "
+            f"files that GLUE's server takes in one zip; absent: {', '.join(absent)} (AX and WNLI "
+            "are no tasks here: those of the server's sample submission do)"
+        )
+    return notes
 
 
 def print_table(results: Results, file: TextIO | None = None) -> None:
@@ -310,7 +343,7 @@ def _notes(results: Results) -> list[str]:
                     f"{task} {name}: {split.truncated:,} of {len(split.predictions):,} inputs "
                     "are longer than the configured length and were truncated"
                 )
-    return notes
+    return notes + _notes_on_submission(results)
 
 
 def _line(index: int, prediction: Prediction) -> str:

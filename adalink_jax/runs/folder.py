@@ -231,9 +231,10 @@ class RunFolder:
             self._write_run()
 
     def record_outcome(self) -> None:
-        """Writes digests of results, predictions and adapter into ``run.json``."""
+        """Writes digests of results, predictions, submission and adapter into ``run.json``."""
         if self.writes:
-            below = (*self.path.glob("predictions/*.jsonl"), *self.path.glob("adapter/*"))
+            parts = ("predictions/*.jsonl", "submission/*.tsv", "adapter/*")
+            below = [file for part in parts for file in self.path.glob(part)]
             self._write_run(self.path / _RESULTS, *below)
 
     def log(

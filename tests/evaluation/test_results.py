@@ -155,16 +155,20 @@ def test_files_hold_the_report_and_a_line_per_example(found, tmp_path):
 def test_predictions_without_labels_are_a_submission_to_glue(tmp_path):
     """Names of files and labels: the server's page, and GLUE's own test files for the order."""
 
-    def unlabeled(*texts):
+    def unlabeled(*texts, rows=None):
         made = tuple(Prediction("in", tasks.UNLABELED, text) for text in texts)
-        return SplitResult({}, made, labeled=False)
+        return SplitResult({}, made, labeled=False, rows=rows or tuple(range(len(texts))))
 
     found = Results(
         "greedy",
         {
             "glue_rte": TaskResult({"test": unlabeled("not_entailment", "entailment")}),
             "glue_mrpc": TaskResult({"test": unlabeled("equivalent", "nonsense")}),
-            "glue_stsb": TaskResult({"test": unlabeled("3.8")}),
+            # From TFDS, examples are not in the order of the rows.
+            "glue_stsb": TaskResult(
+                {"test": unlabeled("3.8", "2.75", "nan", "7", "x", rows=(2, 0, 1, 4, 3))}
+            ),
+            "glue_cola": TaskResult({"test": unlabeled("acceptable", rows=(0, 1))}),
             "glue_mnli": TaskResult(
                 {"test_matched": unlabeled("neutral"), "test_mismatched": unlabeled("neutral")}
             ),
@@ -176,7 +180,7 @@ def test_predictions_without_labels_are_a_submission_to_glue(tmp_path):
     assert written == {
         "RTE.tsv": "index\tprediction\n0\tnot_entailment\n1\tentailment\n",
         "MRPC.tsv": "index\tprediction\n0\t1\n1\t0\n",
-        "STS-B.tsv": "index\tprediction\n0\t3.8\n",
+        "STS-B.tsv": "index\tprediction\n0\t2.750\n1\t0.000\n2\t3.800\n3\t0.000\n4\t5.000\n",
         "MNLI-m.tsv": "index\tprediction\n0\tneutral\n",
         "MNLI-mm.tsv": "index\tprediction\n0\tneutral\n",
     }
@@ -184,6 +188,12 @@ def test_predictions_without_labels_are_a_submission_to_glue(tmp_path):
     file = io.StringIO()
     print_table(found, file)
     assert "glue_rte test: its labels are not known, so there is no score\n" in file.getvalue()
+    assert "glue_cola test: only 1 of 2 examples are predicted, so there is no" in file.getvalue()
+    assert (
+        "submission/ has MNLI-m.tsv, MNLI-mm.tsv, MRPC.tsv, RTE.tsv, STS-B.tsv: 5 of the 11 files "
+        "that GLUE's server takes in one zip; absent: AX.tsv, CoLA.tsv, QNLI.tsv, QQP.tsv, "
+        "SST-2.tsv, WNLI.tsv (AX and WNLI are no tasks here" in file.getvalue()
+    )
 
 
 def test_equal_results_are_equal_bytes(found, tmp_path):

@@ -256,6 +256,34 @@ def test_tfds_is_prepared_then_asked(monkeypatch):
     assert tuple(source.splits) == ("train", "validation", "test")
 
 
+def test_rows_of_a_submission(monkeypatch, rte):
+    """TFDS's examples are not in the order of the file's rows, which the server goes by."""
+    (rte.parent / "test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n1\tc\td\n")
+    assert tasks.glue_rows("glue_rte", "test") == (0, 1)
+    assert tasks.glue_rows("glue_rte", "validation") is None
+    monkeypatch.delenv("GLUE_DIR")
+    columns = {"sentence1": ["a"] * 3, "sentence2": ["b"] * 3, "label": [-1] * 3, "idx": [2, 0, 1]}
+    memoized = seqio.LazyTfdsLoader._MEMOIZED_BUILDERS
+    monkeypatch.setitem(memoized, ("glue/rte:2.0.0", None), _FakeBuilder())
+    given = tf.data.Dataset.from_tensor_slices(columns)
+    monkeypatch.setattr(_source()._tfds, "get_dataset", lambda *_: given)
+    rows = tasks.glue_rows("glue_rte", "test")
+    assert rows == (2, 0, 1)
+    text = tasks.glue_submission("glue_rte", "test", ["entailment", "not_entailment", "?"], rows)
+    assert text == "index\tprediction\n0\tnot_entailment\n1\tentailment\n2\tentailment\n"
+
+
+# Rows of the server's test sets.
+TESTS = {"cola": 1063, "sst2": 1821, "mrpc": 1725, "stsb": 1379, "qnli": 5463, "rte": 3000}
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_rows_of_the_real_test_files(shared_data, monkeypatch, name):
+    monkeypatch.setenv("GLUE_DIR", str(shared_data / "glue"))
+    assert tasks.glue_rows(f"glue_{name}", "test") == tuple(range(TESTS[name]))
+    assert tasks.glue_file(f"glue_{name}", "test") in tasks.GLUE_FILES
+
+
 class _OfflineBuilder:
     """Stands for TFDS where there is no network: how long that takes to fail is the machine's."""
 
