@@ -198,7 +198,7 @@ def checked(name: str, value: Any, wanted: Any) -> Any:
     """
     if not _fits(value, wanted):
         raise UserError(
-            f"{name} is {shown(value)}; it takes {_expected(wanted)}{_hint(value, wanted)}"
+            f"{name} is {shown(value)}; it takes {expected(wanted)}{_hint(value, wanted)}"
         )
     if isinstance(value, str) and any(isinstance(rule, Path) for rule in _rules(wanted)):
         return os.path.expanduser(value)
@@ -357,23 +357,23 @@ _WORDS = {
 }
 
 
-def _expected(wanted: Any) -> str:
-    """Returns what an annotation allows, in words."""
+def expected(wanted: Any) -> str:
+    """Returns what an annotation allows, in words, as messages say it."""
     origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Annotated:
-        text = _expected(parts[0])
+        text = expected(parts[0])
         for rule in _own_rules(wanted):
             text = rule.describe(text)
         return text
     if len(_alternatives(wanted)) > 1:
-        return " or ".join(dict.fromkeys(map(_expected, parts)))
+        return " or ".join(dict.fromkeys(map(expected, parts)))
     if origin is tuple and not _is_list(wanted):
-        return f"({', '.join(map(_expected, parts))})"
+        return f"({', '.join(map(expected, parts))})"
     if _is_list(wanted):
-        return f"a list, each {_expected(parts[0])}"
+        return f"a list, each {expected(parts[0])}"
     if _is_callable(wanted):
         return "a function, as @module.function"
     if origin is Mapping or origin is collections.abc.Mapping:
-        return f"a mapping, each value {_expected(parts[1])}"
+        return f"a mapping, each value {expected(parts[1])}"
     name = getattr(wanted, "__qualname__", "value")
     return _WORDS.get(wanted) or f"a {name}, as @{wanted.__module__.rpartition('.')[2]}.{name}()"

@@ -3,12 +3,14 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 os.environ.setdefault("COLUMNS", "92")  # The width of argparse's help.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,6 +21,10 @@ import adalink_jax
 from adalink_jax import cli
 from adalink_jax.config.macros import Macro, gin_folder, macros
 from adalink_jax.methods import METHODS
+from adalink_jax.models.t5 import T5Config
+from adalink_jax.runs import description, options, scoring, training
+from adalink_jax.training import optimizers
+from adalink_jax.values import expected
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What the folders of gin/ are for; files of one folder are alternatives of each other.
@@ -33,25 +39,21 @@ KINDS = {
     "t5x": "The same methods for T5X's launcher ([how](../howto/t5x.md)).",
 }
 
-OPTIONS = (
-    *("Data", "Batches", "Evaluation", "Periods", "Selection", "Precision", "Layout", "Layers"),
-    "Loss",
-)
-BOUND = {
-    "adalink_jax.runs.training.train": "what training takes beside the groups",
-    "adalink_jax.runs.scoring.evaluate": "what evaluation takes beside the groups",
-    **{
-        f"{kind.__module__}.{kind.__name__}": f"{kind.__name__}'s fields"
-        for kind in METHODS.values()
-        if dataclasses.fields(kind)
-    },
-    **{
-        f"adalink_jax.training.optimizers.{name}": "an optimizer"
-        for name in ("adafactor", "adamw", "adam", "sgd", "lion")
-    },
-    "adalink_jax.training.optimizers.factors": "the learning rate's schedule",
-    "adalink_jax.models.config.T5Config": "the architecture",
+# Everything whose parameters a gin file can set, under a title each.
+TARGETS = {
+    "Groups of options": options.GROUPS,
+    "Runs": (training.train, scoring.evaluate, description.describe),
+    "Optimizers and schedules": (
+        *(getattr(optimizers, name) for name in ("adafactor", "adamw", "adam", "sgd", "lion")),
+        optimizers.factors,
+    ),
+    "The architecture": (T5Config,),
+    "Methods": tuple(kind for kind in METHODS.values() if dataclasses.fields(kind)),
 }
+# Parameters that a run gives itself.
+GIVEN = ("configuration", "json")
+# A line of a gin file that sets a parameter: what it belongs to, its name and its value.
+BINDING = re.compile(r"^(?:\w+\.)*(\w+)\.(\w+) *= *(.*?)(?: +#.*)?$", re.MULTILINE)
 
 
 def on_config(config):
@@ -70,7 +72,7 @@ def on_files(files, config):
 
 def pages() -> dict[str, str]:
     """The generated pages by their names below reference/."""
-    made = {"python.md": python_page(), "gin.md": gin_page()}
+    made = {"python.md": python_page(), "gin.md": gin_page(), "settings.md": settings_page()}
     made["command_line.md"] = command_line_page()
     return made | {f"api/{part}.md": api_page(part) for part in parts()}
 
@@ -126,17 +128,10 @@ def python_page() -> str:
 
 
 def gin_page() -> str:
-    """A page with every macro, every group of options and every shipped gin file."""
+    """A page with every shipped gin file, its macros and its text."""
     found = macros()
     lines = ["# Gin files", "", "Macros are set as `--gin.NAME=VALUE`, or in a gin file of yours."]
-    lines += ["", "## Macros that are also environment variables", "", *heads("macro", "meaning")]
-    lines += [cells(f"`{m.name}`", m.meaning) for m in found if not m.file]
-    lines += ["", "## Groups of options", ""]
-    lines += ["Set as `--gin.GROUP.FIELD=VALUE`; training and evaluation share them.", ""]
-    for group in OPTIONS:
-        lines += group_entry(getattr(adalink_jax, group))
-    lines += ["## Other names that can be set", ""]
-    lines += [f"* [`{name.partition('.')[2]}`][{name}]: {about}" for name, about in BOUND.items()]
+    lines += ["[Settings](settings.md) lists all that they can set."]
     for kind, about in KINDS.items():
         lines += ["", f"## {kind}/", "", about, ""]
         for path in sorted((gin_folder() / kind).rglob("*.gin")):
@@ -144,17 +139,127 @@ def gin_page() -> str:
     return "\n".join(lines)
 
 
-def group_entry(group: type) -> list[str]:
-    """A group of options: what it is for, and each field with its default and meaning."""
-    about, _, described = (inspect.getdoc(group) or "").partition("\n\nAttributes:\n")
-    meanings = dict(re.findall(r"^  (\w+): ((?:.+\n?(?:    .*\n?)*))", described, re.MULTILINE))
-    lines = [f"### {group.__name__}", "", inline(about), "", *heads("option", "default", "meaning")]
-    for field in dataclasses.fields(group):
-        required = field.default is dataclasses.MISSING
-        default = "*required*" if required else f"`{field.default!r}`"
-        name = f"`{group.__name__}.{field.name}`"
-        lines.append(cells(name, default, inline(meanings[field.name])))
+def settings_page() -> str:
+    """A page with every macro and every parameter: type, default, meaning, and its files."""
+    lines = [
+        "# Settings",
+        "",
+        "Set as `--gin.NAME=VALUE`, or in a gin file of yours. What a value may",
+    ]
+    lines += ["be is checked where it is bound. Groups go by their own name: `Batches.packing`."]
+    lines += ["", "## Macros", "", *heads("macro", "type", "default", "meaning", "files")]
+    found = [macro for macro in macros() if not macro.file.startswith("t5x/")]
+    for name in sorted({macro.name for macro in found}):
+        lines.append(macro_entry(name, [macro for macro in found if macro.name == name]))
+    for title, targets in TARGETS.items():
+        lines += ["", f"## {title}", ""]
+        for target in targets:
+            lines += target_entry(target)
+    return "\n".join(lines)
+
+
+def macro_entry(name: str, found: list[Macro]) -> str:
+    """A line about a macro, from what the gin files say of it."""
+    bound = [one for one in bindings() if one.value == f"%{name}"]
+    bound.sort(key=lambda one: one.file != "runs/finetune.gin")
+    types = [
+        expected(parameters(target)[one.parameter].annotation)
+        for one in bound
+        for target in targets_of(one)
+    ]
+    own = next((m for m in found if m.file.startswith("runs/")), found[0])
+    if not own.file:
+        default = "*not set*"
+    elif own.required:
+        default = "*required*"
+    elif own.file.startswith("runs/") or len({m.default for m in found}) == 1:
+        default = f"`{own.default}`"
+    else:
+        default = "*by file*"
+    meaning = next(m.meaning for m in found if m.meaning)
+    files = named(sorted({m.file for m in found if m.file}))
+    return cells(f"`{name}`", [*types, "a path"][0], default, meaning, files)
+
+
+def target_entry(target: Callable) -> list[str]:
+    """A function or class: each parameter with its type, default and meaning, and who sets it."""
+    doc = inspect.getdoc(target) or ""
+    about = inline(re.split(r"\n\n(?:Args|Attributes):", doc)[0].split("\n\n")[0])
+    lines = [f"### {short(target)}", "", about, ""]
+    lines += heads("parameter", "type", "default", "meaning", "files")
+    meanings = dict(re.findall(r"^  (\w+): ((?:.+\n?(?:    .*\n?)*))", doc, re.MULTILINE))
+    for name, parameter in parameters(target).items():
+        if parameter.annotation in options.GROUPS:
+            continue  # Its own fields are set.
+        missing = parameter.default is parameter.empty
+        default = "*required*" if missing else f"`{parameter.default!r}`"
+        files = sorted({one.file for one in bindings()
+                        if one.parameter == name and target in targets_of(one)})  # fmt: skip
+        meaning = inline(meanings.get(name, ""))
+        lines.append(
+            cells(f"`{name}`", expected(parameter.annotation), default, meaning, named(files))
+        )
     return [*lines, ""]
+
+
+def short(target: Callable) -> str:
+    """A name as gin files have it: of a group alone, else with its module."""
+    module = {"training": "runs", "scoring": "runs", "description": "runs", "config": "t5"}
+    last = target.__module__.rpartition(".")[2]
+    return (
+        target.__name__
+        if target in options.GROUPS
+        else f"{module.get(last, last)}.{target.__name__}"
+    )
+
+
+def parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters that a gin file may set; a schedule comes from the run."""
+    given = (*GIVEN, *(["learning_rate"] if target.__module__ == optimizers.__name__ else []))
+    found = inspect.signature(target).parameters
+    return {name: one for name, one in found.items() if name not in given}
+
+
+class Binding(NamedTuple):
+    """A line of a gin file that sets a parameter."""
+
+    file: str
+    target: str
+    parameter: str
+    value: str
+
+
+@functools.cache
+def bindings() -> list[Binding]:
+    """What all shipped gin files set, but those for T5X."""
+    files = sorted(gin_folder().rglob("*.gin"))
+    names = [(path, name_of(path)) for path in files if not name_of(path).startswith("t5x/")]
+    return [
+        Binding(name, *found)
+        for path, name in names
+        for found in BINDING.findall(path.read_text(encoding="utf-8"))
+    ]
+
+
+def targets_of(binding: Binding) -> list[Callable]:
+    """The functions and classes that a binding can mean: one, as their names differ."""
+    return [
+        target
+        for some in TARGETS.values()
+        for target in some
+        if target.__name__ == binding.target and binding.parameter in parameters(target)
+    ]
+
+
+def named(files: Iterable[str]) -> str:
+    """Gin files in a cell: their names, or how many of a folder there are."""
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        folders.setdefault(file.partition("/")[0], []).append(f"`{file}`")
+    return ", ".join(
+        ", ".join(some) if len(some) <= 3 else f"{len(some)} files of `{folder}/`"
+        for folder, some in folders.items()
+    )
 
 
 def file_entry(path: pathlib.Path, found: Iterable[Macro]) -> list[str]:

@@ -5,6 +5,7 @@ their bindings, scripts that must exist; `describe` runs. Trainings in Python ta
 A block after an HTML comment ``<!-- not run: WHY -->`` is left out, and `NOT_RUN` counts those.
 """
 
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -25,6 +26,7 @@ from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.runs import options
 from tests.tiers import mostly_slow
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -211,6 +213,33 @@ def block(start: str) -> str:
     found = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if start in code]
     assert len(found) == 1
     return found[0]
+
+
+def test_the_reference_has_every_setting(monkeypatch):
+    """Each with a type, a default and a meaning, and as many as the classes themselves have."""
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    monkeypatch.setenv("COLUMNS", "92")  # As it sets it itself.
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    generate = importlib.import_module("generate")
+    rows, title = {}, ""
+    for line in generate.settings_page().splitlines():
+        title = line.lstrip("# ") if line.startswith("#") else title
+        if line.startswith("| `"):
+            rows[title, re.match(r"\| `(\w+)`", line)[1]] = re.split(r" (?<!\\)\| ?", line)[1:5]
+    assert not [name for name, cells in rows.items() if not all(cells[:3])]
+    assert {name for title, name in rows if title == "Macros"} == {
+        macro.name for macro in generate.macros() if not macro.file.startswith("t5x/")
+    }
+    for kind in (*options.GROUPS, *(k for k in METHODS.values() if dataclasses.fields(k))):
+        titles = {title for title, _ in rows if title.split(".")[-1] == kind.__name__}
+        listed = {name for title, name in rows if title in titles}
+        assert listed == {field.name for field in dataclasses.fields(kind)}, kind
+    assert rows["Macros", "KEEP"][:2] == ["one of best, lowest or None", "`None`"]
+    assert rows["optimizers.adamw", "weight_decay"] == [
+        "a number ≥ 0", "`0.01`",
+        "the share that a step takes off, times the learning rate. The default is PyTorch's.",
+        "`optimizers/adamw.gin`",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

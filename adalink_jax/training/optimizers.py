@@ -174,7 +174,14 @@ def adamw(
 def adam(
     learning_rate: Schedule, *, b1: Rate = 0.9, b2: Rate = 0.999, eps: Positive = 1e-8
 ) -> optax.GradientTransformation:
-    """Makes `optax.adam` (arXiv 1412.6980); arguments are those of `adamw`, without decay."""
+    """Makes `optax.adam` (arXiv 1412.6980): `adamw` without decay.
+
+    Args:
+      learning_rate: the schedule.
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root of the latter.
+    """
     return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
 
 
