@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +48,7 @@ from adalink_jax.runs.setup import (
 from adalink_jax.training import state as states
 from adalink_jax.training.loop import Periods, train_loop
 from adalink_jax.training.optimizers import LearningRate, Optimizer, per_module
-from adalink_jax.training.selection import Selection, tracking
+from adalink_jax.training.selection import UNKNOWN, Selection, tracking
 from adalink_jax.training.step import compiled, make_train_step
 from adalink_jax.values import LocalPath, Positive, Range, Rate, Seed, Steps, checks
 
@@ -250,8 +249,8 @@ def _outcome(state: states.TrainState, selection: Selection, train_steps: int) -
     if selection.keep is not None:
         score, step = float(state.best["score"]), int(state.best["step"])
         metric = selection.metric or "mean score"
-        say(f"step {step:,} of {outcome['step']:,} is kept: {metric} {score:.4g}")
-        known = round(score, 4) if math.isfinite(score) else None
+        known = round(score, 4) if score != UNKNOWN else None
+        say(f"step {step:,} of {outcome['step']:,} is kept: {metric} {known}")
         outcome["kept"] = {"step": step, "metric": metric, "score": known}
     if outcome["step"] < train_steps:
         say(f"stopped early at step {outcome['step']:,} of {train_steps:,}")

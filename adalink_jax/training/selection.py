@@ -17,6 +17,9 @@ from adalink_jax.training.state import TrainState
 from adalink_jax.values import Checked, Count, OneOf
 
 KEEPS = ("best", "lowest")
+# Stands for a score that is not a number: hosts compare what they put on devices, and NaN differs
+# from itself.
+UNKNOWN = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +61,12 @@ class Selection(Checked):
         # As a checkpoint holds it, so that a resumed run compares the same numbers.
         score, before = float(np.float32(score)), float(state.best["score"])
         better = score > before if self.keep == "best" else score < before
-        if not (better or math.isnan(before)):
+        if not (better or before == UNKNOWN):
             return dataclasses.replace(
                 state, best={**state.best, "waited": state.best["waited"] + 1}
             )
-        numbers = {"score": np.float32(score), "step": np.int32(state.step), "waited": np.int32(0)}
-        place = state.step.sharding
-        best = {name: jax.device_put(value, place) for name, value in numbers.items()}
-        return dataclasses.replace(state, best={**best, "trainable": _copied(state.result)})
+        known = UNKNOWN if math.isnan(score) else score
+        return dataclasses.replace(state, best=_best(state, state.result, known))
 
     def is_over(self, state: TrainState) -> bool:
         """Returns whether the run has waited long enough for a better score."""
@@ -74,18 +75,18 @@ class Selection(Checked):
 
 def tracking(state: TrainState, average: bool, best: bool) -> TrainState:
     """Returns a state at its start that also holds an average and a best one of what trains."""
-    place = state.step.sharding
-    numbers = {"score": np.float32(np.nan), "step": np.int32(0), "waited": np.int32(0)}
     return dataclasses.replace(
         state,
         average=_copied(state.trainable) if average else None,
-        best={
-            "trainable": _copied(state.trainable),
-            **{name: jax.device_put(value, place) for name, value in numbers.items()},
-        }
-        if best
-        else None,
+        best=_best(state, state.trainable, UNKNOWN) if best else None,
     )
+
+
+def _best(state: TrainState, trainable: Any, score: float) -> dict[str, Any]:
+    numbers = {"score": np.float32(score), "step": np.int32(state.step), "waited": np.int32(0)}
+    place = state.step.sharding
+    best = {name: jax.device_put(value, place) for name, value in numbers.items()}
+    return {**best, "trainable": _copied(trainable)}
 
 
 def _copied(tree: Any) -> Any:

@@ -33,6 +33,8 @@ def arguments(tmp_path, mini_base):
             "Periods.log_period": 1,
             "Evaluation.limit": 8,
             "Evaluation.batch_size": 8,
+            # What is copied and chosen is the same on all hosts.
+            **{"KEEP": "best", "PATIENCE": 9, "EMA_DECAY": 0.5, "Data.held_out": 0.1},
             **{f"Layout.{key}": value for key, value in layout.items()},
         }
         values = [f"--gin.{key}={value}" for key, value in values.items()]
