@@ -13,14 +13,14 @@ from adalink_jax.runs.folder import RunFolder
 from tests.integration.test_resume import FILES
 
 GIVEN = {
-    "TRAIN_STEPS": 9,
+    "TRAIN_STEPS": 8,
     "BATCH_SIZE": 4,
     "EVAL_PERIOD": 2,
     "CHECKPOINT_PERIOD": 3,
     "Periods.log_period": 4,
     "Evaluation.limit": 16,
     "Evaluation.batch_size": 8,
-    "LEARNING_RATE": 0.05,
+    "LEARNING_RATE": 0.3,  # So much that an early step is the best.
     "WEIGHT_DECAY": 0.5,
     "CLIP_NORM": 0.5,
     "EMA_DECAY": 0.6,
@@ -68,7 +68,7 @@ def test_the_best_step_is_that_of_the_metrics(straight, train, tmp_path, capsys)
     scores = {
         line["step"]: line["eval/mini_cola/score"] for line in lines(straight) if HELD_OUT in line
     }
-    assert list(scores) == [0, 2, 4, 6, 8, 9][: len(scores)] and len(scores) > 3
+    assert list(scores) == [0, 2, 4, 6, 8]
     found = results(straight)
     best = max(scores, key=scores.get)  # The first of equal ones.
     assert 0 < best < max(scores)
@@ -91,7 +91,7 @@ def test_the_best_step_is_that_of_the_metrics(straight, train, tmp_path, capsys)
     assert "KEEP" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("steps", [(5,), pytest.param((0, 4, 7, 8), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [(5,), pytest.param((2, 4, 6), marks=pytest.mark.slow)])
 def test_stopped_anywhere_it_ends_with_the_same_bytes(
     straight, train, tmp_path, monkeypatch, steps
 ):
@@ -116,7 +116,7 @@ def test_a_run_stops_for_want_of_a_better_score(train, tmp_path, capsys):
     folder = tmp_path / "run"
     changed = {"LEARNING_RATE": 0.0, "PATIENCE": 2, "EMA_DECAY": None}
     assert train(folder, **changed) == 0
-    assert "stopped early at step 4 of 9" in capsys.readouterr().out
+    assert "stopped early at step 4 of 8" in capsys.readouterr().out
     found = results(folder)
     assert (found["step"], found["stopped_early"], found["kept"]["step"]) == (4, True, 0)
     assert train(folder, **changed) == 0

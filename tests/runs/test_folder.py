@@ -49,6 +49,17 @@ def lines(run) -> list[dict]:
     return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_a_run_that_begins_anew_has_no_line_of_its_start_twice(folder, start):
+    folder.log(0, {"score": 1.0})
+    folder.sync()
+    again = start(0)
+    again.log(0, {"score": 1.0})
+    again.log(1, {"loss": 1.0})
+    again.sync()
+    assert lines(again) == [{"step": 0, "score": 1.0}, {"step": 1, "loss": 1.0}]
+    assert len(lines(start(1))) == 2
+
+
 def test_metrics_are_cut_back_to_the_restored_step(folder, start):
     for step in (1, 2, 3):
         folder.log(step, {"loss": 1.0 / step}, {"steps_per_second": 3.0})
