@@ -118,18 +118,7 @@ async def _serve(
         admin_token=os.environ.get("ADALINK_ADMIN_TOKEN") or None,
     )
 
-    class Server(uvicorn.Server):
-        def capture_signals(self):  # The command hears them itself.
-            return contextlib.nullcontext()
-
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=_KEPT,
-        timeout_graceful_shutdown=_DRAIN,
-    )
-    server = Server(config)
+    server = _server(uvicorn, app)
     host, port = listener.getsockname()[:2]
     _say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -161,6 +150,22 @@ async def _serve(
             task.cancel()
         answers.pool.shutdown(cancel_futures=True)
         await asyncio.get_running_loop().run_in_executor(None, batcher.stop)
+
+
+def _server(uvicorn: Any, app: Any) -> Any:
+    class Server(uvicorn.Server):
+        def capture_signals(self):  # The command hears them itself.
+            return contextlib.nullcontext()
+
+    return Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=_KEPT,
+            timeout_graceful_shutdown=_DRAIN,
+        )
+    )
 
 
 def _count(metrics: Any, service: Service, batcher: Any) -> None:
