@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     added.add_argument("first", help=_FOLDER)
     added.add_argument("second", help="the other adapter's folder or its run's")
 
-    about = "import an adapter from Hugging Face's PEFT (LoRA, prompt tuning or (IA)³)"
+    about = "import an adapter of Hugging Face's PEFT"
     added = command("import", import_peft, about)
     added.add_argument("peft", help="the folder that PEFT wrote")
     added.add_argument("--base", required=True, help="the base it was trained on")

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         required=True,
         choices=FORMATS,
-        help="huggingface, t5x: base and adapter folded into one model; peft: LoRA or a prompt; "
+        help="huggingface, t5x: base and adapter folded into one model; peft: PEFT's adapter; "
         "stablehlo: encode, score and greedy as programs that need only jax to run",
     )
     parser.add_argument("--route", help="the route's name, for an adapter with several")
@@ -87,10 +87,11 @@ def _peft(adaptation: Adaptation, to: str, route: str | None) -> None:
     expected = adaptation.logits(number)
 
     def check(folder: pathlib.Path) -> None:
-        method, tree = load_peft(folder, config)
+        method, tree = load_peft(folder, config, adaptation.base)
         _check_same(logits(config, merge(adaptation.base, tree), method), expected, to)
 
-    save_peft(to, adaptation.method, adaptation.adapter.tree, number, config, check)
+    tree = adaptation.adapter.tree
+    save_peft(to, adaptation.method, tree, number, config, adaptation.base, check)
 
 
 def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:

@@ -36,7 +36,7 @@ def import_peft(peft: str, base: str, to: str) -> int:
     if os.path.lexists(to):
         raise UserError(f"{to} exists and is not overwritten; give the path of a new folder")
     config, params = load_base(base)
-    method, tree = load_peft(peft, config)
+    method, tree = load_peft(peft, config, params)
     save_adapter(
         to,
         tree,
@@ -53,7 +53,7 @@ def import_peft(peft: str, base: str, to: str) -> int:
     if zeros:
         print(
             f"{len(zeros)} of its {len(flat)} arrays, {sum(zeros):,} bytes, are zeros: layers that "
-            "PEFT's adapter leaves out, and that a LoRA here has beside the others"
+            f"PEFT's adapter leaves out, and that '{method.scope}' here has beside the others"
         )
     return 0
 

@@ -151,7 +151,7 @@ def test_lora_is_written_for_peft(run, base, write_adapter):
     folder = write_adapter(LORA, base("t5_1_1"))
     code, target, out, _ = run(folder, base("t5_1_1"), "peft")
     assert code == 0 and "off by at most" in out
-    method, _ = load_peft(target, CONFIGS["t5_1_1"])
+    method, _ = load_peft(target, *load_base(base("t5_1_1")))
     assert (method.rank, method.alpha, method.stacks) == (2, 16.0, ("encoder", "decoder"))
 
 

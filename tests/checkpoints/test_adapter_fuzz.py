@@ -75,7 +75,7 @@ def intact(tmp_path_factory, tiny, method, tree):
 def peft_intact(tmp_path_factory, tiny, method, tree):
     """As `intact`, of PEFT's files."""
     folder = tmp_path_factory.mktemp("fuzz") / "peft"
-    save_peft(folder, method, tree, 0, tiny)
+    save_peft(folder, method, tree, 0, tiny, {})
     return folder, *(
         (folder / name).read_bytes()
         for name in ("adapter_config.json", "adapter_model.safetensors")
@@ -164,7 +164,7 @@ def attack_peft(data, peft_intact, tiny, tree):
         new_tensors = altered_tensors(data.draw, tensors)
     (folder / "adapter_config.json").write_bytes(new_record)
     (folder / "adapter_model.safetensors").write_bytes(new_tensors)
-    found = refused_or(lambda: load_peft(folder, tiny))
+    found = refused_or(lambda: load_peft(folder, tiny, {}))
     if found is not None and new_tensors == tensors:
         same_arrays(found[1], tree)
 

@@ -101,7 +101,7 @@ def test_peft_reads_our_lora(based, torch_t5, peft, tmp_path, name):
     plain = load.logits(config, base)
     np.testing.assert_allclose(torch_logits(torch_t5(config, base), config), plain, atol=1e-4)
     for route in range(method.routes):
-        save_peft(tmp_path / str(route), method, tree, route, config)
+        save_peft(tmp_path / str(route), method, tree, route, config, base)
         model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
         found = torch_logits(model, config)
         ours = load.logits(config, merge(base, tree), method, route)
@@ -186,7 +186,7 @@ def test_we_read_pefts_lora(based, torch_t5, peft, tmp_path, settings, expected)
     asked = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, init_lora_weights=False, **settings)
     model = peft.get_peft_model(torch_t5(config, base), asked).eval()
     model.save_pretrained(tmp_path)
-    method, tree = load_peft(tmp_path, config)
+    method, tree = load_peft(tmp_path, config, base)
     for name, value in expected.items():
         assert getattr(method, name) == value, name
     load.check_adapter(config, method, tree)
@@ -202,7 +202,7 @@ def test_peft_reads_our_prompts(based, torch_t5, peft, tmp_path):
     tree = random_tree(config, method)
     method, _ = method.export(blank(config, method))
     for route in range(2):
-        save_peft(tmp_path / str(route), method, tree, route, config)
+        save_peft(tmp_path / str(route), method, tree, route, config, base)
         model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / str(route))
         ours = load.logits(config, merge(base, tree), method, route)
         np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
@@ -217,7 +217,7 @@ def test_we_read_pefts_prompts(based, torch_t5, peft, tmp_path, submodules):
     )
     model = peft.get_peft_model(torch_t5(config, base), asked).eval()
     model.save_pretrained(tmp_path)
-    method, tree = load_peft(tmp_path, config)
+    method, tree = load_peft(tmp_path, config, base)
     load.check_adapter(config, method, tree)
     ours = load.logits(config, merge(base, tree), method)
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
@@ -238,11 +238,11 @@ def test_ia3_goes_to_peft_and_back(based, torch_t5, peft, tmp_path, version, set
     method = METHODS["ia3"](**settings)
     tree = random_tree(config, method)
     ours = load.logits(config, merge(base, tree), method, method.routes - 1)
-    save_peft(tmp_path / "peft", method, tree, method.routes - 1, config)
+    save_peft(tmp_path / "peft", method, tree, method.routes - 1, config, base)
     model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / "peft")
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
     # Layers that it leaves out come back as scales of one.
-    again, found = load_peft(tmp_path / "peft", config)
+    again, found = load_peft(tmp_path / "peft", config, base)
     assert again == METHODS["ia3"](**back)
     np.testing.assert_allclose(load.logits(config, merge(base, found), again), ours, atol=1e-5)
     assert np.abs(ours - load.logits(config, base)).max() > 1e-2
@@ -255,7 +255,7 @@ def test_ia3_of_other_layers_is_refused(based, torch_t5, peft, tmp_path):
         asked = peft.IA3Config(target_modules=targets, feedforward_modules=["wo"])
         peft.get_peft_model(torch_t5(config, base), asked).save_pretrained(tmp_path / str(number))
         with pytest.raises(UserError, match="is no scale of keys"):
-            load_peft(tmp_path / str(number), config)
+            load_peft(tmp_path / str(number), config, base)
 
 
 @pytest.mark.reference
@@ -263,25 +263,25 @@ def test_rslora_keeps_its_scale_and_gates_are_refused(based, torch_t5, peft, tmp
     config, base = based("t5_1_1")
     method = LoRA(rank=4, alpha=3.0, scaling="sqrt_rank")
     tree = random_tree(config, method)
-    save_peft(tmp_path / "peft", method, tree, 0, config)
+    save_peft(tmp_path / "peft", method, tree, 0, config, base)
     model = peft.PeftModel.from_pretrained(torch_t5(config, base), tmp_path / "peft")
     ours = load.logits(config, merge(base, tree), method)
     np.testing.assert_allclose(torch_logits(model, config), ours, atol=1e-4)
     gated = dataclasses.replace(method, gated=True)
     with pytest.raises(UserError, match="no format for LoRA with gates"):
-        save_peft(tmp_path / "gated", gated, random_tree(config, gated), 0, config)
+        save_peft(tmp_path / "gated", gated, random_tree(config, gated), 0, config, base)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(based, tmp_path):
     """Here a limit of a file's size, which the tensors are over."""
-    config, _ = based("t5_1_1")
+    config, base = based("t5_1_1")
     method = LoRA(rank=2)
     tree = random_tree(config, method)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(UserError, match="/peft cannot be written: File too large"):
-            save_peft(tmp_path / "peft", method, tree, 0, config)
+            save_peft(tmp_path / "peft", method, tree, 0, config, base)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
@@ -292,8 +292,8 @@ def test_lora_comes_back_as_it_was(based, tmp_path, name):
     config, base = based(LORAS[name][0])
     method = LoRA(rank=2, **LORAS[name][1])
     tree = random_tree(config, method)
-    save_peft(tmp_path / "peft", method, tree, method.routes - 1, config)
-    again, found = load_peft(tmp_path / "peft", config)
+    save_peft(tmp_path / "peft", method, tree, method.routes - 1, config, base)
+    again, found = load_peft(tmp_path / "peft", config, base)
     assert (again.rank, again.alpha, again.stacks) == (2, method.alpha, method.stacks)
     found = traverse_util.flatten_dict(found, sep="/")
     expected = traverse_util.flatten_dict(tree, sep="/")
@@ -304,8 +304,8 @@ def test_lora_comes_back_as_it_was(based, tmp_path, name):
 
 @pytest.fixture
 def saved(based, tmp_path):
-    """A LoRA on every query of the encoder: (config, PEFT's folder)."""
-    config, _ = based("t5_1_1")
+    """A LoRA on every query of the encoder: (config, base, PEFT's folder)."""
+    config, base = based("t5_1_1")
     queries = {
         f"layers_{i}": {"attention": {"query": {"lora": {
             "down": np.ones((1, 12, 2), np.float32), "up": np.ones((1, 2, 8), np.float32)
@@ -313,8 +313,8 @@ def saved(based, tmp_path):
         for i in range(3)
     }  # fmt: skip
     method = LoRA(rank=2, linears=("attention/query",))
-    save_peft(tmp_path / "peft", method, {"encoder": queries}, 0, config)
-    return config, tmp_path / "peft"
+    save_peft(tmp_path / "peft", method, {"encoder": queries}, 0, config, base)
+    return config, base, tmp_path / "peft"
 
 
 def edit(folder, **changes):
@@ -325,7 +325,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"use_dora": True}, "use_dora = True, which has no equal here"),
+        ({"use_dora": True}, "missing (3): encoder/layers_0/attention/query/dora/magnitude"),
         ({"bias": "some"}, "bias is 'some'"),
         ({"lora_bias": True}, "lora_bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head']"),
@@ -337,7 +337,7 @@ def edit(folder, **changes):
         ({"trainable_token_indices": [3]}, "trainable_token_indices"),
         ({"some_new_option": 1}, "some_new_option = 1"),
         ({"init_lora_weights": "pissa"}, "moves the base's own weights"),
-        ({"peft_type": "LOHA"}, "peft_type 'LOHA'; LORA, PROMPT_TUNING, IA3 are read"),
+        ({"peft_type": "LOHA"}, "peft_type 'LOHA'; LORA, VERA, PEANUT, PROMPT_TUNING, IA3, BEFT"),
         ({"r": 3}, "expected [12, 3], found [12, 2]"),
         ({"r": "two"}, "r is 'two'"),
         ({"lora_alpha": None}, "lora_alpha is None"),
@@ -346,15 +346,15 @@ def edit(folder, **changes):
     ],
 )
 def test_what_has_no_equal_here_is_refused_by_name(saved, changes, words):
-    config, folder = saved
+    config, base, folder = saved
     edit(folder, **changes)
     with pytest.raises(UserError) as caught:
-        load_peft(folder, config)
+        load_peft(folder, config, base)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_other_tensors_or_layers_are_refused(saved):
-    config, folder = saved
+    config, base, folder = saved
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     name = "base_model.model.encoder.block.{}.layer.0.SelfAttention.q.lora_A.weight"
@@ -366,7 +366,7 @@ def test_other_tensors_or_layers_are_refused(saved):
     def refused(words, config=config, **changes):
         save(changes)
         with pytest.raises(UserError, match=words):
-            load_peft(folder, config)
+            load_peft(folder, config, base)
 
     down = tensors[name.format(0)]
     refused("no LoRA of a linear layer", **{"base_model.model.lm_head.lora_A.weight": down})
@@ -381,24 +381,24 @@ def test_other_tensors_or_layers_are_refused(saved):
             (12, 2), np.float32
         ),
     }
-    assert load_peft(save(wo), config)[0].linears == ("attention/query", "mlp/wo")
+    assert load_peft(save(wo), config, base)[0].linears == ("attention/query", "mlp/wo")
     bias = {"base_model.model.encoder.block.0.layer.0.SelfAttention.q.bias": np.zeros(8, "f4")}
     refused("q.bias' is no LoRA of a linear layer", **bias)
     wide = dataclasses.replace(config, emb_dim=10)
     refused(r"expected \[10, 2\], found \[12, 2\]", config=wide)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UserError, match="truncated or damaged"):
-        load_peft(folder, config)
+        load_peft(folder, config, base)
     path.rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="may run code"):
-        load_peft(folder, config)
+        load_peft(folder, config, base)
 
 
 def test_methods_that_peft_lacks_are_not_written(based, tmp_path):
     config, base = based("t5_1_0")
     method = METHODS["adalink"](rank=2)
     with pytest.raises(UserError, match="no format for an adapter of method 'adalink'"):
-        save_peft(tmp_path / "peft", method, random_tree(config, method), 0, config)
+        save_peft(tmp_path / "peft", method, random_tree(config, method), 0, config, base)
     assert not list(tmp_path.iterdir())
 
 
@@ -407,7 +407,7 @@ def test_the_command_takes_one_over_as_an_adapter_of_its_base(write_base, tmp_pa
     folder = write_base(config)
     _, base = load_base(folder)
     method = LoRA(rank=2, linears=("attention/query", "attention/value"))
-    save_peft(tmp_path / "peft", method, random_tree(config, method), 0, config)
+    save_peft(tmp_path / "peft", method, random_tree(config, method), 0, config, base)
     to = tmp_path / "to"
     command = ["adapter", "import", str(tmp_path / "peft"), f"--base={folder}", f"--to={to}"]
     assert cli.main(command) == 0

@@ -10,7 +10,7 @@ Source of the format: peft 0.21, ``utils/save_and_load.py``, ``tuners/lora/confi
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,15 @@ import safetensors.numpy
 from flax import traverse_util
 
 from adalink_jax.checkpoints.fingerprint import as_float32
-from adalink_jax.checkpoints.formats.peft import ia3, lora, prompt_tuning
+from adalink_jax.checkpoints.formats.peft import (
+    bitfit,
+    ia3,
+    lora,
+    norm_tuning,
+    peanut,
+    prompt_tuning,
+    vera,
+)
 from adalink_jax.checkpoints.formats.peft.format import Format
 from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
 from adalink_jax.errors import UserError
@@ -29,12 +37,17 @@ from adalink_jax.models.t5 import T5Config
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 
-# PEFT's name → the format.
-FORMATS: Mapping[str, Format] = {
-    "LORA": lora.FORMAT,
-    "PROMPT_TUNING": prompt_tuning.FORMAT,
-    "IA3": ia3.FORMAT,
-}
+# The first one that holds a configuration reads it, so one with a switch precedes its kind's other.
+FORMATS: Sequence[Format] = (
+    lora.DORA,
+    lora.FORMAT,
+    vera.FORMAT,
+    peanut.FORMAT,
+    prompt_tuning.FORMAT,
+    ia3.FORMAT,
+    bitfit.FORMAT,
+    norm_tuning.FORMAT,
+)
 # Fields of any configuration that do not change what an adapter computes.
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"),
@@ -48,16 +61,18 @@ def save_peft(
     tree: Params,
     route: int,
     config: T5Config,
+    base: Params,
     check: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> None:
     """Writes one route of an adapter in PEFT's format.
 
     Args:
       folder: the folder to write; it must not exist.
-      method: LoRA, (IA)³, or prompt tuning as exported.
+      method: one of `FORMATS`, prompt tuning as exported.
       tree: the method's tree.
       route: which of the K modules, in [0, K).
       config: the base's architecture.
+      base: the base's parameters.
       check: called with the written folder before it is renamed to its final name. If it raises,
         nothing is left behind.
 
@@ -65,15 +80,15 @@ def save_peft(
       UserError: PEFT has no such method, or the folder exists or cannot be written.
     """
     # Subclasses are refused: they may compute something else.
-    found = next((one for one in FORMATS.values() if type(method) is one.method), None)
+    found = next((one for one in FORMATS if type(method) is one.method), None)
     if found is None:
-        names = ", ".join(f"'{one.method.scope}'" for one in FORMATS.values())
+        names = ", ".join(f"'{one.method.scope}'" for one in FORMATS)
         raise UserError(
             f"PEFT has no format for an adapter of method '{method.scope}'; it has one for {names}"
         )
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
     flat = {name: np.asarray(leaf[route], np.float32) for name, leaf in flat.items()}
-    settings, tensors = found.write(method, flat, config)
+    settings, tensors = found.write(method, flat, config, base)
     settings |= {
         "base_model_name_or_path": None,
         "inference_mode": True,
@@ -87,17 +102,20 @@ def save_peft(
         check(partial)
 
 
-def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method, Params]:
-    """Reads a PEFT adapter of LoRA, prompt tuning or (IA)³.
+def load_peft(
+    folder: str | os.PathLike[str], config: T5Config, base: Params
+) -> tuple[Method, Params]:
+    """Reads a PEFT adapter of one of `FORMATS`.
 
     Args:
       folder: the folder that PEFT wrote.
       config: the base's architecture.
+      base: the base's parameters.
 
     Returns:
-      The method with its settings, and its tree: float32, one route. A LoRA whose modules are not
-      the same in all layers and stacks, or of several ranks, is filled with zeros where LoRA here
-      needs arrays; it computes the same.
+      The method with its settings, and its tree: float32, one route. An adapter whose modules are
+      not the same in all layers and stacks, or of several ranks, is filled up where the method here
+      needs arrays; it computes the same. VeRA with random matrices of PEFT's own is a LoRA.
 
     Raises:
       UserError: files are missing or damaged, or the adapter uses something that this project's
@@ -106,16 +124,16 @@ def load_peft(folder: str | os.PathLike[str], config: T5Config) -> tuple[Method,
     folder = pathlib.Path(folder)
     settings = _read_config(folder)
     tensors = _read_tensors(folder)
-    kind = settings.get("peft_type")
-    if not isinstance(kind, str) or kind not in FORMATS:
-        read = ", ".join(FORMATS)
+    found = next((one for one in FORMATS if one.holds(settings)), None)
+    if found is None:
+        kind, read = settings.get("peft_type"), ", ".join(dict.fromkeys(f.kind for f in FORMATS))
         raise UserError(f"{folder / CONFIG}: peft_type {kind!r}; {read} are read")
     for name, value in settings.items():
         # A setting that is unknown and switched on may change what the adapter computes.
-        if value and value != "none" and name not in _HARMLESS | FORMATS[kind].read:
+        if value and value != "none" and name not in _HARMLESS | found.read:
             shown = name if name.isprintable() else repr(name)
             raise UserError(f"{folder / CONFIG}: {shown} = {value!r}, which has no equal here")
-    method, flat = FORMATS[kind].load(settings, tensors, config, str(folder))
+    method, flat = found.load(settings, tensors, config, base, str(folder))
     tree = {name: np.ascontiguousarray(array)[None] for name, array in flat.items()}
     return method, traverse_util.unflatten_dict(tree, sep="/")
 

@@ -17,16 +17,25 @@ class Format:
     """A format of PEFT and the method that has it.
 
     Attributes:
+      kind: PEFT's name, ``peft_type``.
       method: the class of the method.
       read: the fields of PEFT's configuration that `load` reads, or that change nothing here.
-      write: ``(method, leaves of one route, config)`` → PEFT's settings and tensors.
-      load: ``(settings, tensors, config, where)`` → the method, and the leaves of one route.
+      write: ``(method, leaves of one route, config, base)`` → PEFT's settings and tensors.
+      load: ``(settings, tensors, config, base, where)`` → the method, and the leaves of one route.
+      switch: the setting of PEFT's that is on in this format, and off in others of its kind.
     """
 
+    kind: str
     method: type[Method]
     read: frozenset[str]
     write: Callable[..., Any]
     load: Callable[..., Any]
+    switch: str | None = None
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Returns whether a configuration of PEFT's may be of this format."""
+        on = self.switch is None or bool(settings.get(self.switch))
+        return settings.get("peft_type") == self.kind and on
 
 
 def number(settings: Mapping[str, Any], name: str, kind: type, where: str) -> Any:

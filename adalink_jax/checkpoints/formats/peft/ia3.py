@@ -13,7 +13,7 @@ from adalink_jax.checkpoints.architecture import expected_shapes
 from adalink_jax.checkpoints.formats.huggingface import linear_modules
 from adalink_jax.checkpoints.formats.peft.format import PREFIX, Format
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Method
+from adalink_jax.methods.base import Method, Params
 from adalink_jax.methods.ia3 import IA3
 from adalink_jax.models.t5 import T5Config
 
@@ -24,7 +24,7 @@ _READ = frozenset({"exclude_modules", "feedforward_modules", "init_ia3_weights",
 
 
 def _to_peft(
-    method: IA3, flat: Mapping[str, np.ndarray], config: T5Config
+    method: IA3, flat: Mapping[str, np.ndarray], config: T5Config, base: Params
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns PEFT's settings and tensors of one route."""
     modules = linear_modules(config)
@@ -48,7 +48,11 @@ def _to_peft(
 
 
 def _from_peft(
-    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    config: T5Config,
+    base: Params,
+    where: str,
 ) -> tuple[Method, dict[str, np.ndarray]]:
     """Returns the method and its leaves; layers that PEFT leaves out are scaled by one."""
     places = {module: place for place, module in linear_modules(config).items()}
@@ -78,4 +82,4 @@ def _from_peft(
     return method, found
 
 
-FORMAT = Format(IA3, _READ, _to_peft, _from_peft)
+FORMAT = Format("IA3", IA3, _READ, _to_peft, _from_peft)

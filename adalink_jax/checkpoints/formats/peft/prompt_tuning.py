@@ -7,7 +7,7 @@ import numpy as np
 
 from adalink_jax.checkpoints.architecture import check_shapes
 from adalink_jax.checkpoints.formats.peft.format import Format, number
-from adalink_jax.methods.base import Method
+from adalink_jax.methods.base import Method, Params
 from adalink_jax.methods.prompt_tuning import PromptTuning
 from adalink_jax.models.t5 import T5Config
 
@@ -22,7 +22,7 @@ _READ = frozenset(
 
 
 def _to_peft(
-    method: PromptTuning, flat: Mapping[str, np.ndarray], config: T5Config
+    method: PromptTuning, flat: Mapping[str, np.ndarray], config: T5Config, base: Params
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     prompt = flat[f"encoder/{PromptTuning.scope}/prompt"]
     settings = {
@@ -38,7 +38,11 @@ def _to_peft(
 
 
 def _from_peft(
-    settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], config: T5Config, where: str
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    config: T5Config,
+    base: Params,
+    where: str,
 ) -> tuple[Method, dict[str, np.ndarray]]:
     length = number(settings, "num_virtual_tokens", int, where)
     copies = number(
@@ -52,4 +56,4 @@ def _from_peft(
     return method, {f"encoder/{PromptTuning.scope}/prompt": tensors[_PROMPT][:length]}
 
 
-FORMAT = Format(PromptTuning, _READ, _to_peft, _from_peft)
+FORMAT = Format("PROMPT_TUNING", PromptTuning, _READ, _to_peft, _from_peft)
