@@ -5,11 +5,14 @@ Merged weights are compared, which compiles nothing, and in the long tier logits
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from hypothesis import HealthCheck, given, strategies
+from hypothesis import settings as tried
 from safetensors.numpy import load_file, save_file
 
 from adalink_jax import cli
@@ -21,6 +24,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import merge
 from adalink_jax.models.parameters import init_base
+from tests.chaos.alterations import altered_json, altered_tensors
+from tests.checkpoints.test_adapter_fuzz import FUZZ, refused_or
 from tests.checkpoints.test_peft import CONFIGS, edit, random_tree, torch_logits
 from tests.tiers import mostly_slow
 
@@ -226,8 +231,10 @@ def saved(tmp_path):
 
     def write(case):
         (config, base), (method, tree) = based("t5_1_1"), adapted(case)
-        save_peft(tmp_path / case, method, tree, 0, config, base)
-        return tmp_path / case
+        folder = tmp_path / case
+        shutil.rmtree(folder, ignore_errors=True)
+        save_peft(folder, method, tree, 0, config, base)
+        return folder
 
     return write
 
@@ -303,6 +310,23 @@ def test_ours_shares_no_key_with_pefts_veras(saved):
     edit(folder, projection_prng_key=2**32 + 8)  # Of another seed: the same function as a LoRA.
     method, _ = load_peft(folder, *based("t5_1_1"))
     assert (method.scope, method.rank, method.alpha) == ("lora", 5, 5.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["dora, some", "vera", "peanut", "bitfit", "norm_tuning"])
+@tried(**{**FUZZ, "max_examples": 100, "suppress_health_check": [*HealthCheck]})
+@given(data=strategies.data())
+def test_altered_ones_are_refused_or_fit(saved, case, data):
+    config, base = based("t5_1_1")
+    folder = saved(case)
+    record, tensors = (folder / "adapter_config.json", folder / "adapter_model.safetensors")
+    if data.draw(strategies.booleans()):
+        tensors.write_bytes(altered_tensors(data.draw, tensors.read_bytes()))
+    else:
+        record.write_text(json.dumps(altered_json(data.draw, json.loads(record.read_text()))))
+    found = refused_or(lambda: load_peft(folder, config, base))
+    if found is not None:
+        load.check_adapter(config, *found)
 
 
 @pytest.mark.slow
