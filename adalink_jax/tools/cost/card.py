@@ -12,6 +12,7 @@ import jax
 from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
+from adalink_jax.models.config import REMATS
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools import tables
 from adalink_jax.tools.cost import programs
@@ -35,6 +36,11 @@ _COMPILED = """\
 * *XLA*: operations that the compiler counts in the step, elementwise ones included (norms, \
 softmax, dropout, optimizer), which explains what it has beyond the products; *moved*: bytes that \
 its kernels read and write; *peak*: most memory held at one time, compiled for {device}.
+"""
+_MEMORY = """\
+* *remat none, minimal, full*: most memory held at one time, parameters and optimizer included, in \
+a step whose backward pass recomputes nothing, all but the products with weights, or everything in \
+a layer (`Layers.remat`). Layers are scanned; compiled for {device}.
 """
 _MEASURED = """\
 * *step p50 / p95*, *b1, b8, b64*: milliseconds on {device}, of a training step of this shape \
@@ -61,7 +67,7 @@ class Candidate:
 
 
 def rows(
-    candidates: Iterable[Candidate], shape: Shape, compiled: bool, measured: bool
+    candidates: Iterable[Candidate], shape: Shape, compiled: bool, memory: bool, measured: bool
 ) -> list[dict[str, Any]]:
     """Computes the card's rows as JSON values; prints each model and method as it starts.
 
@@ -69,6 +75,7 @@ def rows(
       candidates: models and methods.
       shape: the batch's shape.
       compiled: whether to compile the step for the present device.
+      memory: whether to compile it once more for each of `REMATS`, for its peak memory.
       measured: whether to time the step and the forward pass with random weights.
 
     Raises:
@@ -80,11 +87,13 @@ def rows(
     table = []
     for candidate in candidates:
         print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
-        table.append(_row(candidate, shape, compiled, measured))
+        table.append(_row(candidate, shape, compiled, memory, measured))
     return table
 
 
-def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> dict[str, Any]:
+def _row(
+    candidate: Candidate, shape: Shape, compiled: bool, memory: bool, measured: bool
+) -> dict[str, Any]:
     config, method = candidate.config, candidate.method
     counts = parameters(config, method)
     base = traced_flops(config, Method(), shape)
@@ -105,6 +114,9 @@ def _row(candidate: Candidate, shape: Shape, compiled: bool, measured: bool) -> 
     if compiled:
         program = programs.compile_step(config, method, shape)
         row |= {f"xla_{name}": value for name, value in dataclasses.asdict(program).items()}
+    if memory:
+        found = programs.peaks(config, method, shape)
+        row |= {f"peak_bytes_remat_{remat}": peak for remat, peak in found.items()}
     if measured:
         row |= _named("step", programs.time_step(config, method, shape))
         for batch in LATENCY_BATCHES:
@@ -147,8 +159,9 @@ def _device() -> str:
 def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) -> str:
     """Returns the card as a table, with notes that explain the columns."""
     compiled = any("xla_flops" in one for one in rows)
+    memory = any("peak_bytes_remat_none" in one for one in rows)
     measured = any("step_p50_s" in one for one in rows)
-    table = [_cells(one, compiled, measured) for one in rows]
+    table = [_cells(one, compiled, memory, measured) for one in rows]
     text = tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 2)
     facts = {
         "shape": f"{shape.batch} rows of {shape.inputs} + {shape.targets} tokens",
@@ -156,11 +169,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
         "dropout_rate": config.dropout_rate,
         "device": _device(),
     }
-    notes = _NOTES + _COMPILED * compiled + _MEASURED * measured
+    notes = _NOTES + _COMPILED * compiled + _MEMORY * memory + _MEASURED * measured
     return "# What each method costs\n\n" + text + "\n\n" + notes.format(**facts)
 
 
-def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, str]:
+def _cells(one: Mapping[str, Any], compiled: bool, memory: bool, measured: bool) -> dict[str, str]:
     cells = {
         "model": one["model"],
         "method": one["method"],
@@ -179,6 +192,9 @@ def _cells(one: Mapping[str, Any], compiled: bool, measured: bool) -> dict[str, 
         cells["XLA"] = tables.in_thousands(one["xla_flops"]) if there else ""
         cells["moved"] = tables.in_bytes(one["xla_bytes_accessed"]) if there else ""
         cells["peak"] = tables.in_bytes(one["xla_peak_bytes"]) if there else ""
+    for remat in REMATS if memory else ():
+        peak = one.get(f"peak_bytes_remat_{remat}")
+        cells[f"remat {remat}"] = "" if peak is None else tables.in_bytes(peak)
     if measured:
         names = {"step p50 / p95": "step"} | {f"b{b}": f"forward_b{b}" for b in LATENCY_BATCHES}
         for title, name in names.items():

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=int, default=16, help="tokens of a row's target")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the activations")
     parser.add_argument("--compile", action="store_true", help="compile for this device")
+    parser.add_argument("--memory", action="store_true", help="compile its memory at each remat")
     parser.add_argument("--measure", action="store_true", help="time it on this device")
     parser.add_argument("--budget", type=int, help="print settings with this many parameters")
     parser.add_argument("--to", default="cost", help="the folder to write (default: cost)")
@@ -50,7 +51,7 @@ def run(flags: argparse.Namespace) -> None:
             architecture = dataclasses.replace(architecture, **changes)
             candidates.append(card.Candidate(model, architecture, label, method))
     shape = card.Shape(flags.batch, flags.inputs, flags.targets)
-    rows = card.rows(candidates, shape, flags.compile, flags.measure)
+    rows = card.rows(candidates, shape, flags.compile, flags.memory, flags.measure)
     with files.held(flags.to, "the card"):
         text = card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to))
     print(text)

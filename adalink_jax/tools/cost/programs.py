@@ -16,6 +16,7 @@ import optax
 
 from adalink_jax.distributed.sharding import make_mesh, on_mesh
 from adalink_jax.methods.base import Method, merge
+from adalink_jax.models.config import REMATS
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.cost.counts import Shape, batch_of
@@ -85,6 +86,29 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
       shape: the batch's shape.
       slots: the most routes that one row may use.
     """
+    compiled = _lowered_step(config, method, shape, slots).compile()
+    costs = compiled.cost_analysis()
+    assert costs is not None  # Every backend of JAX here tells them.
+    return Compiled(costs["flops"], costs["bytes accessed"], _peak_bytes(compiled))
+
+
+def peaks(config: T5Config, method: Method, shape: Shape) -> dict[str, int]:
+    """Returns the peak memory of a training step, in bytes, for each way to rematerialise.
+
+    Layers are scanned, whose program is compiled in the same time at any depth. Arguments are those
+    of `compile_step`.
+    """
+    # What LLVM makes of a kernel takes long, and moves no buffer.
+    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    found = {}
+    for remat in REMATS:
+        changed = dataclasses.replace(config, scan_layers=True, remat=remat)
+        lowered = _lowered_step(changed, method, shape, 1)
+        found[remat] = _peak_bytes(lowered.compile(compiler_options=options))
+    return found
+
+
+def _lowered_step(config: T5Config, method: Method, shape: Shape, slots: int):
     trainable, frozen = abstract_trees(config, method)
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -94,15 +118,16 @@ def compile_step(config: T5Config, method: Method, shape: Shape, slots: int = 1)
     )
     batch = batch_of(config, shape, jax.ShapeDtypeStruct)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    compiled = _train_step(config, method, slots).lower(state, batch, key).compile()
-    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    assert costs is not None and memory is not None  # Every backend of JAX here tells them.
-    peak = memory.peak_memory_in_bytes
-    if jax.default_backend() == "cpu":
-        # On CPUs this leaves out temporaries, which share one arena as large as their peak.
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return Compiled(costs["flops"], costs["bytes accessed"], peak)
+    return _train_step(config, method, slots).lower(state, batch, key)
+
+
+def _peak_bytes(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    if jax.default_backend() != "cpu":
+        return memory.peak_memory_in_bytes
+    # On CPUs that leaves out temporaries, which share one arena as large as their peak.
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return peak + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 
 
 def time_step(config: T5Config, method: Method, shape: Shape, repetitions: int = 20) -> Latency:

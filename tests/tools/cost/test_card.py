@@ -1,6 +1,7 @@
 """The cost card by its script, and what stands in its four files."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 from adalink_jax import cli
 from adalink_jax.config import gin_files
 from adalink_jax.methods import METHODS
-from adalink_jax.tools.cost import card
+from adalink_jax.models.config import REMATS
+from adalink_jax.tools.cost import card, programs
 
 SHAPE = card.Shape(batch=2, inputs=6, targets=3)
 
@@ -24,7 +26,7 @@ def test_files_agree_and_say_what_was_not_measured(tmp_path):
     tiny = gin_files.shipped("tiny", "full")[0]
     candidates = [card.Candidate("tiny", tiny, "adalink", METHODS["adalink"](rank=2))]
     candidates += [card.Candidate("tiny", tiny, "full", METHODS["full"]())]
-    rows = card.rows(candidates, SHAPE, compiled=False, measured=False)
+    rows = card.rows(candidates, SHAPE, compiled=False, memory=False, measured=False)
     text = card.write(rows, SHAPE, tiny, tmp_path / "cost")
     assert {p.name for p in (tmp_path / "cost").iterdir()} == {
         "cost.csv", "cost.json", "cost.md", "cost.png",
@@ -37,23 +39,47 @@ def test_files_agree_and_say_what_was_not_measured(tmp_path):
             row["step_flops"] for row in rows
         ]
     assert rows[1]["step_to_base_forward"] == 3.0
-    assert "XLA" not in text and "p95" not in text
+    assert "XLA" not in text and "p95" not in text and "remat" not in text
     assert text.count("\n| tiny |") == 2
+    peaks = {f"peak_bytes_remat_{remat}": 2**30 * i for i, remat in enumerate(REMATS, 1)}
+    text = card.markdown([rows[0] | peaks, rows[1]], SHAPE, tiny)
+    assert " | remat none | remat minimal | remat full |\n" in text
+    assert " | 1.00 GiB | 2.00 GiB | 3.00 GiB |\n" in text and " |  |  |  |\n" in text
+    assert "`Layers.remat`" in text
+
+
+@pytest.mark.slow
+def test_full_remat_keeps_the_input_of_each_layer_alone():
+    """One [B,T,D] of activations more for each layer of the encoder, beside its parameters."""
+    tiny, method = gin_files.shipped("tiny", "adalink", ["RANK=2"])
+    shape = card.Shape(batch=8, inputs=128, targets=4)
+    found = {}
+    for layers in (4, 8):
+        changes = {"dtype": "float32", "num_encoder_layers": layers, "dropout_rate": 0.0}
+        config = dataclasses.replace(tiny, **changes)
+        found[layers] = programs.peaks(config, method, shape)
+        assert list(found[layers]) == list(REMATS)
+        none, minimal, full = found[layers].values()
+        assert none > minimal > full > programs.state_bytes(config, method)
+    attention, mlp, norms = 4 * 128 * 4 * 32, 3 * 128 * 256, 2 * 128
+    expected = 4 * (attention + mlp + norms) + 4 * 8 * 128 * 128
+    assert found[8]["full"] - found[4]["full"] == 4 * expected
 
 
 @pytest.mark.slow
 def test_script_compiles_and_measures(pytestconfig, tmp_path):
     done = run(
         pytestconfig.rootpath, "--model=mini", "--method=adalink:RANK=2", "--method=full",
-        "--batch=2", "--inputs=8", "--targets=4", "--dtype=float32", "--compile", "--measure",
-        f"--to={tmp_path}",
+        "--batch=2", "--inputs=8", "--targets=4", "--dtype=float32", "--compile", "--memory",
+        "--measure", f"--to={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     adalink, full = json.loads((tmp_path / "cost.json").read_text())["rows"]
     assert adalink["method"] == "adalink:RANK=2" and adalink["trainable"] == 2 * 128 * 2
     for row in (adalink, full):
         assert row["step_flops"] <= row["xla_flops"]
-        assert row["xla_peak_bytes"] > 4 * row["parameters"]
+        for name in ("xla_peak_bytes", *(f"peak_bytes_remat_{remat}" for remat in REMATS)):
+            assert row[name] > 4 * row["parameters"]
         assert 0 < row["forward_b1_p50_s"] <= row["forward_b1_p95_s"]
     # Frozen, the base has no gradients in memory.
     assert adalink["xla_peak_bytes"] < full["xla_peak_bytes"]
