@@ -81,6 +81,10 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
         "ood": Command(
             "how well an adapter tells its own task's inputs from others'", "adalink_jax.tools.ood"
         ),
+        "representation": Command(
+            "how many directions the encoder's outputs take, before and after",
+            "adalink_jax.tools.representation",
+        ),
         "infer": Command(
             "answer requests with many adapters of one base", "adalink_jax.tools.serving.command"
         ),
