@@ -1,12 +1,34 @@
 """Adapt a large frozen T5 from its inputs, in JAX: ``import adalink_jax as al``.
 
-Importing the package loads nothing. Each name loads what it needs on first use.
+Importing the package loads nothing. Each name loads what it needs on first use. From then on the
+module `tasks` is this project's, whatever else of that name lies on Python's path.
 """
 
 import importlib
+import importlib.util
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
+
+
+class _OwnTasks:
+    """Finds this project's `tasks` before a user's ``tasks.py``, a common name."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> Any:
+        folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "tasks")
+        file = os.path.join(folder, "__init__.py")
+        if name != "tasks" or not os.path.isfile(file):
+            return None
+        return importlib.util.spec_from_file_location(
+            name, file, submodule_search_locations=[folder]
+        )
+
+
+sys.meta_path.insert(0, _OwnTasks)  # pyright: ignore[reportArgumentType]: a class with the method
+
 
 _HOMES = {
     "api": ("Result", "evaluate", "finetune", "load_result", "predict"),

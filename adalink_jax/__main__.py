@@ -2,7 +2,15 @@
 
 import sys
 
-from adalink_jax.cli import main
+if sys.version_info < (3, 11):  # noqa: UP036
+    print(
+        "error: adalink_jax needs Python 3.11 or later, and this is",
+        sys.version.split()[0],
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+from adalink_jax.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,9 +16,10 @@ from typing import Any
 from adalink_jax import files, runs
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
-from adalink_jax.checkpoints.bases import is_embedded
 from adalink_jax.config import gin_files
-from adalink_jax.data.examples import held_out, pairs
+from adalink_jax.data import own
+from adalink_jax.data.corpus import load_tasks
+from adalink_jax.data.examples import check_division, held_out, longest, pairs
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Prediction
 from adalink_jax.methods import METHODS
@@ -26,14 +27,12 @@ from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
 from adalink_jax.runs.options import Lengths, MethodSetting
+from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
 
 Base = str | tuple[T5Config, Params]
-
-# Longer texts are truncated, as in T5's training.
-_LONGEST = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,11 +276,11 @@ def _run(
         raise UserError(f"route={route!r} is given, but no adapter")
     encoder = _vocabulary(base, vocabulary)
     task = add_examples({"validation": rows}, labels, encoder)
-    longest = _longest(encoder, rows)
+    most = longest(encoder, rows)
     evaluator = Evaluator(
         model,
         [task],
-        lengths={**longest, "targets": max(longest["targets"], 0 if labels else max_length)},
+        lengths={**most, "targets": max(most["targets"], 0 if labels else max_length)},
         batch_size=batch_size,
         mode="rank_classification" if labels else "greedy",
         routes={task: adapter.route(route) if adapter else 0},
@@ -289,7 +288,7 @@ def _run(
     result = evaluator(params).tasks[task].splits["validation"]
     if result.truncated:
         warnings.warn(
-            f"{result.truncated} of {len(rows)} texts are longer than {longest['inputs']} tokens "
+            f"{result.truncated} of {len(rows)} texts are longer than {most['inputs']} tokens "
             "and were truncated",
             stacklevel=3,
         )
@@ -297,6 +296,7 @@ def _run(
 
 
 def _model(base: Base, adapter: Any) -> tuple[Transformer, Params, Adapter | None]:
+    load_tasks()
     if adapter is None:
         config, params = _loaded(base)
         return Transformer(config), params, None
@@ -323,10 +323,9 @@ def _labels(adapter: Adapter | None) -> tuple[str, ...]:
     """Returns the labels of the task an adapter was trained on; none if it had several tasks."""
     import tasks
 
-    task = adapter.only_task if adapter else {}
-    source = task.get("source")
-    own = source.get("labels") if isinstance(source, dict) else None
-    return tuple(own or tasks.LABELS.get(task.get("name", ""), ()))
+    if adapter is None:
+        return ()
+    return adapter.labels or tuple(tasks.LABELS.get(adapter.only_task.get("name", ""), ()))
 
 
 def _checked(text: Any, number: int) -> str:
@@ -339,6 +338,7 @@ def _task(
     base, examples, validation, labels, columns, vocabulary, lengths
 ) -> tuple[str, Mapping[str, int]]:
     """Registers a task for the examples, prints what it is, and returns its name and lengths."""
+    load_tasks()
     from tasks import add_examples
 
     if isinstance(examples, str):
@@ -351,43 +351,30 @@ def _task(
     rows, labels = pairs(examples, labels, columns)
     if validation is None:
         rows, scored = held_out(rows)
-        trained = {target for _, target in rows}
-        if lost := [label for _, label in scored if labels and label not in trained]:
-            raise UserError(
-                f"all examples of label '{lost[0]}' would be held out to be scored; give more "
-                "examples, or `validation`"
-            )
+        check_division(rows, scored, labels, "give more examples, or `validation`")
     else:
         scored, _ = pairs(validation, labels, columns)
     encoder = _vocabulary(base, vocabulary)
     task = add_examples({"train": rows, "validation": scored}, labels, encoder)
     kind = f"labels {', '.join(labels)}" if labels else "targets are any texts"
-    lengths = lengths or _longest(encoder, [*rows, *scored])
+    lengths = lengths or longest(encoder, [*rows, *scored])
     print(
         f"{_name_of(base)}: {kind}; {len(rows)} examples to train on and {len(scored)} to score, "
         f"up to {lengths['inputs']} and {lengths['targets']} tokens",
+        *own.remarks(rows, scored),
+        sep="\n",
         flush=True,
     )
     return task, lengths
 
 
-def _longest(vocabulary: Any, rows: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Returns the longest lengths in tokens with EOS, rounded up to a multiple of 8."""
-    lengths = {}
-    for feature, texts in zip(("inputs", "targets"), zip(*rows, strict=True), strict=True):
-        most = max(len(vocabulary.encode(text)) for text in set(texts)) + 1
-        lengths[feature] = min(-(-most // 8) * 8, _LONGEST)
-    return lengths
-
-
 def _vocabulary(base: Base, vocabulary: Any) -> Any:
     import seqio
 
-    import tasks
     from tasks.vocabulary import say_added_tokens
 
     if vocabulary is None:
-        return tasks.MINI_VOCABULARY if is_embedded(base) else tasks.UserVocabulary()
+        return vocabulary_of(base)
     if isinstance(vocabulary, str | pathlib.Path):
         if not pathlib.Path(vocabulary).is_file():
             raise UserError(

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -19,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from adalink_jax import signals
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError, nearest, without_environment
 
 # With these, libtpu compiles without looking for a TPU, and in several processes at once.
 _WITHOUT_TPU = {
@@ -58,12 +59,14 @@ class GinCommand:
       run_file: the gin file that declares the function's macros.
       reads_run_file: whether that file is read before the user's files.
       switches: flags without a value, with their help.
+      table: whether the function reads a table of the user's own.
     """
 
     help: str
     entry: str
     run_file: str
     reads_run_file: bool = True
+    table: bool = False
     switches: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -72,11 +75,11 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
     "Train and score": {
         "train": GinCommand(
             "train a method on a task or mixture, and score it",
-            "adalink_jax.runs.train", "runs/finetune.gin", reads_run_file=False,
+            "adalink_jax.runs.train", "runs/finetune.gin", reads_run_file=False, table=True,
         ),
         "eval": GinCommand(
             "score an adapter, or a base without one, on a task or mixture",
-            "adalink_jax.runs.evaluate", "runs/eval.gin",
+            "adalink_jax.runs.evaluate", "runs/eval.gin", table=True,
         ),
         "ood": Command(
             "how well an adapter tells its own task's inputs from others'", "adalink_jax.tools.ood"
@@ -219,6 +222,8 @@ def _called(argv: Sequence[str]) -> tuple[int, str]:
         package = (error.name or "").partition(".")[0]
         if package in ("", "adalink_jax", "tasks"):
             raise
+        if importlib.util.find_spec("jax") is None:
+            return 2, f"error: {without_environment(package)}"
         return 2, (
             f"error: {package}, which adalink {name} needs, is not installed; adalink doctor says "
             "what to install"
@@ -288,7 +293,8 @@ def _gin_help(name: str, command: GinCommand) -> str:
 
     usage = f"{command.help[0].upper()}{command.help[1:]}."
     first = command.run_file if command.reads_run_file else None
-    text = flags.help_text(f"adalink {name}", usage, macros.gin_folder(), first, command.switches)
+    folder = macros.gin_folder()
+    text = flags.help_text(f"adalink {name}", usage, folder, first, command.switches, command.table)
     listed = macros.macros()
     kinds: list[tuple[str, ...]] = [(command.run_file, "")]
     if any(macro.name == "METHOD" for macro in listed if macro.file == command.run_file):

@@ -1,15 +1,19 @@
 """Tasks made from examples in Python, registered under a hash of their content."""
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
 from tasks import metrics
-from tasks.registry import EVAL_SPLITS, add_classification, output_features, text_to_text
+from tasks.errors import DataError
+from tasks.registry import EVAL_SPLITS, LABELS, add_classification, output_features, text_to_text
 from tasks.sources import dataset_from_columns
 from tasks.vocabulary import UserVocabulary
 
@@ -19,11 +23,17 @@ Examples = Sequence[tuple[str, str]]
 class ExamplesSource(seqio.DataSource):
     """Pairs of input and target texts in memory, by split."""
 
-    def __init__(self, splits: Mapping[str, Examples], labels: Sequence[str]):
-        """Takes the splits, and the labels used as targets, which may be empty."""
+    def __init__(
+        self,
+        splits: Mapping[str, Examples],
+        labels: Sequence[str],
+        record: Mapping[str, Any] | None = None,
+    ):
+        """Takes the splits, the labels used as targets, which may be empty, and more to record."""
         super().__init__(splits=tuple(splits))
         self._splits = {split: list(pairs) for split, pairs in splits.items()}
         self._labels = list(labels)
+        self._record = dict(record or {})
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -53,15 +63,30 @@ class ExamplesSource(seqio.DataSource):
 
     def identity(self, split: str) -> dict:
         """Returns the hash and labels of a split's examples; JSON-able."""
-        content = json.dumps(self._splits[split], ensure_ascii=False).encode()
-        digest = hashlib.sha256(content).hexdigest()
-        return {"kind": "examples", "split": split, "sha256": digest, "labels": self._labels}
+        digest = examples_digest(self._splits[split])
+        identity = {"kind": "examples", "split": split, "sha256": digest, "labels": self._labels}
+        return identity | self._record
+
+
+def examples_digest(examples: Examples) -> str:
+    """Returns the SHA-256 of pairs of texts, in their order."""
+    content = json.dumps([list(pair) for pair in examples], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def number(text: str, *, labels: Sequence[str], **unused) -> float:
+    """Returns a text's number; the lowest of the labels if it is none of them."""
+    return float(text if text in labels else labels[0])
 
 
 def add_examples(
     splits: Mapping[str, Examples],
     labels: Sequence[str] = (),
     vocabulary: seqio.Vocabulary | None = None,
+    *,
+    name: str | None = None,
+    numbers: bool = False,
+    record: Mapping[str, Any] | None = None,
 ) -> str:
     """Registers pairs of texts as a task; equal pairs give the same task.
 
@@ -70,16 +95,20 @@ def add_examples(
       labels: the texts used as targets, in the order of their class ids. The task is then scored
         by ranking them, with accuracy as its metric. If empty, by generation and exact match.
       vocabulary: by default the user's SentencePiece file.
+      name: the task's name, which takes the place of earlier examples of this name; None for
+        ``examples_`` with a hash of the content.
+      numbers: whether the labels are numbers, whose correlations are the metrics.
+      record: more for the identity of the splits, JSON-able.
 
     Returns:
-      The task's name, ``examples_`` with a hash of its content.
+      The task's name.
+
+    Raises:
+      DataError: the name is that of another task or of a mixture, or cannot be one.
     """
-    source = ExamplesSource(splits, labels)
+    source = ExamplesSource(splits, labels, record)
     vocabulary = vocabulary or UserVocabulary()
-    model = hashlib.sha256(getattr(vocabulary, "sp_model", None) or b"").hexdigest()
-    known = [source.identity(split) for split in sorted(splits)]
-    whole = json.dumps([known, model, vocabulary.vocab_size], sort_keys=True).encode()
-    name = f"examples_{hashlib.sha256(whole).hexdigest()[:12]}"
+    name = _free(name) if name else _named(source, splits, vocabulary)
     if name in seqio.TaskRegistry.names():
         return name
     evaluated = tuple(split for split in ("validation",) if split in splits)
@@ -89,9 +118,12 @@ def add_examples(
             source,
             None,
             labels,
-            [metrics.accuracy],
+            [metrics.pearson_corrcoef, metrics.spearman_corrcoef]
+            if numbers
+            else [metrics.accuracy],
             eval_splits=evaluated,
             vocabulary=vocabulary,
+            postprocess_fn=functools.partial(number, labels=tuple(labels)) if numbers else None,
         )
         return name
     seqio.TaskRegistry.add(
@@ -102,4 +134,30 @@ def add_examples(
         output_features=output_features(vocabulary),
     )
     EVAL_SPLITS[name] = evaluated
+    return name
+
+
+def _named(
+    source: ExamplesSource, splits: Mapping[str, Examples], vocabulary: seqio.Vocabulary
+) -> str:
+    """Returns a name that says the content."""
+    model = hashlib.sha256(getattr(vocabulary, "sp_model", None) or b"").hexdigest()
+    known = [source.identity(split) for split in sorted(splits)]
+    whole = json.dumps([known, model, vocabulary.vocab_size], sort_keys=True).encode()
+    return f"examples_{hashlib.sha256(whole).hexdigest()[:12]}"
+
+
+def _free(name: str) -> str:
+    """Returns a name after making room for it."""
+    if not re.fullmatch(r"[\w.:]+", name):
+        raise DataError(f"'{name}' cannot be a task's name; it takes letters, digits and _ . :")
+    if name in seqio.MixtureRegistry.names():
+        raise DataError(f"'{name}' is a mixture; give the table another MIXTURE_OR_TASK_NAME")
+    if name in seqio.TaskRegistry.names():
+        if not isinstance(seqio.TaskRegistry.get(name).source, ExamplesSource):
+            raise DataError(
+                f"'{name}' is another task; give the table another MIXTURE_OR_TASK_NAME"
+            )
+        seqio.TaskRegistry.remove(name)
+        LABELS.pop(name, None)
     return name

@@ -84,7 +84,9 @@ def test_predictions_are_those_of_the_network(trained):
 
 
 def test_texts_that_are_cut_are_said(trained, monkeypatch):
-    monkeypatch.setattr("adalink_jax.api._LONGEST", 16)  # As 512, whose program is slow here.
+    monkeypatch.setattr(
+        "adalink_jax.data.examples._LONGEST", 16
+    )  # As 512, whose program is slow here.
     with pytest.warns(UserWarning, match="1 of 2 texts are longer than 16 tokens"):
         al.predict("mini", trained[0], ["a fine film", "a fine film " * 9])
 

@@ -69,6 +69,14 @@ class AdapterRecord:
         task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
         return task if isinstance(task, dict) and isinstance(task.get("name"), str) else {}
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels recorded of its only task, where that was made of a user's examples."""
+        source = self.only_task.get("source")
+        labels = source.get("labels") if isinstance(source, dict) else None
+        texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        return tuple(labels) if labels and texts else ()
+
     def route(self, name: str | None) -> int:
         """Returns a route's number. Without a name, the adapter must have only one route.
 

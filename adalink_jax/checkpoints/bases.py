@@ -29,6 +29,7 @@ WRITERS: Mapping[str, Callable[..., None]] = {
 
 # Bases that come with the package; these names can be used as paths.
 EMBEDDED = ("mini", "mini_raw")
+EMBEDDED_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "bases"
 
 
 def is_embedded(path: Any) -> bool:
@@ -61,7 +62,7 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
         written, is in an unknown or unsupported format, or has another architecture.
     """
     if is_embedded(path):
-        path = pathlib.Path(__file__).parent.parent / "bases" / path
+        path = EMBEDDED_FOLDER / path
     folder = Folder.at(path)
     if folder.local:
         _check_local(pathlib.Path(folder.path))

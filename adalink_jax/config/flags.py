@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,6 +18,21 @@ _HOSTS = {
 }
 # The flags with a value, except --gin.NAME.
 VALUED = ("gin_file", "gin_search_paths", *_HOSTS)
+# Flags for a table of the user's own -> the field of `adalink_jax.data.own.Table` that they set,
+# and whether it takes a list.
+_TABLE = {
+    "data": ("path", False),
+    "dev": ("dev", False),
+    "input": ("inputs", True),
+    "target": ("target", False),
+    "labels": ("labels", True),
+}
+_TABLE_HELP = """
+  --data=FILE                 a table of your own: .csv, .tsv, .jsonl, .parquet, or a folder of
+                              datasets; the task is named after it
+  --dev=FILE                  the examples to score, or the name of the folder's split (a tenth)
+  --input=COLUMN[,COLUMN]     the columns of the input; and of the target, with --target=COLUMN
+  --labels=A,B                the possible targets; --gin.Table.NAME=VALUE sets all else of it"""
 
 
 @dataclasses.dataclass
@@ -57,7 +73,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
             if not equals:
                 raise UserError(f"{flag} needs a value: {flag}=…")
             flags.bindings.append(argument.removeprefix("--gin."))
-        elif flag.startswith("--") and name in VALUED:
+        elif flag.startswith("--") and name in (*VALUED, *_TABLE):
             if not equals:
                 if not rest:
                     raise UserError(f"{flag} needs a value: {flag}=…")
@@ -66,18 +82,31 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
                 flags.gin_files.append(value)
             elif name == "gin_search_paths":
                 flags.search_paths += value.split(",")
+            elif name in _TABLE:
+                flags.bindings += _of_table(name, value)
             else:
                 flags.environment[_HOSTS[name]] = value
         elif name in switches and argument == f"--{name}":
             flags.switches.add(name)
         elif argument.startswith("-"):
-            known = [f"--{each}" for each in (*VALUED, "help", *switches)]
+            known = [f"--{each}" for each in (*VALUED, *_TABLE, "help", *switches)]
             raise UserError(f"unknown flag {flag}{nearest(flag, known)} --help lists the flags")
         else:
             raise UserError(
                 f"unexpected '{argument}': a gin file is given as --gin_file={argument}"
             )
     return flags
+
+
+def _of_table(name: str, value: str) -> list[str]:
+    """Returns the bindings that a flag for a table stands for."""
+    field, is_list = _TABLE[name]
+    given = tuple(part.strip() for part in value.split(",")) if is_list else value
+    bindings = [f"Table.{field}={given!r}"]
+    if name == "data":  # The task is named after the file.
+        stem = re.sub(r"\W+", "_", pathlib.PurePath(value).stem).strip("_") or "table"
+        bindings.append(f"MIXTURE_OR_TASK_NAME={stem!r}")
+    return bindings
 
 
 @contextlib.contextmanager
@@ -101,6 +130,7 @@ def help_text(
     folder: pathlib.Path,
     run_file: str | None,
     switches: Mapping[str, str],
+    table: bool = False,
 ) -> str:
     """Returns the part of ``--help`` about flags.
 
@@ -110,10 +140,12 @@ def help_text(
       folder: the folder of the shipped gin files.
       run_file: a gin file that is read before the user's files.
       switches: flags without a value, with their help.
+      table: whether the program reads a table of the user's own.
     """
     shipped = sorted(p.relative_to(folder).as_posix() for p in folder.glob("experiments/*.gin"))
     first = f" {run_file} is read before them." if run_file else ""
     listed = "".join(f"\n  --{name:<26}{text}" for name, text in switches.items())
+    own = _TABLE_HELP if table else ""
     return f"""\
 usage: {program} --gin_file=FILE [--gin_file=FILE …] [--gin.NAME=VALUE …]
 
@@ -122,7 +154,7 @@ usage: {program} --gin_file=FILE [--gin_file=FILE …] [--gin.NAME=VALUE …]
   --gin_file=FILE             read a gin file; repeatable, later files win.{first}
   --gin.NAME=VALUE            set a macro (--gin.RANK=8) or a parameter
                               (--gin.runs.train.seed=1); wins over all files
-  --gin_search_paths=A,B      more folders in which gin files are looked for{listed}
+  --gin_search_paths=A,B      more folders in which gin files are looked for{listed}{own}
   --coordinator_address=A:P   of a run on several hosts, where they do not find each other by
   --process_count=N           themselves: host 0 with a free port, how many hosts there are, and
   --process_index=I           which of them this is, from 0

@@ -26,7 +26,7 @@ import gin
 
 from adalink_jax.config import flags
 from adalink_jax.config.macros import gin_folder
-from adalink_jax.config.reader import Reader, full_name
+from adalink_jax.config.reader import Reader, full_name  # Says which gin it is not, if it is not.
 from adalink_jax.config.records import REQUIRED, Configuration, Setting, Target
 from adalink_jax.config.resolving import resolve
 from adalink_jax.errors import UserError, nearest

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gin import config_parser
+import gin
 
 from adalink_jax.config.records import (
     COMMAND_LINE,
@@ -28,8 +28,16 @@ from adalink_jax.config.records import (
     display,
     map_leaves,
 )
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError, nearest, without_environment
 from adalink_jax.values import shown
+
+try:
+    from gin import config_parser
+except ImportError as error:
+    # A folder of gin files is a module to Python, where the package is not installed.
+    other = getattr(gin, "__file__", None)
+    hidden = f"Python imports {other} as 'gin', which hides gin-config; give it another name"
+    raise UserError(hidden if other else without_environment("gin-config")) from error
 
 _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 _NAME = re.compile(r"[A-Za-z_][\w./]*")

@@ -183,12 +183,17 @@ class Mixture:
 
 def check_registered(name: str) -> None:
     """Raises `UserError` unless a mixture or task of this name is registered; reads no data."""
-    _register()
+    load_tasks()
     import seqio
 
     known = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
     if name not in known:
-        raise UserError(f"unknown mixture or task '{name}'{nearest(name, known)}")
+        hint = nearest(name, known)
+        if (theirs := pathlib.Path("tasks.py")).exists():
+            hint += (
+                f"; {theirs} is not read, as tasks is a module of adalink_jax: give it another name"
+            )
+        raise UserError(f"unknown mixture or task '{name}'{hint}")
 
 
 def mixture(name: str) -> Mixture:
@@ -234,11 +239,11 @@ def mixture(name: str) -> Mixture:
     return Mixture(name, names, rates, trained, vocabulary)
 
 
-def _register() -> None:
-    """Registers the tasks of this project with SeqIO.
+def load_tasks() -> None:
+    """Imports `tasks`, which registers the tasks of this project with SeqIO, without notices.
 
     Raises:
-      UserError: Python's path has another module named ``tasks`` before this project's.
+      UserError: another module named ``tasks`` was imported before this package was.
     """
     with contextlib.nullcontext() if "tasks" in sys.modules else _without_notices():
         import tasks
@@ -364,7 +369,7 @@ def examples(
 
 
 def _task(name: str, split: str):
-    _register()
+    load_tasks()
     import seqio
 
     if name not in seqio.TaskRegistry.names():

@@ -32,6 +32,8 @@ _FREE = (
     "model_dir",
     "initial_checkpoint_path",
     "initial_adapter_path",
+    "table_path",
+    "table_dev",
     "cache_dir",
     "keep_checkpoints",
     "eval_at_start",

@@ -1,15 +1,16 @@
 """The options of a run, in groups that gin files bind by name: ``Batches.packing = True``.
 
 A group is checked when it is made. `train` and `evaluate` share groups, so that a gin file sets
-each value once for both. Three more groups are defined next to the code that they configure:
-`adalink_jax.distributed.sharding.Layout`, `adalink_jax.training.loop.Periods` and
-`adalink_jax.training.selection.Selection`.
+each value once for both. Four more groups are defined next to the code that they configure:
+`adalink_jax.distributed.sharding.Layout`, `adalink_jax.training.loop.Periods`,
+`adalink_jax.training.selection.Selection`, and `adalink_jax.data.own.Table`.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from adalink_jax.data.own import Table
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import MODES
@@ -54,18 +55,28 @@ class Data(Checked):
     """The task, and the maximum lengths of its sequences.
 
     Attributes:
-      mixture_or_task_name: a name registered with SeqIO.
+      mixture_or_task_name: a name registered with SeqIO, or the name that a `Table` gets.
       task_feature_lengths: {"inputs": T, "targets": L} in tokens; longer inputs are truncated and
-        counted.
+        counted. None takes the longest of a `Table`, up to 512.
       cache_dir: where token arrays are cached; None for ADALINK_CACHE_DIR or ~/.cache/adalink_jax.
       held_out: the share of each task's training examples, e.g. 0.1, that is not trained on: the
         split "held_out", to choose on. A hash of the input's text says which. None for none.
     """
 
     mixture_or_task_name: str
-    task_feature_lengths: Lengths
+    task_feature_lengths: Lengths | None
     cache_dir: LocalPath | None = None
     held_out: Share | None = None
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """The lengths; raises `UserError` if they are None."""
+        if self.task_feature_lengths is None:
+            raise UserError(
+                "TASK_FEATURE_LENGTHS is None, which takes the lengths of a table (--data); for "
+                f"{self.mixture_or_task_name} give them, such as {{'inputs': 512, 'targets': 16}}"
+            )
+        return self.task_feature_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +177,7 @@ class Loss(Checked):
     label_smoothing: Rate = 0.0
 
 
-GROUPS = (Data, Batches, Evaluation, Periods, Selection, Precision, Layout, Layers, Loss)
+GROUPS = (Data, Table, Batches, Evaluation, Periods, Selection, Precision, Layout, Layers, Loss)
 _BY_NAME = {f"{group.__module__}.{group.__qualname__}": group for group in GROUPS}
 
 
@@ -184,6 +195,8 @@ def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
         if group is None:
             flat[name] = value
             continue
+        if group is Table and not any(value[field.name] for field in dataclasses.fields(Table)):
+            continue  # There is no table, as in all earlier records.
         for field in dataclasses.fields(group):
             if field.name in value:
                 flat[field.metadata.get("recorded_as", field.name)] = value[field.name]

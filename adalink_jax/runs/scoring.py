@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import load_adapter, read_record
+from adalink_jax.data.own import Table
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
@@ -25,6 +26,7 @@ from adalink_jax.runs.setup import (
     check_frozen_dtype,
     checked_mesh,
     evaluator,
+    own_data,
     prepared_base,
 )
 from adalink_jax.training import state as states
@@ -41,6 +43,7 @@ def evaluate(
     *,
     output_dir: LocalPath,
     data: Data,
+    table: Table = Table(),
     initial_checkpoint_path: BaseSetting = None,
     adapter_path: LocalPath | None = None,
     in_context: Annotated[int, Range(0)] = 0,
@@ -57,6 +60,8 @@ def evaluate(
       output_dir: folder for ``results.json``, the predictions, and ``run.json`` with what was
         scored; it must not hold results yet.
       data: the task and its lengths.
+      table: a table of the user's own, which becomes the task. The columns, labels and lengths that
+        it leaves open are those that the adapter was trained with.
       initial_checkpoint_path: the base's path, or the result of `load_base`; None if the adapter
         is a whole model (full fine-tuning).
       adapter_path: the folder of an adapter or of its run; None scores the base without one.
@@ -79,9 +84,10 @@ def evaluate(
     with contextlib.closing(RunFolder(output_dir, "EVAL_OUTPUT_DIR")) as folder:
         if (folder.path / "results.json").exists():
             raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
-        base_path, method, adapter = initial_checkpoint_path, Method(), None
+        base_path, method, adapter, trained = initial_checkpoint_path, Method(), None, None
         if adapter_path is not None:
-            method = read_record(adapter_folder(adapter_path)).method
+            record = read_record(adapter_folder(adapter_path))
+            method, trained = record.method, record.metadata.get("data")
             if method.trains_base:
                 if base_path is not None:
                     raise UserError(
@@ -89,11 +95,9 @@ def evaluate(
                         "leave INITIAL_CHECKPOINT_PATH out"
                     )
                 base_path, method, adapter_path = adapter_path, Method(), None
-        run_settings = {
-            "dtype": precision.dtype,
-            "dropout_rate": 0.0,
-            "scan_layers": layers.scan_layers,
-        }
+        data, evaluation = own_data(data, table, evaluation, base_path, adapter=trained)
+        run_settings = {"dtype": precision.dtype, "dropout_rate": 0.0}
+        run_settings |= {"scan_layers": layers.scan_layers}
         base = prepared_base(base_path, None, Method(), 0, run_settings)
         params = base.params
         if adapter_path is not None:

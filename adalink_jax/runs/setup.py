@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
+import pathlib
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from adalink_jax.checkpoints import (
     open_base,
 )
 from adalink_jax.checkpoints.architecture import describe_architecture
+from adalink_jax.checkpoints.bases import EMBEDDED_FOLDER, is_embedded
 from adalink_jax.checkpoints.fingerprint import check_finite
+from adalink_jax.data import own
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import BEAM_SIZE, Evaluator
@@ -189,6 +192,90 @@ def _fingerprint(params: Params) -> str:
     return combined_fingerprint(map(bytes.fromhex, itertools.chain(*digests)))
 
 
+def own_data(
+    data: Data,
+    table: own.Table,
+    evaluation: Evaluation,
+    base: Any,
+    record: Mapping[str, Any] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> tuple[Data, Evaluation]:
+    """Reads a table of the user's own, if there is one, and registers it as the task.
+
+    Args:
+      data: the task's name, and lengths, which may be None.
+      table: the table.
+      evaluation: how it is scored; targets that are any texts are generated.
+      base: the base's path, which says the vocabulary.
+      record: what ``run.json`` has of the data of this run's earlier starts.
+      adapter: what an adapter that is scored records of the data that it was trained on.
+
+    Returns:
+      `data` and `evaluation` for the table; the given ones if there is none.
+
+    Raises:
+      UserError: a mistake in the table; or its examples are others than those of earlier starts.
+    """
+    if not table.given:
+        return data, evaluation
+    read = own.read(table, _recorded_table(adapter))
+    vocabulary, name = vocabulary_of(base, adapter), data.mixture_or_task_name
+    known = read.register(name, vocabulary)
+    for line in read.lines:
+        say(line)
+    if (before := _recorded_table(record)) is not None:
+        for file in _changed(before, known):
+            place = getattr(table, file) or table.path
+            raise UserError(
+                f"{place} has changed: its examples are not those that this run began with; set it "
+                "back to go on, or use another MODEL_DIR"
+            )
+    trained = _recorded_table(adapter)
+    if trained is not None and (others := _changed(trained, known)):
+        places = " and ".join(str(getattr(table, file) or table.path) for file in others)
+        say(f"{name}: the examples of {places} are others than those of the adapter's run")
+    lengths = data.task_feature_lengths
+    if lengths is None and trained is not None and adapter is not None:
+        lengths = adapter["lengths"]
+    lengths = lengths or read.lengths(vocabulary)
+    if not read.labels and evaluation.mode == "rank_classification":
+        say(f"{name}: no labels to rank, so answers are generated, greedily")
+        evaluation = dataclasses.replace(evaluation, mode="greedy")
+    return dataclasses.replace(data, task_feature_lengths=lengths), evaluation
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the files, "path" or "dev", whose examples are not those of a record."""
+    digests = before["table"]["sha256"]
+    return [file for file in digests if now["sha256"].get(file, digests[file]) != digests[file]]
+
+
+def _recorded_table(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Returns the identity of the only task of a record of data, if that was a table."""
+    tasks = (record or {}).get("tasks") or [{}]
+    source = tasks[0].get("source")
+    return source if len(tasks) == 1 and isinstance(source, dict) and "table" in source else None
+
+
+def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
+    """Returns the vocabulary of a base: an embedded one's own, else that of the user's file.
+
+    Args:
+      base: the base's path, or the base.
+      trained: what an adapter of the base records of its data, with the vocabulary.
+    """
+    from adalink_jax.data.corpus import load_tasks
+
+    load_tasks()
+    import tasks
+
+    own_folder = isinstance(base, str) and pathlib.Path(base).resolve().parent == EMBEDDED_FOLDER
+    same = (trained or {}).get("vocabulary") == tasks.MINI_VOCABULARY.identity
+    if own_folder or same or is_embedded(base):
+        return tasks.MINI_VOCABULARY
+    return tasks.UserVocabulary()
+
+
 def checked_mesh(
     layout: sharding.Layout, batch_size: int, parts: int, eval_batch_size: int
 ) -> Mesh:
@@ -304,15 +391,13 @@ def evaluator(
     few: int | None = None,
 ) -> Evaluator:
     """Makes the evaluator of these tasks, each on its route; says which have nothing to score."""
-    generated = (
-        0 if evaluation.mode == "rank_classification" else data.task_feature_lengths["targets"]
-    )
+    generated = 0 if evaluation.mode == "rank_classification" else data.lengths["targets"]
     beams = (evaluation.beam_size or BEAM_SIZE) if evaluation.mode == "beam" else 1
     memory.check_evaluation(config, mesh, evaluation.batch_size, beams * generated)
     made = Evaluator(
         Transformer(config, method),
         tasks,
-        lengths=data.task_feature_lengths,
+        lengths=data.lengths,
         batch_size=evaluation.batch_size,
         mode=evaluation.mode,
         split=evaluation.split,

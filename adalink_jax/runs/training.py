@@ -11,6 +11,7 @@ import jax
 from adalink_jax.checkpoints import save_adapter
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.data import HELD_OUT, TrainBatches
+from adalink_jax.data.own import Table
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
@@ -40,6 +41,7 @@ from adalink_jax.runs.setup import (
     checked_mesh,
     evaluator,
     initial_state,
+    own_data,
     placed_batches,
     prepared_base,
     say,
@@ -66,6 +68,7 @@ def train(
     *,
     model_dir: LocalPath,
     data: Data,
+    table: Table = Table(),
     train_steps: Steps,
     method: MethodSetting,
     optimizer: Optimizer,
@@ -94,6 +97,7 @@ def train(
     Args:
       model_dir: the run's folder; see `adalink_jax.runs.folder.RunFolder`.
       data: the task and its lengths.
+      table: a table of the user's own, which becomes the task.
       train_steps: total number of steps, including those before a resume.
       method: the method to train.
       optimizer: learning rate -> optax transformation, e.g. `optimizers.adafactor`.
@@ -130,6 +134,8 @@ def train(
         folder.claim("configuration", recorded(configuration.values) if configuration else {})
         if folder.is_finished(train_steps):
             return say(f"{model_dir} holds this run, finished; nothing to do")
+        earlier = (folder.record() or {}).get("data")
+        data, evaluation = own_data(data, table, evaluation, initial_checkpoint_path, earlier)
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
         transformation = per_module(optimizer(learning_rate), method, clip_norm)
         state_of = (method, transformation, mesh, layout, precision.frozen_dtype)
@@ -139,7 +145,7 @@ def train(
         base = with_adapter(base, initial_adapter_path, method)
         folder.claim("base", base.identity)
         source = TrainBatches(
-            data.mixture_or_task_name, data.task_feature_lengths, batches.batch_size, seed,
+            data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out,
         )  # fmt: skip
         folder.claim("data", source.identity)

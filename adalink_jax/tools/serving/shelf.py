@@ -135,8 +135,8 @@ class Shelf:
             for i, route in enumerate(adapter.route_names)
         }
         self.reads += 1
-        task = adapter.only_task
-        labels = tuple(self._labels_of.get(task.get("name", ""), ()))
+        known = self._labels_of.get(adapter.only_task.get("name", ""), ())
+        labels = adapter.labels or tuple(known)
         trees = [one.tree for one in modules.values()]
         nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         return Known(modules, labels, written, nbytes)
