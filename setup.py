@@ -28,6 +28,7 @@ RUNS = [
     "importlib_resources>=6,<8",  # tensorflow-datasets 4.9 imports it without saying so.
     "matplotlib>=3.9,<4",
     "protobuf>=5,<8",
+    "pyarrow>=17,<30",  # tensorflow-datasets brings it too.
     "rich>=13.7,<16",
     "scikit-learn>=1.5,<2",
     "scipy>=1.14,<2",

@@ -181,7 +181,8 @@ def read(table: Table, known: Mapping[str, Any] | None = None) -> Own:
         rest, tenth = held_out(train.pairs)
         splits = {"train": rest, "validation": tenth}
         remedy = "give more of them, or the examples to score: --dev"
-        check_division(rest, tenth, meaning.labels or (), remedy)
+        if meaning.kind == "classification":
+            check_division(rest, tenth, meaning.labels or (), remedy)
     if (first := train or scored) is not None:
         of = scored.rows.name if scored else "a tenth, chosen by a hash"
         lines += _about(first, of, splits)

@@ -152,18 +152,7 @@ def _cells(
     if delimiter is None:
         delimiter = next((mark for mark in _WORDS if mark in first), ",")
     between = _WORDS.get(delimiter, repr(delimiter))
-    try:
-        lines = _lines(name, text, delimiter, quotes is not False)
-        ragged = quotes is None and delimiter == "\t" and _ragged(lines) is not None
-    except UserError:
-        if quotes is not None or delimiter != "\t":
-            raise
-        lines, ragged = [], True
-    marks = ""
-    if ragged:  # As in GLUE's files, where a quotation mark is a part of the text.
-        plain = _lines(name, text, delimiter, False)
-        if _ragged(plain) is None:
-            lines, marks = plain, ", in which quotation marks are text"
+    lines, marks = _quoted_or_not(name, text, delimiter, quotes)
     if not lines:
         raise UserError(f"{name}: no rows")
     if (wrong := _ragged(lines)) is not None:
@@ -172,6 +161,10 @@ def _cells(
         raise UserError(
             f"{name}:{number}: {len(cells)} cells, where line {lines[0][0]} has "
             f"{len(lines[0][1])}{hint}"
+        )
+    if several := [number for number, cells in lines if any("\n" in cell for cell in cells)]:
+        marks += (
+            f" ({len(several):,} rows with a line break in a cell, the first in line {several[0]})"
         )
     head = [cell.strip() for cell in lines[0][1]]
     if header is not None:
@@ -192,6 +185,27 @@ def _cells(
     )
     numbers = [number for number, _ in lines]
     return Rows(columns, name, "line", numbers, f"cells between {between}{marks}; {said}")
+
+
+def _quoted_or_not(
+    name: str, text: str, delimiter: str, quotes: bool | None
+) -> tuple[list[tuple[int, list[str]]], str]:
+    """Returns the cells of each line, and what is to be said of quotation marks."""
+    lines, failed = [], None
+    try:
+        lines = _lines(name, text, delimiter, quotes is not False)
+    except UserError as error:
+        failed = error
+    if quotes is None and delimiter == "\t" and '"' in text:
+        # As in GLUE's files, where a quotation mark is a part of the text: one that opens a cell
+        # would take the lines up to the next one with it.
+        plain = _lines(name, text, delimiter, False)
+        worse = failed or _ragged(lines) is not None or len(lines) < len(plain)
+        if worse and _ragged(plain) is None:
+            return plain, ", in which quotation marks are text"
+    if failed:
+        raise failed
+    return lines, ""
 
 
 def _lines(name: str, text: str, delimiter: str, quotes: bool) -> list[tuple[int, list[str]]]:
