@@ -78,7 +78,7 @@ def script_and_entry(name: str) -> tuple[str, str]:
 
 TRAINING = [name for name in EXPERIMENTS if script_and_entry(name)[1] == "train"]
 # Experiments of any method, which the user names beside them.
-SHARED = ("experiments/glue.gin", "experiments/mini.gin")
+SHARED = ("experiments/glue.gin", "experiments/mini.gin", "experiments/own_data.gin")
 
 
 def test_files_are_of_known_kinds():

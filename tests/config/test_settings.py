@@ -44,6 +44,9 @@ TAKES = {
     "text": ("'a'", "''"),
     "path": ("'a'",),
     "list of names": (),
+    "list of texts": ("'a'",),
+    "character": ("'a'",),
+    "positive": ("1.5", "1000000000000"),
     "numbers": (),
     "lengths": (),
     "object": (),
@@ -66,20 +69,21 @@ MACROS = {
     "PATIENCE": "count?",
     "WARMUP_STEPS": "size",
     "MIXTURE_OR_TASK_NAME": "text",
-    "TASK_FEATURE_LENGTHS": "lengths",
+    "TASK_FEATURE_LENGTHS": "lengths?",
 }
 PARAMETERS = {
     "runs.train": {
         **dict.fromkeys(("data", "method", "optimizer", "learning_rate"), "object"),
         **dict.fromkeys(("batches", "evaluation", "periods", "precision"), "object"),
         "selection": "object",
-        **dict.fromkeys(("layout", "layers", "loss"), "object"),
+        **dict.fromkeys(("layout", "layers", "loss", "table"), "object"),
         **dict.fromkeys(("initial_checkpoint_path", "initial_adapter_path"), "path?"),
         **{"model_dir": "path", "train_steps": "size", "model": "object?", "seed": "seed"},
         **{"dropout_rate": "rate", "clip_norm": "positive?", "ema_decay": "share?"},
     },
     "runs.evaluate": {
         **dict.fromkeys(("data", "evaluation", "precision", "layout", "layers"), "object"),
+        "table": "object",
         **dict.fromkeys(("initial_checkpoint_path", "adapter_path"), "path?"),
         **{"output_dir": "path", "in_context": "number from 0", "seed": "seed"},
     },
@@ -87,8 +91,19 @@ PARAMETERS = {
         **{"model": "object?", "method": "object?", "initial_checkpoint_path": "path?"},
     },
     "Data": {
-        **{"mixture_or_task_name": "text", "task_feature_lengths": "lengths"},
+        **{"mixture_or_task_name": "text", "task_feature_lengths": "lengths?"},
         **{"cache_dir": "path?", "held_out": "share?"},
+    },
+    "Table": {
+        **dict.fromkeys(("path", "dev"), "path?"),
+        **{"inputs": "list of texts?", "labels": "list of names?", "header": "list of texts?"},
+        **{
+            "target": "text?",
+            "delimiter": "character?",
+            "kind": "name?",
+            "step": "positive?",
+            "quotes": "flag?",
+        },
     },
     "Batches": {
         **{"batch_size": "size", "gradient_accumulation_steps": "size", "packing": "flag"},

@@ -313,10 +313,11 @@ def test_a_split_without_examples_is_an_error(tmp_path):
 ROOT = pathlib.Path(corpus.__file__).resolve().parents[2]
 
 
-def first_mixture(folder) -> subprocess.CompletedProcess:
+def first_mixture(folder, before: str = "") -> subprocess.CompletedProcess:
     """What a user's script beside other files sees of this project's tasks."""
     script = folder / "script.py"
     script.write_text(
+        f"{before}\n"
         "from adalink_jax.data.corpus import mixture\n"
         "from adalink_jax.errors import UserError\n"
         "try:\n"
@@ -333,15 +334,22 @@ def first_mixture(folder) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("name", ["tasks.py", "tasks/__init__.py"])
-def test_a_users_module_named_tasks_is_named(tmp_path, name):
+def test_a_users_module_named_tasks_is_named_where_it_was_imported(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")
-    done = first_mixture(tmp_path)
+    done = first_mixture(tmp_path, before="import tasks")
     theirs, ours = tmp_path / name.partition("/")[0], ROOT / "tasks"
     assert done.stdout == (
         f"Python imports {theirs} as 'tasks', which hides the tasks of adalink_jax in {ours}; "
         "give it another name\n"
     ), done.stderr
+
+
+@pytest.mark.slow
+def test_a_users_module_named_tasks_hides_nothing(tmp_path):
+    (tmp_path / "tasks.py").write_text("raise SystemExit('the wrong tasks')\n")
+    done = first_mixture(tmp_path)
+    assert done.stdout == "('mini_sst2',)\n", done.stderr
 
 
 @pytest.mark.slow

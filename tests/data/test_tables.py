@@ -94,7 +94,7 @@ def test_any_texts_are_read_back(tmp_path_factory, rows):
 def test_places_are_lines_of_text_and_rows_of_tables(tmp_path):
     cells = tables.read(str(write(tmp_path / "a.csv", ROWS)))
     assert [cells.at([row]) for row in range(4)] == ["a.csv:2", "a.csv:3", "a.csv:5", "a.csv:6"]
-    assert "(1 rows with a line break in a cell, first in line 3)" in cells.form
+    assert "(1 rows with a line break in a cell, the first in line 3)" in cells.form
     assert cells.at([0, 2]) == "a.csv, lines 2, 5"
     rows = tables.read(str(write(tmp_path / "a.parquet", ROWS)))
     assert rows.at([1]) == "a.parquet, row 2" and rows.at([0, 1]) == "a.parquet, rows 1, 2"
