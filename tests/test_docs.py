@@ -7,6 +7,7 @@ A block after an HTML comment ``<!-- not run: WHY -->`` is left out, and `NOT_RU
 
 import dataclasses
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -23,6 +24,7 @@ from adalink_jax import cli
 from adalink_jax.adapters import load
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.config import gin_files
+from adalink_jax.config.flags import parse
 from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -108,10 +110,16 @@ def check_training(flags: list[str], entry: str = "adalink_jax.runs.train", firs
     """Resolves a training's gin files and bindings, as it would before anything is loaded."""
     # A loop's variable stands for a seed or a method.
     flags = [re.sub(r"\$\w+", "1", flag.replace("_$method", "_lora")) for flag in flags]
-    files = [flag.removeprefix("--gin_file=") for flag in flags if flag.startswith("--gin_file=")]
-    bindings = [flag.removeprefix("--gin.") for flag in flags if flag.startswith("--gin.")]
-    assert len(files) + len(bindings) == len(flags)
-    gin_files.read(entry, [*first, *files], bindings, supplied=("configuration", "json"))
+    assert all("=" in flag for flag in flags)  # As all pages write them.
+    given = parse(flags, {})
+    found = gin_files.read(
+        entry, [*first, *given.gin_files], given.bindings, supplied=("configuration", "json")
+    )
+    if "model_dir" in found.values:  # Commands further down may read what the run leaves.
+        folder = pathlib.Path(found.values["model_dir"])
+        if not folder.is_absolute():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.gin").write_text(found.text, encoding="utf-8")
 
 
 def check_command(name: str, arguments: list[str], monkeypatch) -> None:
@@ -190,6 +198,29 @@ def test_python_runs(page, stand_ins, monkeypatch):
     for code in blocks(page, "python"):
         code = re.sub(r"\btrain_steps=\d+", "train_steps=2", code)
         exec(compile(code, page, "exec"), module.__dict__)
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_a_table_runs_as_it_stands(tmp_path, monkeypatch):
+    page = "docs/tutorials/own_data.md"
+    monkeypatch.chdir(tmp_path)
+    for code in blocks(page, "python"):
+        exec(compile(code, page, "exec"), {})
+    command = f'adalink() {{ "{sys.executable}" -m adalink_jax "$@"; }}\nset -e -o pipefail\n'
+    done = subprocess.run(
+        ["bash", "-c", command + "\n".join(blocks(page, "bash"))],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said, answer = blocks(page, "text")[0], blocks(page, "text")[2]
+    assert done.stdout.startswith(said)
+    assert answer.partition('"scores"')[0] in done.stdout
+    for results in ("runs/reviews/results.json", "runs/test/results.json"):
+        content = (tmp_path / results).read_text(encoding="utf-8")
+        assert json.loads(content)["tasks"]["reviews"]["score"] == 100
+    assert (tmp_path / "exported/reviews/config.json").is_file()
 
 
 def test_the_tutorials_gin_file_configures_its_method(tmp_path, monkeypatch):
