@@ -219,7 +219,7 @@ def test_the_tutorial_of_a_table_runs_as_it_stands(tmp_path, monkeypatch):
     assert answer.partition('"scores"')[0] in done.stdout
     for results in ("runs/reviews/results.json", "runs/test/results.json"):
         content = (tmp_path / results).read_text(encoding="utf-8")
-        assert json.loads(content)["tasks"]["reviews"]["score"] == 100
+        assert json.loads(content)["tasks"]["reviews"]["score"] > 90
     assert (tmp_path / "exported/reviews/config.json").is_file()
 
 

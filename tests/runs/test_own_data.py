@@ -13,6 +13,7 @@ import types
 import pytest
 
 from adalink_jax import cli
+from adalink_jax.checkpoints import load_adapter
 from tests.data import test_own
 from tests.data.test_tables import write
 from tests.integration.test_resume import FILES, NEVER, SCRIPT
@@ -67,6 +68,8 @@ def test_the_record_says_the_table_and_no_path_of_it(trained):
     assert task["source"]["table"]["inputs"] == ["text"]
     assert set(task["source"]["table"]["sha256"]) == {"path"}
     assert record["data"]["lengths"] == {"inputs": 8, "targets": 8}
+    # Which serving ranks.
+    assert load_adapter(trained / "runs/reviews/adapter").labels == ("negative", "positive")
     adapter = (trained / "runs/reviews/adapter/adapter.json").read_text()
     assert str(trained) not in adapter and "reviews.csv" not in adapter
     text = (trained / "runs/reviews/config.gin").read_text()
@@ -122,15 +125,15 @@ def test_eval_reads_the_runs_own_gin_file(user, capsys):
     lines = path.read_text().splitlines()
     assert [json.loads(line)["inputs"] for line in lines] == [r["text"] for r in REVIEWS[:4]]
     # Without the examples of the training, whose labels the adapter has.
-    (user / "reviews.csv").unlink()
     capsys.readouterr()
-    assert score(to="lost") == 2
-    assert "reviews.csv: no such file" in capsys.readouterr().err
+    assert score("--gin.Table.path=review.csv", to="lost") == 2
+    assert "review.csv: no such file; did you mean 'reviews.csv'?" in capsys.readouterr().err
     write(user / "test.csv", [{**REVIEWS[0], "label": "Positive"}])
     assert score("--gin.Table.path=None", "--dev=test.csv", to="wrong") == 2
     assert "'Positive' is a target, but none of the labels negative" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_infer_has_the_labels_of_the_table(user, monkeypatch, capsysbinary):
     request = json.dumps({"text": "the film was good", "adapter": "reviews"}).encode()
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(request)))
