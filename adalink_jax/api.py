@@ -26,7 +26,7 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
-from adalink_jax.runs.options import Lengths, MethodSetting
+from adalink_jax.runs.options import Evaluation, Lengths, MethodSetting
 from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
@@ -124,6 +124,11 @@ def finetune(
         "SEED": seed,
         **({} if learning_rate is None else {"LEARNING_RATE": learning_rate}),
     }
+    if not isinstance(examples, str) and not any(isinstance(one, Evaluation) for one in options):
+        import tasks
+
+        # Any texts are generated; labels are ranked, as Evaluation has it.
+        options = [*options, *([] if task in tasks.LABELS else [Evaluation(mode="greedy")])]
     bindings = [f"{name}={value!r}" for name, value in macros.items()]
     bindings += [binding for group in (method, *options) for binding in _settings(group)]
     configuration = _configuration(method, bindings, model_dir)

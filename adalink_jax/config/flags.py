@@ -83,7 +83,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
             elif name == "gin_search_paths":
                 flags.search_paths += value.split(",")
             elif name in _TABLE:
-                flags.bindings += _of_table(name, value)
+                flags.bindings += _of_table(name, value, flags.bindings)
             else:
                 flags.environment[_HOSTS[name]] = value
         elif name in switches and argument == f"--{name}":
@@ -98,12 +98,13 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
     return flags
 
 
-def _of_table(name: str, value: str) -> list[str]:
-    """Returns the bindings that a flag for a table stands for."""
+def _of_table(name: str, value: str, before: Sequence[str]) -> list[str]:
+    """Returns the bindings that a flag for a table stands for, after those before it."""
     field, is_list = _TABLE[name]
     given = tuple(part.strip() for part in value.split(",")) if is_list else value
     bindings = [f"Table.{field}={given!r}"]
-    if name == "data":  # The task is named after the file.
+    if name == "data" and not any(one.startswith("MIXTURE_OR_TASK_NAME=") for one in before):
+        # The task is named after the file.
         stem = re.sub(r"\W+", "_", pathlib.PurePath(value).stem).strip("_") or "table"
         bindings.append(f"MIXTURE_OR_TASK_NAME={stem!r}")
     return bindings

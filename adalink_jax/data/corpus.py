@@ -189,10 +189,9 @@ def check_registered(name: str) -> None:
     known = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
     if name not in known:
         hint = nearest(name, known)
-        if (theirs := pathlib.Path("tasks.py")).exists():
-            hint += (
-                f"; {theirs} is not read, as tasks is a module of adalink_jax: give it another name"
-            )
+        if pathlib.Path("tasks.py").exists():
+            hint = f"{hint or ';'} tasks.py is not read, as adalink_jax has a module of that name"
+            hint += ": give it another"
         raise UserError(f"unknown mixture or task '{name}'{hint}")
 
 

@@ -106,6 +106,17 @@ class Own:
         """Returns the longest lengths of its texts in tokens; see `examples.longest`."""
         return longest(vocabulary, [pair for split in self.splits.values() for pair in split])
 
+    def remarks_of(self, vocabulary: Any) -> list[str]:
+        """Returns a line if targets that are to be generated are none that can be."""
+        scored = self.splits["validation"] if self.meaning.kind == "text" else []
+        lost = [t for _, t in scored if vocabulary.decode(vocabulary.encode(t)) != t]
+        if not lost:
+            return []
+        return [
+            f"{len(lost):,} of the {len(scored):,} targets to score cannot be generated as they "
+            f"stand (line breaks, or characters that the vocabulary lacks), such as {lost[0]!r:.80}"
+        ]
+
     def register(self, name: str, vocabulary: Any) -> dict[str, Any]:
         """Registers it as a SeqIO task, in the place of an earlier table of this name.
 

@@ -323,6 +323,7 @@ def _parquet(path: pathlib.Path) -> Rows:
 
     try:
         table = parquet.read_table(path)
+        table.validate(full=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path.name}: not a Parquet file, or damaged") from error
     return _arrow(table, path.name, "Parquet", _features(table))
@@ -360,6 +361,7 @@ def _folder(path: pathlib.Path, split: str | None) -> Rows:
         try:
             with pyarrow.memory_map(str(file)) as source:
                 parts.append(pyarrow.ipc.open_stream(source).read_all())
+                parts[-1].validate(full=True)
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{name}/{file.name}: cannot be read, or is damaged") from error
     if not parts:

@@ -36,7 +36,7 @@ from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import memory
-from adalink_jax.runs.folder import code
+from adalink_jax.runs.folder import RunFolder, code
 from adalink_jax.runs.options import Data, Evaluation, recorded
 from adalink_jax.training import state as states
 
@@ -197,7 +197,7 @@ def own_data(
     table: own.Table,
     evaluation: Evaluation,
     base: Any,
-    record: Mapping[str, Any] | None = None,
+    run: RunFolder | None = None,
     adapter: Mapping[str, Any] | None = None,
 ) -> tuple[Data, Evaluation]:
     """Reads a table of the user's own, if there is one, and registers it as the task.
@@ -207,7 +207,7 @@ def own_data(
       table: the table.
       evaluation: how it is scored; targets that are any texts are generated.
       base: the base's path, which says the vocabulary.
-      record: what ``run.json`` has of the data of this run's earlier starts.
+      run: the training's folder, whose earlier starts must have had the same examples.
       adapter: what an adapter that is scored records of the data that it was trained on.
 
     Returns:
@@ -221,9 +221,10 @@ def own_data(
     read = own.read(table, _recorded_table(adapter))
     vocabulary, name = vocabulary_of(base, adapter), data.mixture_or_task_name
     known = read.register(name, vocabulary)
-    for line in read.lines:
+    for line in (*read.lines, *(f"{name}: {one}" for one in read.remarks_of(vocabulary))):
         say(line)
-    if (before := _recorded_table(record)) is not None:
+    record = (run.record() if run else None) or {}
+    if (before := _recorded_table(record.get("data"))) is not None:
         for file in _changed(before, known):
             place = getattr(table, file) or table.path
             raise UserError(

@@ -134,8 +134,7 @@ def train(
         folder.claim("configuration", recorded(configuration.values) if configuration else {})
         if folder.is_finished(train_steps):
             return say(f"{model_dir} holds this run, finished; nothing to do")
-        earlier = (folder.record() or {}).get("data")
-        data, evaluation = own_data(data, table, evaluation, initial_checkpoint_path, earlier)
+        data, evaluation = own_data(data, table, evaluation, initial_checkpoint_path, folder)
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
         transformation = per_module(optimizer(learning_rate), method, clip_norm)
         state_of = (method, transformation, mesh, layout, precision.frozen_dtype)

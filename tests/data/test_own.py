@@ -315,6 +315,18 @@ def test_registered_it_is_a_task_with_metrics_of_its_kind(file):
             found.register(name, tasks.MINI_VOCABULARY)
 
 
+def test_targets_that_cannot_be_generated_are_counted(file):
+    import tasks
+
+    rows = [{"text": f"{i}", "label": "good"} for i in range(3)]
+    rows += [{"text": "a", "label": "Good"}, {"text": "b", "label": "good\nbad"}]
+    table = Table(file(rows), dev="reviews.csv", kind="text")
+    (line,) = own.read(table).remarks_of(tasks.MINI_VOCABULARY)
+    assert line.startswith("2 of the 5 targets to score cannot be generated as they stand")
+    table = Table(file(REVIEWS))
+    assert own.read(table).remarks_of(tasks.MINI_VOCABULARY) == []
+
+
 def test_a_record_of_a_table_says_what_is_left_open(file):
     import tasks
 

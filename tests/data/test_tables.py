@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from adalink_jax.data import tables
+from adalink_jax.data.examples import Meaning, meant
 from adalink_jax.errors import UserError
 
 ROWS = [
@@ -249,6 +250,24 @@ def test_datasets_itself_writes_what_is_read(tmp_path):
         read = tables.read(str(tmp_path / path), split)
         assert read.classes == {"label": ("bad", "good")}
         assert list(read.columns["text"]) == ["a", "b"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_altered_files_are_read_or_refused(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("altered")
+    name = data.draw(st.sampled_from(NAMES))
+    path = write(folder / name, ROWS)
+    path = path if path.is_file() else data.draw(st.sampled_from(sorted(path.iterdir())))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        rows = tables.read(str(folder / name))
+        meant(rows, Meaning(("text",), "label"))
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_cells_may_be_long(tmp_path):

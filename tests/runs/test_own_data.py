@@ -23,10 +23,22 @@ REVIEWS = [{**row, "label": row["label"].lower()} for row in test_own.REVIEWS]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def arguments(table, folder, *more: str) -> list[str]:
+@pytest.fixture(scope="module")
+def base(mini_base, tmp_path_factory):
+    """A tiny base, in a folder that stands for that of the embedded bases."""
+    from adalink_jax.runs import setup
+
+    folder = tmp_path_factory.mktemp("bases")
+    shutil.copytree(mini_base, folder / "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "EMBEDDED_FOLDER", folder)
+        yield folder / "tiny"
+
+
+def arguments(table, folder, base, *more: str) -> list[str]:
     flags = {
         "MODEL_DIR": folder,
-        "INITIAL_CHECKPOINT_PATH": "mini",
+        "INITIAL_CHECKPOINT_PATH": base,
         "TRAIN_STEPS": 2,
         "BATCH_SIZE": 4,
         "CHECKPOINT_PERIOD": 1,
@@ -42,13 +54,13 @@ def arguments(table, folder, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(token_cache, tmp_path_factory) -> pathlib.Path:
+def trained(base, token_cache, tmp_path_factory) -> pathlib.Path:
     """A folder with reviews.csv, and the run that it gave."""
     folder = tmp_path_factory.mktemp("user")
     table = write(folder / "reviews.csv", REVIEWS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADALINK_CACHE_DIR", str(token_cache))
-        assert cli.main(["train", *arguments(table, folder / "runs/reviews")]) == 0
+        assert cli.main(["train", *arguments(table, folder / "runs/reviews", base)]) == 0
     return folder
 
 
@@ -76,12 +88,12 @@ def test_the_record_says_the_table_and_no_path_of_it(trained):
     assert "own.Table.path = " in text and "MIXTURE_OR_TASK_NAME = 'reviews'" in text
 
 
-def test_the_same_rows_elsewhere_are_the_same_run(user, capsys):
+def test_the_same_rows_elsewhere_are_the_same_run(user, base, capsys):
     """In another format, too; more steps go on from where it was."""
     (user / "reviews.csv").unlink()
     table = write(user / "moved.parquet", REVIEWS)
     named = ("--gin.MIXTURE_OR_TASK_NAME=reviews",)
-    assert cli.main(["train", *arguments(table, "runs/reviews", *named)]) == 0
+    assert cli.main(["train", *arguments(table, "runs/reviews", base, *named)]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
@@ -93,13 +105,13 @@ def test_the_same_rows_elsewhere_are_the_same_run(user, capsys):
     ],
 )
 def test_a_table_that_changed_is_refused_before_anything_is_loaded(
-    user, capsys, monkeypatch, change, line
+    user, base, capsys, monkeypatch, change, line
 ):
     monkeypatch.setattr("adalink_jax.runs.training.prepared_base", None)
     change(user / "reviews.csv")
     before = {path: path.read_bytes() for path in user.rglob("run.json")}
     more = ("--gin.TRAIN_STEPS=4",)
-    assert cli.main(["train", *arguments("reviews.csv", "runs/reviews", *more)]) == 2
+    assert cli.main(["train", *arguments("reviews.csv", "runs/reviews", base, *more)]) == 2
     (error,) = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error:")]
     assert error.startswith(f"error: reviews.csv{':' * (line[0] == 'n')} {line}")
     assert before == {path: path.read_bytes() for path in before}
@@ -134,34 +146,34 @@ def test_eval_reads_the_runs_own_gin_file(user, capsys):
 
 
 @pytest.mark.slow
-def test_infer_has_the_labels_of_the_table(user, monkeypatch, capsysbinary):
+def test_infer_has_the_labels_of_the_table(user, base, monkeypatch, capsysbinary):
     request = json.dumps({"text": "the film was good", "adapter": "reviews"}).encode()
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(request)))
-    flags = ["--base", "mini", "--adapters", "runs", "--vocabulary", "mini"]
+    flags = ["--base", str(base), "--adapters", "runs", "--vocabulary", "mini"]
     assert cli.main(["infer", *flags]) == 0
     answer = json.loads(capsysbinary.readouterr().out)
     assert set(answer["scores"]) == {"negative", "positive"}
 
 
-def test_a_task_needs_lengths_and_a_table_a_name_of_its_own(user, capsys):
-    flags = [flag for flag in arguments("x", "new") if not flag.startswith("--data")]
+def test_a_task_needs_lengths_and_a_table_a_name_of_its_own(user, base, capsys):
+    flags = [flag for flag in arguments("x", "new", base) if not flag.startswith("--data")]
     assert cli.main(["train", *flags, "--gin.MIXTURE_OR_TASK_NAME=mini_cola"]) == 2
     assert "TASK_FEATURE_LENGTHS is None" in capsys.readouterr().err
     name = ("--gin.MIXTURE_OR_TASK_NAME=mini_cola",)
-    assert cli.main(["train", *arguments("reviews.csv", "other", *name)]) == 2
+    assert cli.main(["train", *arguments("reviews.csv", "other", base, *name)]) == 2
     assert "'mini_cola' is another task; give the table another" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_any_text_is_generated_and_numbers_are_ranked(user, capsys):
+def test_any_text_is_generated_and_numbers_are_ranked(user, base, capsys):
     rows = [{"text": row["text"], "label": f"{row['text']} {i}"} for i, row in enumerate(REVIEWS)]
     write(user / "free.tsv", rows)
-    assert cli.main(["train", *arguments("free.tsv", "runs/free")]) == 0
+    assert cli.main(["train", *arguments("free.tsv", "runs/free", base)]) == 0
     assert "answers are generated, greedily" in capsys.readouterr().out
     results = json.loads((user / "runs/free/results.json").read_text())
     assert results["mode"] == "greedy" and "sequence_accuracy" in json.dumps(results)
     write(user / "n.csv", [{"text": row["text"], "label": i / 8} for i, row in enumerate(REVIEWS)])
-    assert cli.main(["train", *arguments("n.csv", "runs/n")]) == 0
+    assert cli.main(["train", *arguments("n.csv", "runs/n", base)]) == 0
     results = json.loads((user / "runs/n/results.json").read_text())
     assert set(results["tasks"]["n"]["splits"]["validation"]["metrics"]) == {
         "pearson_corrcoef", "spearman_corrcoef",
@@ -169,8 +181,8 @@ def test_any_text_is_generated_and_numbers_are_ranked(user, capsys):
 
 
 @pytest.mark.slow
-def test_from_a_table_to_what_others_load(user, capsys):
-    exported = ["--adapter=runs/reviews", "--base=mini", "--to=folded", "--format=huggingface"]
+def test_from_a_table_to_what_others_load(user, base, capsys):
+    exported = ["--adapter=runs/reviews", f"--base={base}", "--to=folded", "--format=huggingface"]
     assert cli.main(["export", *exported]) == 0
     assert (user / "folded/config.json").is_file()
     assert cli.main(["report", "runs/reviews", "--to", "report"]) == 0
@@ -181,7 +193,7 @@ def test_from_a_table_to_what_others_load(user, capsys):
 @pytest.mark.parametrize("event", [6, 12])
 def test_killed_and_started_again_it_gives_the_same_bytes(user, token_cache, event):
     def run(kill_at: int):
-        command = [*arguments("reviews.csv", "killed")]
+        command = [*arguments("reviews.csv", "killed", "mini")]
         return subprocess.run(
             [sys.executable, str(SCRIPT), str(kill_at), *command],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -190,8 +202,9 @@ def test_killed_and_started_again_it_gives_the_same_bytes(user, token_cache, eve
             timeout=500,
         )
 
+    assert cli.main(["train", *arguments("reviews.csv", "straight", "mini")]) == 0
     assert run(event).returncode == -signal.SIGKILL
     finished = run(NEVER)
     assert finished.returncode == 0, finished.stderr[-2000:]
     for name in FILES:
-        assert (user / "killed" / name).read_bytes() == (user / "runs/reviews" / name).read_bytes()
+        assert (user / "killed" / name).read_bytes() == (user / "straight" / name).read_bytes()

@@ -1,0 +1,45 @@
+"""The flags for a table of one's own, and what they stand for in gin."""
+
+import pytest
+
+from adalink_jax.config import flags, gin_files
+from adalink_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("argv", "bindings"),
+    [
+        (["--data=a/b c.csv"], ["Table.path='a/b c.csv'", "MIXTURE_OR_TASK_NAME='b_c'"]),
+        (["--data", "films/"], ["Table.path='films/'", "MIXTURE_OR_TASK_NAME='films'"]),
+        (["--dev=dev.tsv", "--target=label"], ["Table.dev='dev.tsv'", "Table.target='label'"]),
+        (["--input=premise, hypothesis"], ["Table.inputs=('premise', 'hypothesis')"]),
+        (["--labels=no,yes"], ["Table.labels=('no', 'yes')"]),
+    ],
+)  # fmt: skip
+def test_flags_of_a_table_are_bindings(argv, bindings):
+    assert flags.parse(argv, {}).bindings == bindings
+
+
+def test_they_bind_the_table_of_a_run_and_of_no_other_command():
+    files = ["experiments/own_data.gin", "methods/adalink.gin"]
+    given = ["--data=reviews.csv", "--gin.MODEL_DIR=run", "--gin.INITIAL_CHECKPOINT_PATH=mini"]
+    bindings = flags.parse([*given, "--labels=no,yes"], {}).bindings
+    read = gin_files.read("adalink_jax.runs.train", files, bindings, supplied=["configuration"])
+    assert read.values["table"]["path"] == "reviews.csv"
+    assert read.values["data"]["mixture_or_task_name"] == "reviews"
+    made = gin_files.build(read)["table"]
+    assert made.labels == ("no", "yes") and made.given
+    with pytest.raises(UserError, match="nothing named 'Table' is imported"):
+        gin_files.read("adalink_jax.runs.describe", files, bindings, supplied=["configuration"])
+
+
+def test_a_name_of_the_users_wins_over_that_of_the_file():
+    files = ["experiments/own_data.gin", "methods/adalink.gin"]
+    given = ["--data=x.csv", "--gin.MODEL_DIR=run", "--gin.INITIAL_CHECKPOINT_PATH=mini"]
+    for more in (
+        ["--gin.MIXTURE_OR_TASK_NAME=films", *given],
+        [*given, "--gin.MIXTURE_OR_TASK_NAME=films"],
+    ):
+        bindings = flags.parse(more, {}).bindings
+        read = gin_files.read("adalink_jax.runs.train", files, bindings, supplied=["configuration"])
+        assert read.values["data"]["mixture_or_task_name"] == "films"
