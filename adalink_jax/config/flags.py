@@ -20,7 +20,7 @@ _HOSTS = {
 VALUED = ("gin_file", "gin_search_paths", *_HOSTS)
 # Flags for a table of the user's own -> the field of `adalink_jax.data.own.Table` that they set,
 # and whether it takes a list.
-_TABLE = {
+TABLE = {
     "data": ("path", False),
     "dev": ("dev", False),
     "input": ("inputs", True),
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
             if not equals:
                 raise UserError(f"{flag} needs a value: {flag}=…")
             flags.bindings.append(argument.removeprefix("--gin."))
-        elif flag.startswith("--") and name in (*VALUED, *_TABLE):
+        elif flag.startswith("--") and name in (*VALUED, *TABLE):
             if not equals:
                 if not rest:
                     raise UserError(f"{flag} needs a value: {flag}=…")
@@ -82,14 +82,14 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
                 flags.gin_files.append(value)
             elif name == "gin_search_paths":
                 flags.search_paths += value.split(",")
-            elif name in _TABLE:
+            elif name in TABLE:
                 flags.bindings += _of_table(name, value, flags.bindings)
             else:
                 flags.environment[_HOSTS[name]] = value
         elif name in switches and argument == f"--{name}":
             flags.switches.add(name)
         elif argument.startswith("-"):
-            known = [f"--{each}" for each in (*VALUED, *_TABLE, "help", *switches)]
+            known = [f"--{each}" for each in (*VALUED, *TABLE, "help", *switches)]
             raise UserError(f"unknown flag {flag}{nearest(flag, known)} --help lists the flags")
         else:
             raise UserError(
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
 
 def _of_table(name: str, value: str, before: Sequence[str]) -> list[str]:
     """Returns the bindings that a flag for a table stands for, after those before it."""
-    field, is_list = _TABLE[name]
+    field, is_list = TABLE[name]
     given = tuple(part.strip() for part in value.split(",")) if is_list else value
     bindings = [f"Table.{field}={given!r}"]
     if name == "data" and not any(one.startswith("MIXTURE_OR_TASK_NAME=") for one in before):

@@ -33,22 +33,22 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, command in cli.COMMANDS.items():
         added = commands.add_parser(name, help=command.help)
         if isinstance(command, cli.GinCommand):
-            _add_gin(added, command.switches)
+            _add_gin(added, command.switches, command.table)
             continue
         try:
             importlib.import_module(command.module).add_arguments(added)
         except ModuleNotFoundError:
             continue
         if added.get_default("flags") is not None:
-            _add_gin(added, {})
+            _add_gin(added, {}, table=True)
     return parser
 
 
-def _add_gin(parser: argparse.ArgumentParser, switches: Any) -> None:
+def _add_gin(parser: argparse.ArgumentParser, switches: Any, table: bool) -> None:
     """Adds the flags of gin commands, and one flag per macro."""
-    for name in flags.VALUED:
+    for name in (*flags.VALUED, *(flags.TABLE if table else ())):
         action = parser.add_argument(f"--{name}")
-        if name == "gin_file":
+        if name in ("gin_file", "data", "dev"):
             action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way
     for name, text in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
