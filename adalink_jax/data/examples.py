@@ -156,6 +156,8 @@ def meant(rows: Rows, meaning: Meaning) -> Examples:
     if kind == "classification":
         labels = known or tuple(sorted(set(given)))
         _check_labels(rows, given, labels, known=bool(known))
+        if rows.of_file and given[0] != rows.columns[target][0].strip():
+            reason = f"its numbers are class ids of {', '.join(labels)}"
     elif kind == "regression":
         given, labels, step = _rounded(rows, given, meaning)
     return Examples(

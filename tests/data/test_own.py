@@ -135,6 +135,7 @@ def test_class_ids_become_the_labels_that_are_named(file):
     rows = [{"sentence": f"a {i}", "label": i % 2} for i in range(40)]
     found = own.read(Table(file(rows, "a.tsv"), labels=("negative", "positive")))
     assert found.files["path"][:2] == [("a 0", "negative"), ("a 1", "positive")]
+    assert "as its numbers are class ids of negative, positive" in "\n".join(found.lines)
 
 
 def test_several_columns_are_joined_with_their_names(file):
