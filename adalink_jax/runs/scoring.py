@@ -87,7 +87,8 @@ def evaluate(
         base_path, method, adapter, trained = initial_checkpoint_path, Method(), None, None
         if adapter_path is not None:
             record = read_record(adapter_folder(adapter_path))
-            method, trained = record.method, record.metadata.get("data")
+            method, recorded_data = record.method, record.metadata.get("data")
+            trained = recorded_data if isinstance(recorded_data, dict) else None
             if method.trains_base:
                 if base_path is not None:
                     raise UserError(

@@ -237,7 +237,7 @@ def own_data(
         say(f"{name}: the examples of {places} are others than those of the adapter's run")
     lengths = data.task_feature_lengths
     if lengths is None and trained is not None and adapter is not None:
-        lengths = adapter["lengths"]
+        lengths = adapter.get("lengths")
     lengths = lengths or read.lengths(vocabulary)
     if not read.labels and evaluation.mode == "rank_classification":
         say(f"{name}: no labels to rank, so answers are generated, greedily")
@@ -253,9 +253,13 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _recorded_table(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Returns the identity of the only task of a record of data, if that was a table."""
-    tasks = (record or {}).get("tasks") or [{}]
-    source = tasks[0].get("source")
-    return source if len(tasks) == 1 and isinstance(source, dict) and "table" in source else None
+    tasks = (record or {}).get("tasks")
+    task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
+    source = task.get("source") if isinstance(task, Mapping) else None
+    known = source.get("table") if isinstance(source, Mapping) else None
+    return (
+        source if isinstance(known, Mapping) and isinstance(known.get("sha256"), Mapping) else None
+    )
 
 
 def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
