@@ -46,7 +46,6 @@ TAKES = {
     "list of names": (),
     "list of texts": ("'a'",),
     "character": ("'a'",),
-    "positive": ("1.5", "1000000000000"),
     "numbers": (),
     "lengths": (),
     "object": (),
