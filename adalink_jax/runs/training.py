@@ -173,17 +173,11 @@ def train(
             with contextlib.closing(placed):
                 if not selection.is_over(state):
                     state = train_loop(
-                        state,
-                        compiled(train_step, state, seed),
-                        placed,
-                        train_steps=train_steps,
-                        periods=periods,
-                        log=folder,
-                        store=store,
-                        evaluate=scorer,
+                        state, compiled(train_step, state, seed), placed, train_steps=train_steps,
+                        periods=periods, log=folder, store=store, evaluate=scorer,
                         judge=scorer.judge if selection.keep else None,
                         agree=_agreed if jax.process_count() > 1 else None,
-                    )
+                    )  # fmt: skip
         outcome = _outcome(state, selection, train_steps)
         _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
         store.close()
