@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -161,3 +162,18 @@ def resident():
     """Bytes of this process in memory."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_a_base_that_is_split_or_stored_in_fewer_bits(mini_base, folder):
+    module = "tests.tools.serving.split_process"
+    command = [sys.executable, "-m", module, str(mini_base), str(folder[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    whole = np.asarray(found["whole"]["scores"])
+    np.testing.assert_allclose(found["split"]["scores"], whole, atol=1e-4)
+    assert found["split"]["text"] == found["whole"]["text"]
+    for name in ("bfloat16", "int8, split"):
+        # A base of random weights, whose scores differ by more than this.
+        np.testing.assert_allclose(found[name]["scores"], whole, atol=0.5, rtol=0.05)
