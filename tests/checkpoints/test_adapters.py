@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adalink_jax.checkpoints import (
-    adapters,
     check_tensors,
     fingerprint,
     load_adapter,
@@ -25,6 +24,7 @@ from adalink_jax.checkpoints import (
     save_adapter,
     shapes_of,
 )
+from adalink_jax.checkpoints.adapter_record import record_digest
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from tests.methods.toys import example
@@ -222,7 +222,7 @@ def edit(folder, change):
     """Changes a record as a writer would: with the digest of what it says then."""
     record = json.loads((folder / "adapter.json").read_text())
     change(record)
-    record["record_sha256"] = adapters.record_digest(record)
+    record["record_sha256"] = record_digest(record)
     (folder / "adapter.json").write_text(json.dumps(record))
 
 
@@ -264,7 +264,7 @@ def test_records_without_a_digest_load(save):
     folder = save()
     right = load_adapter(folder)
     record = json.loads((folder / "adapter.json").read_text())
-    assert record.pop("record_sha256") == adapters.record_digest(record)
+    assert record.pop("record_sha256") == record_digest(record)
     (folder / "adapter.json").write_text(json.dumps(record, indent=2))
     assert vars(read_record(folder)) == {k: v for k, v in vars(right).items() if k != "tree"}
 

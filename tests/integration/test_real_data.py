@@ -51,7 +51,7 @@ def random_base(write_base) -> pathlib.Path:
 @pytest.mark.parametrize(
     ("task", "examples", "metrics"),
     [
-        ("glue_rte", 277, {"accuracy"}),
+        pytest.param("glue_rte", 277, {"accuracy"}, marks=pytest.mark.slow),
         pytest.param("glue_cola", 1043, {"matthews_corrcoef"}, marks=pytest.mark.slow),
         pytest.param("glue_mrpc", 408, {"f1", "accuracy"}, marks=pytest.mark.slow),
         pytest.param(

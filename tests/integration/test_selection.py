@@ -63,6 +63,7 @@ def results(folder: pathlib.Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_best_step_is_that_of_the_metrics(straight, train, tmp_path, capsys):
     """Its adapter is that of a run that ends there; dev is scored once, at the end."""
     scores = {

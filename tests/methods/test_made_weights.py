@@ -11,6 +11,7 @@ from adalink_jax.methods.base import merge
 from adalink_jax.methods.linears import kernel_of, with_kernels
 from adalink_jax.models.parameters import init_adapter, init_base
 from tests.methods.test_oracles import BOTH, CONFIG, place, with_peft
+from tests.tiers import mostly_slow
 
 ROUTES = 3
 
@@ -38,7 +39,7 @@ def check(base, method, flat, plain, plain_flat, route=0):
     assert np.abs(expected - load.logits(CONFIG, base)).max() > 0.05
 
 
-@pytest.mark.parametrize("routes", [1, ROUTES])
+@pytest.mark.parametrize("routes", mostly_slow([1, ROUTES], [1]))
 def test_compacter_is_a_bottleneck_of_kronecker_products(base, routes):
     method = METHODS["compacter"](rank=4, terms=2, routes=routes)
     flat = random_flat(base, method)
@@ -63,7 +64,7 @@ def test_compacter_is_a_bottleneck_of_kronecker_products(base, routes):
         check(base, method, flat, plain, own, route)
 
 
-@pytest.mark.parametrize("routes", [1, ROUTES])
+@pytest.mark.parametrize("routes", mostly_slow([1, ROUTES], [1]))
 def test_propetl_is_a_bottleneck_of_masked_weights(base, routes):
     method = METHODS["propetl"](rank=4, kept=0.4, routes=routes)
     flat = random_flat(base, method)
@@ -134,7 +135,7 @@ def test_glora_is_pefts(torch_t5, base, theirs, ours):
     assert np.abs(expected - load.logits(CONFIG, base)).max() > 0.05
 
 
-@pytest.mark.parametrize("routes", [1, ROUTES])
+@pytest.mark.parametrize("routes", mostly_slow([1, ROUTES], [1]))
 @pytest.mark.parametrize(
     "form",
     [

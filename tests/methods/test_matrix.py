@@ -109,7 +109,6 @@ CASES = [(name, kwargs) for name in METHODS for kwargs in SETTINGS.get(name, [re
 # Those with the most in them; routes have tests of their own, and so has what a method computes.
 SHORT = [
     ("adalink", SETTINGS["adalink"][1]),
-    ("lora", SETTINGS["lora"][1]),
     ("prompt_tuning", SETTINGS["prompt_tuning"][0]),
     *((name, required(name)) for name in METHODS if name not in SETTINGS),
 ]

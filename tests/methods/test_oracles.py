@@ -405,6 +405,7 @@ def test_dept_and_adept_are_their_formulas(base):
         np.testing.assert_allclose(found, embedded(base, change), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_published_numbers_of_parameters():
     from adalink_jax.config import gin_files
     from adalink_jax.tools.cost.counts import parameters, stored_parameters

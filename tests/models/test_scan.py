@@ -111,9 +111,7 @@ def after(pair, small):
     return [run.steps(run.before, small[2], STEPS) for run in pair]
 
 
-stepped = pytest.mark.parametrize(
-    "pair", mostly_slow(STEPPED, ["lora_of_one_layer"]), indirect=True, scope="module"
-)
+stepped = pytest.mark.parametrize("pair", mostly_slow(STEPPED, []), indirect=True, scope="module")
 
 
 def flat(tree) -> dict[str, np.ndarray]:

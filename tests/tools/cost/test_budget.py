@@ -55,6 +55,7 @@ def test_a_budget_is_met_or_said_not_to_be(name):
         assert not matched(model, "full", budget).meets
 
 
+@pytest.mark.slow
 def test_what_cannot_be_met_says_the_nearest_size():
     model = architecture("t5_1_0_11b")
     found = matched(model, "lora", 8_192)

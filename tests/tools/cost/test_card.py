@@ -22,6 +22,7 @@ def run(root, *flags):
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_files_agree_and_say_what_was_not_measured(tmp_path):
     tiny = gin_files.shipped("tiny", "full")[0]
     candidates = [card.Candidate("tiny", tiny, "adalink", METHODS["adalink"](rank=2))]

@@ -46,7 +46,7 @@ def service(mini_base, adapters):
 # Several sizes, activations, lengths of prompts and routes; in the short tier some of each method.
 EVERY = [n for n, m in METHODS_OF.items() if m.routes == 1]
 EVERY += ["adalink_many:r0", "adalink_many:r2", "prompt_other:r1"]
-SOME = ["adalink_3", "adalink_many:r2", "lora_some", "lora_wider", "prompt_other:r1"]
+SOME = ["adalink_3", "adalink_many:r2", "lora_some", "prompt_other:r1"]
 
 
 @pytest.mark.parametrize("names", mostly_slow([SOME, EVERY], [SOME]), ids=["some", "every"])
