@@ -6,6 +6,7 @@ process needs no farewell, since a dead owner's lock is taken over.
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -24,6 +25,9 @@ from adalink_jax.errors import UserError
 # Seconds: between two signs of life of a lock's owner; and without one before other machines think
 # it dead.
 _BEAT, _SILENCE = 5.0, 60.0
+
+# What a file system says that has no hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK)
 
 _KEY = 16  # Digits of the name of what guards the removal of a dead lock.
 
@@ -96,20 +100,47 @@ def _acquired(path: pathlib.Path, what: str) -> int:
         "since": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "command": " ".join(sys.argv),
     }
-    while True:
+    # Written under a name of its own, and then linked to the lock's: a lock that has no owner yet,
+    # as of a process that was killed there, would be waited for.
+    own = path.with_name(f"{path.name}.{about['process']}.{threading.get_ident()}")
+    content = json.dumps(about, indent=1).encode()
+    try:
+        descriptor = _written(own, content)
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            _clear(path, what)
-            continue
-        try:
-            os.write(descriptor, json.dumps(about, indent=1).encode())
-            os.fsync(descriptor)  # Other hosts of a network file system would see no content.
-        except OSError:
-            path.unlink()
+            while True:
+                try:
+                    os.link(own, path)
+                    return descriptor
+                except FileExistsError:
+                    _clear(path, what)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LINKS:
+                raise
+        except BaseException:
             os.close(descriptor)
             raise
-        return descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            own.unlink()
+    while True:
+        try:
+            return _written(path, content)
+        except FileExistsError:
+            _clear(path, what)
+
+
+def _written(path: pathlib.Path, content: bytes) -> int:
+    """Writes a file that must not exist; returns its descriptor."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)  # Other hosts of a network file system would see no content.
+    except OSError:
+        path.unlink()
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _clear(path: pathlib.Path, what: str) -> None:
@@ -135,15 +166,22 @@ def _clear(path: pathlib.Path, what: str) -> None:
 
 
 def _remove_guards(path: pathlib.Path) -> None:
-    """Removes what is left by a process that was killed while it removed a dead lock.
+    """Removes what is left by a process that was killed while it removed or made a lock.
 
     Only the holder of the lock may: nobody removes that lock, so nobody needs a guard.
     """
     guard = re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]{{{_KEY}}})+")
+    made = re.compile(rf"{re.escape(path.name)}(?:\.[0-9a-f]{{{_KEY}}})*\.(\w+-\d+-\d+)\.\d+")
     with contextlib.suppress(OSError):
-        for name in filter(guard.fullmatch, os.listdir(path.parent)):
+        for name in os.listdir(path.parent):
             left = path.with_name(name)
-            if runs(str(_owner(left.read_bytes()).get("process"))) is False:
+            if guard.fullmatch(name):
+                maker = str(_owner(left.read_bytes()).get("process"))
+            elif named := made.fullmatch(name):
+                maker = named[1]
+            else:
+                continue
+            if runs(maker) is False:
                 left.unlink()
 
 

@@ -223,3 +223,35 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path):
             files.replaced_folder(tmp_path / "adapter").__enter__()
     assert (tmp_path / "adapter" / "file").read_text() == "first"
     assert os.listdir(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "link"])
+def test_killed_while_it_makes_a_lock_nobody_waits_for_it(tmp_path, call, monkeypatch):
+    """A lock has its owner from the first moment; what is left beside it goes."""
+    code = (
+        "import os, signal, sys\nfrom adalink_jax import files\n"
+        f"os.{call} = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with files.held(sys.argv[1], 'FOLDER'): pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    monkeypatch.setattr(time, "sleep", pytest.fail)
+    with files.held(tmp_path, "FOLDER"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_links_has_locks_too(tmp_path, owner, monkeypatch):
+    def link(*paths):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    with files.held(tmp_path, "FOLDER"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(UserError, match="in use by process"):
+            with files.held(tmp_path, "FOLDER"):
+                pass
+    assert not list(tmp_path.iterdir())
+    owner()
+    with pytest.raises(UserError, match="in use by process"), files.held(tmp_path, "FOLDER"):
+        pass
