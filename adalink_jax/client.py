@@ -165,7 +165,7 @@ class Client:
                 found = self._absent(error)
             if found.status not in (0, 503) or time.monotonic() + wait > end:
                 raise found
-            time.sleep(wait)
+            time.sleep(wait)  # A server that is full, or being started, needs a while.
             wait = min(2 * wait, _WAITS[1])
 
     def _absent(self, error: Exception) -> ServerError:

@@ -169,7 +169,7 @@ class Engine:
     @property
     def evictions(self) -> int:
         """How many modules have made room for others on the device."""
-        return self._evictions + sum(bank.evictions for bank in self._banks.values())
+        return self._evictions + sum(bank.evictions for bank in tuple(self._banks.values()))
 
     @property
     def bank_bytes(self) -> int:

@@ -7,7 +7,6 @@ import random
 import shutil
 import socket
 import threading
-import time
 import types
 
 import httpx
@@ -304,7 +303,7 @@ def test_too_many_are_refused_and_late_ones_told(mini_base, folder):
                 # Another tenant has its own.
                 body["adapter"] = "adalink_2"
                 other = pool.submit(client.post, "/v1/score", json=body)
-                time.sleep(0.3)
+                until(lambda: "adalink_waiting 5.0" in client.get("/metrics").text)
                 assert not other.done(), other.result().text
             finally:
                 busy.set()

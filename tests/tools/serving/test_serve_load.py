@@ -86,7 +86,7 @@ def test_killed_and_started_anew_nothing_is_lost_and_sigterm_drains(base, mini_b
             for one in asking:
                 one.result()
             asked = [asked_of(port) for _ in range(20)]
-            time.sleep(0.2)  # They are taken, and there is one slot.
+            time.sleep(0.2)  # Nothing says from outside that a connection was accepted.
             second.send_signal(signal.SIGTERM)
             for one in asked:
                 assert one.recv(2**16).startswith(b"HTTP/1.1 200")
