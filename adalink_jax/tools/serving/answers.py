@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import secrets
 import time
@@ -41,7 +42,7 @@ class Pending:
         batcher.submit(self.job)
 
     def _say(self, item: Any) -> None:
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
             self._loop.call_soon_threadsafe(self._told.put_nowait, item)
 
     def _say_done(self, result: Any) -> None:

@@ -191,6 +191,8 @@ class Batcher:
         while self._wait():
             while self._asked:
                 function, future = self._asked.popleft()
+                if not future.set_running_or_notify_cancel():
+                    continue
                 try:
                     future.set_result(function())
                 except Exception as error:  # The asker's to handle.

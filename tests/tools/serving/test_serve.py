@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import adalink_jax as al
-from adalink_jax.tools.serving.batching import Fair, Job
+from adalink_jax.tools.serving.batching import Batcher, Fair, Job
+from adalink_jax.tools.serving.metrics import Metrics
 from adalink_jax.tools.serving.requests import Request
 from tests.tiers import mostly_slow
 from tests.tools.serving.served import (
@@ -343,3 +344,15 @@ def test_the_client(base, folder, server):
             list(client.stream("a", "nobody"))
     with pytest.raises(al.ServerError, match="no answer from http://127.0.0.1:9"):
         al.Client("http://127.0.0.1:9", patience=0.2).score("a")
+
+
+def test_what_is_asked_and_taken_back_does_not_end_the_thread(mini_base):
+    batcher = Batcher(served(mini_base, None), Metrics(), queue=8, window=0.0)
+    held, going = threading.Event(), threading.Event()
+    first = batcher.ask(lambda: (going.set(), held.wait(60)))
+    gone = batcher.ask(lambda: pytest.fail("it was taken back"))
+    batcher.start()
+    assert going.wait(60) and gone.cancel()
+    held.set()
+    assert first.result(60) and batcher.ask(lambda: 5).result(60) == 5
+    batcher.stop()
