@@ -176,7 +176,7 @@ class ProPETL(OnBlocks):
     """
 
     rank: Size
-    kept: Annotated[float, Range(0, 1)] = 0.3
+    kept: Annotated[float, Range(0, 1, open_start=True)] = 0.3
     scored: bool = True
     blocks: tuple[Annotated[str, OneOf(BLOCKS)], ...] = ("mlp",)
     source: Annotated[str, OneOf(SOURCES)] = "sum"

@@ -220,12 +220,12 @@ def request(place: pathlib.Path) -> Attack:
     """Lines of a stream: each has an answer in strict JSON, and good ones have the right one."""
     import tasks
     from adalink_jax.tools.serving import command
-    from adalink_jax.tools.serving.service import Service
+    from adalink_jax.tools.serving.service import Limits
+    from tests.tools.serving.served import served
 
-    service = Service(str(BASE), None, tasks.MINI_VOCABULARY, tasks.LABELS,
-                      max_inputs=16, max_targets=4)  # fmt: skip
+    service = served(BASE, None, labels_of=tasks.LABELS, limits=Limits(inputs=16, targets=4))
     good = b'{"text": "a film", "labels": ["good", "bad"], "id": 1}'
-    (expected,) = command._answers(service, [(1, good)], False)
+    (expected,) = command._answers(service, [(1, good)], False, 1)
 
     def attack(draw):
         match draw(st.sampled_from(["bytes", "json", "value", "noise"])):
@@ -238,7 +238,7 @@ def request(place: pathlib.Path) -> Attack:
             case _:
                 bad = draw(st.binary(max_size=20))
         lines = [(1, good), (2, bad.replace(b"\n", b" ")), (3, good)]
-        first, answer, last = command._answers(service, lines, False)
+        first, answer, last = command._answers(service, lines, False, 1)
         assert first == expected and last == {**expected, "line": 3}
         json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
         if "error" in answer:
