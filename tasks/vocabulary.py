@@ -29,6 +29,7 @@ EXTRA_IDS = 100  # T5's sentinels <extra_id_0> … <extra_id_99>, at the end in 
 class _Model:
     tokenizer: sentencepiece.SentencePieceProcessor
     serialized: bytes
+    content: bytes
     identity: str
 
 
@@ -64,7 +65,7 @@ def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Mod
             f"{tokenizer.unk_id()}; a T5 vocabulary has pad 0 and both others"
         )
     say_added_tokens(path, tokenizer)
-    return _Model(tokenizer, serialized, hashlib.sha256(content).hexdigest())
+    return _Model(tokenizer, serialized, content, hashlib.sha256(content).hexdigest())
 
 
 def say_added_tokens(path: str, tokenizer: sentencepiece.SentencePieceProcessor) -> None:
@@ -163,6 +164,11 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
     def sp_model(self) -> bytes:
         """The serialized model with its sentinels."""
         return self._open().serialized
+
+    @property
+    def content(self) -> bytes:
+        """The model file as it lies on disk."""
+        return self._open().content
 
     @property
     def identity(self) -> str:

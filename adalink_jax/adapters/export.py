@@ -15,8 +15,9 @@ from jax import export
 from adalink_jax.adapters.load import Adaptation, largest, load_adaptation, logits
 from adalink_jax.adapters.probe import fixed_inputs
 from adalink_jax.adapters.programs import save_programs
+from adalink_jax.adapters.texts import described, files_beside, opened_vocabulary
 from adalink_jax.checkpoints import StoredBase, load_base, save_base
-from adalink_jax.checkpoints.formats.companions import describe_tokenizer
+from adalink_jax.checkpoints.formats.companions import TOKENIZER, describe_tokenizer
 from adalink_jax.checkpoints.formats.peft import load_peft, save_peft
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import merge, split
@@ -26,6 +27,8 @@ from adalink_jax.models.t5 import Transformer
 # Largest allowed difference between the exported model's logits and the adaptation's, relative to
 # the largest logit (taken to be at least 1).
 TOLERANCE = 1e-4
+
+Files = Mapping[str, bytes]
 
 _OWN_TABLE = {
     "huggingface": (
@@ -53,20 +56,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stablehlo: encode, score and greedy as programs that need only jax to run",
     )
     parser.add_argument("--route", help="the route's name, for an adapter with several")
+    about = (
+        "T5's SentencePiece file, or 'mini'; it is written too, and so are the labels' token ids"
+    )
+    parser.add_argument("--vocabulary", help=about)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes an adapter and its base in another format, and checks the result."""
+    vocabulary = opened_vocabulary(arguments.vocabulary) if arguments.vocabulary else None
     adaptation = load_adaptation(arguments.adapter, arguments.base)
-    FORMATS[arguments.format](adaptation, arguments.to, arguments.route)
+    beside = files_beside(adaptation.adapter, vocabulary)
+    FORMATS[arguments.format](adaptation, arguments.to, arguments.route, beside)
+    print(described(beside))
 
 
-def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None) -> None:
+def _folded(
+    format_name: str, adaptation: Adaptation, to: str, route: str | None, beside: Files
+) -> None:
     number = adaptation.adapter.route(route)
     config, tree = adaptation.folded(number)
     expected = adaptation.logits(number)
 
     def check(folder: pathlib.Path) -> None:
+        _write(beside, folder)
         written, params = load_base(folder, config)
         _check_same(logits(written, params), expected, to)
 
@@ -82,11 +95,12 @@ def _folded(format_name: str, adaptation: Adaptation, to: str, route: str | None
         print(_OWN_TABLE[format_name])
 
 
-def _peft(adaptation: Adaptation, to: str, route: str | None) -> None:
+def _peft(adaptation: Adaptation, to: str, route: str | None, beside: Files) -> None:
     number, config = adaptation.adapter.route(route), adaptation.config
     expected = adaptation.logits(number)
 
     def check(folder: pathlib.Path) -> None:
+        _write(beside, folder)
         method, tree = load_peft(folder, config, adaptation.base)
         _check_same(logits(config, merge(adaptation.base, tree), method), expected, to)
 
@@ -94,7 +108,7 @@ def _peft(adaptation: Adaptation, to: str, route: str | None) -> None:
     save_peft(to, adaptation.method, tree, number, config, adaptation.base, check)
 
 
-def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
+def _programs(adaptation: Adaptation, to: str, route: str | None, beside: Files) -> None:
     if route is not None:
         raise UserError("programs take the route of each row as an argument; leave --route out")
     model = Transformer(adaptation.config, adaptation.method)
@@ -105,10 +119,19 @@ def _programs(adaptation: Adaptation, to: str, route: str | None) -> None:
     flat = [traverse_util.flatten_dict(tree, sep="/") for tree in (frozen, own)]
 
     def check(folder: pathlib.Path) -> None:
+        _write(beside, folder)
         score = export.deserialize(bytearray((folder / "score.stablehlo").read_bytes()))
         _check_same(np.asarray(score.call(*flat, inputs, routes, options)), expected, to)
 
     save_programs(to, adaptation.config, adaptation.method, check)
+
+
+def _write(beside: Files, folder: pathlib.Path) -> None:
+    """Writes files into an export that is not finished; a tokenizer that is there stays."""
+    there = any((folder / name).exists() for name in TOKENIZER)
+    for name, content in beside.items():
+        if name not in TOKENIZER or not there:
+            (folder / name).write_bytes(content)
 
 
 def _check_same(actual: np.ndarray, expected: np.ndarray, to: str) -> None:
@@ -122,7 +145,7 @@ def _check_same(actual: np.ndarray, expected: np.ndarray, to: str) -> None:
     print(f"{to}: written, and read again: off by at most {change:.2g} on fixed inputs")
 
 
-FORMATS: Mapping[str, Callable[[Adaptation, str, str | None], None]] = {
+FORMATS: Mapping[str, Callable[[Adaptation, str, str | None, Files], None]] = {
     "huggingface": functools.partial(_folded, "huggingface"),
     "t5x": functools.partial(_folded, "t5x"),
     "peft": _peft,

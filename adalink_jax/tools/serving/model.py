@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from adalink_jax.errors import UserError
+from adalink_jax.adapters.texts import opened_vocabulary
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.runs.setup import check_frozen_dtype
 from adalink_jax.tools.serving.engine import BASE, Engine, Precision
@@ -44,14 +44,8 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     """
     import tasks
 
-    vocabulary = tasks.MINI_VOCABULARY
-    if flags.vocabulary != "mini":
-        os.environ["VOCABULARY"] = flags.vocabulary or os.environ.get("VOCABULARY", "")
-        vocabulary = tasks.UserVocabulary()
-    try:
-        vocabulary.encode("")  # Opens the file here, so that an error is not blamed on a request.
-    except tasks.DataError as error:
-        raise UserError(str(error)) from error
+    # Opened here, so that an error is not blamed on a request.
+    vocabulary = opened_vocabulary(flags.vocabulary or os.environ.get("VOCABULARY", ""))
     check_frozen_dtype(flags.frozen_dtype, BASE)
     precision = Precision(flags.dtype, flags.frozen_dtype, flags.model_parallelism)
     sizes = {"resident": resident, "bank_bytes": flags.bank_mib * _MIB, "programs": programs}

@@ -1,0 +1,90 @@
+"""What an export needs beside its arrays to be used on texts: the labels and the tokenizer."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from adalink_jax.checkpoints import Adapter
+from adalink_jax.errors import UserError
+from adalink_jax.models import decoding
+
+LABELS = "labels.json"
+TOKENIZER = "spiece.model"
+
+
+def opened_vocabulary(path: str) -> Any:
+    """Opens a vocabulary by its flag.
+
+    Args:
+      path: T5's SentencePiece file; "mini" for the embedded bases' own vocabulary.
+
+    Raises:
+      UserError: the file cannot be read, or is no vocabulary of T5's kind.
+    """
+    import tasks
+
+    if path == "mini":
+        return tasks.MINI_VOCABULARY
+    os.environ["VOCABULARY"] = path
+    vocabulary = tasks.UserVocabulary()
+    try:
+        vocabulary.encode("")
+    except tasks.DataError as error:
+        raise UserError(str(error)) from error
+    return vocabulary
+
+
+def files_beside(adapter: Adapter, vocabulary: Any | None) -> dict[str, bytes]:
+    """Returns the files that an export of an adapter needs beside its arrays, by name.
+
+    ``labels.json`` has each route's labels, in the order of their class ids, with a vocabulary also
+    their token ids and what the ids mean; ``spiece.model`` is the vocabulary's own file.
+
+    Args:
+      adapter: the adapter.
+      vocabulary: its base's; None if it is not known here.
+
+    Raises:
+      UserError: the vocabulary is not the base's, or not the one the adapter was trained with; or
+        two labels are the same tokens in it.
+    """
+    import tasks
+
+    own = adapter.labels or tasks.LABELS.get(adapter.only_task.get("name", ""), ())
+    routes = {}
+    for name in adapter.route_names:
+        labels = own or tasks.LABELS.get(name, ())
+        routes[name] = {"labels": list(labels)}
+        if vocabulary is not None:
+            ids = decoding.encoded_options(labels, vocabulary).tolist()
+            routes[name]["token_ids"] = [[i for i in row if i] for row in ids]
+    record: dict[str, Any] = {"routes": routes}
+    files: dict[str, bytes] = {}
+    if vocabulary is not None:
+        adapter.architecture.check_vocabulary(vocabulary.vocab_size)
+        _check_trained_with(adapter, vocabulary)
+        record |= {"eos_id": vocabulary.eos_id, "pad_id": vocabulary.pad_id}
+        record["vocabulary"] = vocabulary.identity
+        if vocabulary is not tasks.MINI_VOCABULARY:
+            files[TOKENIZER] = vocabulary.content
+    files[LABELS] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def _check_trained_with(adapter: Adapter, vocabulary: Any) -> None:
+    data = adapter.metadata.get("data")
+    trained = data.get("vocabulary") if isinstance(data, dict) else None
+    if isinstance(trained, str) and trained != vocabulary.identity:
+        raise UserError(
+            f"the adapter was trained with another vocabulary, {trained[:12]}…; this one is "
+            f"{vocabulary.identity[:12]}…"
+        )
+
+
+def described(files: Mapping[str, bytes]) -> str:
+    """Returns a line that says what lies beside the arrays."""
+    routes = json.loads(files[LABELS])["routes"]
+    some = [f"{name}: {', '.join(one['labels'])}" for name, one in routes.items() if one["labels"]]
+    said = f"{LABELS} has the labels of {'; '.join(some)}" if some else f"{LABELS} has no labels"
+    return f"{said}; with {TOKENIZER}" if TOKENIZER in files else said
