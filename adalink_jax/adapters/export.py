@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax import export
 
 from adalink_jax.adapters.load import Adaptation, largest, load_adaptation, logits
-from adalink_jax.adapters.probe import fixed_inputs
+from adalink_jax.adapters.probe import fixed_images, fixed_inputs
 from adalink_jax.adapters.programs import save_programs
 from adalink_jax.adapters.texts import described, files_beside, opened_vocabulary
 from adalink_jax.checkpoints import StoredBase, load_base, save_base
@@ -113,15 +113,18 @@ def _programs(adaptation: Adaptation, to: str, route: str | None, beside: Files)
         raise UserError("programs take the route of each row as an argument; leave --route out")
     model = Transformer(adaptation.config, adaptation.method)
     inputs, options = fixed_inputs(model.config.vocab_size)
+    images = fixed_images(model.config.image_width)
     routes = np.arange(len(inputs), dtype=np.int32) % len(adaptation.routes)
-    expected = decoding.score_options(model, adaptation.params, inputs, options, routes)
+    given = inputs, options, routes
+    expected = decoding.score_options(model, adaptation.params, *given, **images)
     own, frozen = split(adaptation.params, adaptation.method)
     flat = [traverse_util.flatten_dict(tree, sep="/") for tree in (frozen, own)]
 
     def check(folder: pathlib.Path) -> None:
         _write(beside, folder)
         score = export.deserialize(bytearray((folder / "score.stablehlo").read_bytes()))
-        _check_same(np.asarray(score.call(*flat, inputs, routes, options)), expected, to)
+        found = score.call(*flat, inputs, routes, options, *images.values())
+        _check_same(np.asarray(found), expected, to)
 
     save_programs(to, adaptation.config, adaptation.method, check)
 

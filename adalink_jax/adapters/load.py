@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalink_jax.adapters.probe import fixed_inputs
+from adalink_jax.adapters.probe import fixed_images, fixed_inputs
 from adalink_jax.checkpoints import (
     Adapter,
     check_tensors,
@@ -88,12 +88,16 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
     """
     folder = adapter_folder(adapter_path)
     adapter = load_adapter(folder)
-    activations = adapter.architecture.mlp_activations
+    recorded = adapter.architecture
     stored = open_base(base_path)
-    if len(activations) == len(stored.config.mlp_activations):
-        # The arrays do not show which activations an MLP uses; the adapter's record does.
-        configured = dataclasses.replace(stored.config, mlp_activations=activations)
-        stored = open_base(base_path, configured)
+    # The arrays do not show which activations an MLP uses, or where images stand; the record does.
+    unseen = {}
+    if len(recorded.mlp_activations) == len(stored.config.mlp_activations):
+        unseen["mlp_activations"] = recorded.mlp_activations
+    if stored.config.image_width is not None:
+        unseen["image_positions"] = recorded.image_positions
+    if unseen:
+        stored = open_base(base_path, dataclasses.replace(stored.config, **unseen))
     config = stored.config
     adapter.check_base(folder, architecture=config)  # Before the base's arrays are read.
     base = stored.load()
@@ -117,12 +121,15 @@ def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
     model = Transformer(config, method)
 
     @jax.jit
-    def forward(params: Params, inputs: Array, targets: Array, route: int) -> Array:
+    def forward(
+        params: Params, inputs: Array, targets: Array, images: dict[str, Array], route: int
+    ) -> Array:
         return model.apply(
             {"params": params},
             inputs,
             targets,
             targets,
+            **images,
             enable_dropout=False,
             encoder_routes=jnp.full_like(inputs, route),
             decoder_routes=jnp.full_like(targets, route),
@@ -134,7 +141,7 @@ def _forward(config: T5Config, method: Method) -> Callable[..., Array]:
 def logits(
     config: T5Config, params: Params, method: Method | None = None, route: int = 0
 ) -> np.ndarray:
-    """Returns float32 logits [B,L,V] on `probe.fixed_inputs`.
+    """Returns float32 logits [B,L,V] on `probe.fixed_inputs`, with `fixed_images` if it takes them.
 
     Args:
       config: the architecture.
@@ -144,7 +151,8 @@ def logits(
     """
     forward = _forward(config, method or Method())
     with jax.default_matmul_precision("float32"):
-        return np.asarray(forward(params, *fixed_inputs(config.vocab_size), route))
+        given = *fixed_inputs(config.vocab_size), fixed_images(config.image_width)
+        return np.asarray(forward(params, *given, route))
 
 
 def largest(array: np.ndarray) -> float:

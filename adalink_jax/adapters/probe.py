@@ -18,6 +18,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import Transformer
 
 _BATCH, _INPUTS, _TARGETS = 2, 24, 8  # Relative positions share buckets beyond 16 tokens.
+_IMAGES = 5
 
 
 def has_transformers() -> bool:
@@ -33,6 +34,19 @@ def fixed_inputs(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return inputs, generator.integers(1, vocab_size, (_BATCH, _TARGETS)).astype(np.int32)
 
 
+def fixed_images(image_width: int | None) -> dict[str, np.ndarray]:
+    """Returns encoder_images [2, 5, Dv] and their mask, with padding in the second row.
+
+    Nothing for a base that reads text alone.
+    """
+    if image_width is None:
+        return {}
+    images = np.random.default_rng(1).normal(size=(_BATCH, _IMAGES, image_width))
+    mask = np.ones((_BATCH, _IMAGES), np.int32)
+    mask[1, _IMAGES // 2 :] = 0
+    return {"encoder_images": images.astype(np.float32), "encoder_image_mask": mask}
+
+
 def base_logits(path: str) -> tuple[np.ndarray, str]:
     """Loads a base; returns its float32 logits [2, 8, V] on the fixed inputs and its fingerprint.
 
@@ -42,7 +56,10 @@ def base_logits(path: str) -> tuple[np.ndarray, str]:
     config, params = load_base(path)
     inputs, targets = fixed_inputs(config.vocab_size)
     model = Transformer(config)
-    logits = model.apply({"params": params}, inputs, targets, targets, enable_dropout=False)
+    images = fixed_images(config.image_width)
+    logits = model.apply(
+        {"params": params}, inputs, targets, targets, **images, enable_dropout=False
+    )
     return np.asarray(logits, np.float32), fingerprint(params)
 
 

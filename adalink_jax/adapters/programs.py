@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import traverse_util
 from jax import export
 
@@ -20,6 +19,7 @@ from adalink_jax.checkpoints.architecture import describe_architecture, shapes_o
 from adalink_jax.files import new_folder
 from adalink_jax.methods.base import Array, Method, merge, split
 from adalink_jax.models import decoding
+from adalink_jax.models.inputs import IMAGES, EncoderInputs, to_decode
 from adalink_jax.models.parameters import abstract_params
 from adalink_jax.models.t5 import T5Config, Transformer
 
@@ -28,7 +28,11 @@ SIGNATURE = "signature.json"
 
 Flat = Mapping[str, Array]
 
+# Those of a base that takes images, after the others.
+_IMAGES = ("images", "image_mask")
 _ARGUMENTS = {
+    "images": ("b, m, v", "vectors that an image encoder gives of a row's pictures"),
+    "image_mask": ("b, m", "1 where such a vector is real, 0 on padding"),
     "inputs": ("b, t", "token ids, 0 on padding"),
     "routes": ("b", "which of the adapter's modules adapts a row; 0 where it has one"),
     "options": ("c, l", "the options' token ids with EOS, 0 on padding"),
@@ -48,6 +52,8 @@ def programs(config: T5Config, method: Method) -> dict[str, tuple[Callable[..., 
       * score(base, adapter, inputs, routes, options) → log-likelihoods [b, c];
       * greedy(base, adapter, inputs, routes, blank) → token ids [b, l], 0 after EOS; -1 where the
         logits are not finite.
+
+      Those of a base that takes images have images [b, m, v] and image_mask [b, m] after these.
     """
     model = Transformer(config, method)
 
@@ -55,26 +61,30 @@ def programs(config: T5Config, method: Method) -> dict[str, tuple[Callable[..., 
         trees = (traverse_util.unflatten_dict(dict(flat), sep="/") for flat in (base, adapter))
         return merge(*trees)
 
-    def encode(base: Flat, adapter: Flat, inputs: Array, routes: Array) -> Array:
-        return model.apply(
-            {"params": params(base, adapter)},
-            inputs,
-            enable_dropout=False,
-            encoder_routes=jnp.broadcast_to(routes[:, None], inputs.shape),
-            method="encode",
-        )
+    def encode(base: Flat, adapter: Flat, *given: Array) -> Array:
+        arguments = EncoderInputs.of(*given).to_encode()
+        merged = {"params": params(base, adapter)}
+        return model.apply(merged, **arguments, enable_dropout=False, method="encode")
 
-    def score(base: Flat, adapter: Flat, inputs: Array, routes: Array, options: Array) -> Array:
-        return decoding.score_options(model, params(base, adapter), inputs, options, routes)
+    def score(
+        base: Flat, adapter: Flat, inputs: Array, routes: Array, options: Array, *images: Array
+    ) -> Array:
+        merged = params(base, adapter)
+        return decoding.score_options(model, merged, inputs, options, routes, *images)
 
-    def greedy(base: Flat, adapter: Flat, inputs: Array, routes: Array, blank: Array) -> Array:
-        length = blank.shape[0]
-        return decoding.greedy(model, params(base, adapter), inputs, length, routes=routes)
+    def greedy(
+        base: Flat, adapter: Flat, inputs: Array, routes: Array, blank: Array, *images: Array
+    ) -> Array:
+        batch = {"encoder_input_tokens": inputs, "encoder_routes": routes}
+        batch |= zip(IMAGES, images, strict=False)
+        merged, length = params(base, adapter), blank.shape[0]
+        return decoding.greedy(model, merged, max_length=length, **to_decode(batch))
 
+    images = [] if config.image_width is None else list(_IMAGES)
     return {
-        "encode": (encode, ["inputs", "routes"]),
-        "score": (score, ["inputs", "routes", "options"]),
-        "greedy": (greedy, ["inputs", "routes", "blank"]),
+        "encode": (encode, ["inputs", "routes", *images]),
+        "score": (score, ["inputs", "routes", "options", *images]),
+        "greedy": (greedy, ["inputs", "routes", "blank", *images]),
     }
 
 
@@ -107,15 +117,19 @@ def save_programs(
         "adapter": shapes_of(adapter),
         "programs": {},
     }
-    sizes = dict(zip("btcl", export.symbolic_shape("b, t, c, l"), strict=True))
+    sizes = dict(zip("btclm", export.symbolic_shape("b, t, c, l, m"), strict=True))
+    sizes["v"] = config.image_width or 0
     with new_folder(folder) as partial:
         for name, (function, names) in programs(config, method).items():
             shapes = [
                 tuple(sizes[letter] for letter in _ARGUMENTS[argument][0].split(", "))
                 for argument in names
             ]
-            tokens = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
-            exported = export.export(jax.jit(function), platforms=PLATFORMS)(base, adapter, *tokens)
+            arrays = [
+                jax.ShapeDtypeStruct(shape, _dtype(argument))
+                for argument, shape in zip(names, shapes, strict=True)
+            ]
+            exported = export.export(jax.jit(function), platforms=PLATFORMS)(base, adapter, *arrays)
             file = f"{name}.stablehlo"
             (partial / file).write_bytes(exported.serialize())
             (result,) = exported.out_avals
@@ -135,4 +149,8 @@ def save_programs(
 
 def _argument(name: str) -> dict[str, Any]:
     shape, what = _ARGUMENTS[name]
-    return {"name": name, "dtype": "int32", "shape": shape.split(", "), "what": what}
+    return {"name": name, "dtype": _dtype(name), "shape": shape.split(", "), "what": what}
+
+
+def _dtype(argument: str) -> str:
+    return "float32" if argument == "images" else "int32"

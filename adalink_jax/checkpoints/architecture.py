@@ -30,10 +30,15 @@ FIELDS = (
     "relpos_bias_per_layer",
 )
 
+# The fields of a base with images, which its arrays have an input for. Others do not record them.
+IMAGE_FIELDS = ("image_width", "image_positions")
+
 _FLAGS = ("logits_via_embedding", "separate_encoder_embedding", "relpos_bias_per_layer")
 
 # T5X always uses 32 buckets of relative positions; its config has no field for it.
 RELATIVE_POSITION_BUCKETS = 32
+
+_PROJECTION = "encoder/image_projection/kernel"
 
 _LISTED = 3
 _LARGEST = 2**31  # Of a size or a count in a record.
@@ -46,9 +51,11 @@ def describe_architecture(config: T5Config) -> dict[str, Any]:
       config: a T5's configuration.
 
     Returns:
-      ``{field: value}`` for every name in `FIELDS`; ``mlp_activations`` is a list of strings.
+      ``{field: value}`` for every name in `FIELDS`, and in `IMAGE_FIELDS` if the base takes images;
+      ``mlp_activations`` is a list of strings.
     """
-    values = {name: getattr(config, name) for name in FIELDS}
+    names = FIELDS if config.image_width is None else FIELDS + IMAGE_FIELDS
+    values = {name: getattr(config, name) for name in names}
     values["mlp_activations"] = list(values["mlp_activations"])
     return values
 
@@ -69,7 +76,7 @@ def config_from(described: Any, where: str) -> T5Config:
     if not isinstance(described, Mapping):
         raise UserError(f"{where}: 'architecture' is no object of fields")
     missing = [name for name in FIELDS if name not in described]
-    unknown = [name for name in described if name not in FIELDS]
+    unknown = [name for name in described if name not in FIELDS + IMAGE_FIELDS]
     if missing or unknown:
         parts = _listed("missing", missing) + _listed("unknown", unknown)
         raise UserError(f"{where}: architecture fields {'; '.join(parts)}")
@@ -90,6 +97,8 @@ def _valid_field(name: str, value: Any) -> bool:
         return strings and len(value) > 0
     if name in _FLAGS:
         return isinstance(value, bool)
+    if name == "image_positions":
+        return isinstance(value, str)
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _LARGEST
 
 
@@ -100,7 +109,10 @@ def shapes_of(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def infer_config(
-    shapes: Shapes, where: str = "parameters", activations: Sequence[str] | None = None
+    shapes: Shapes,
+    where: str = "parameters",
+    activations: Sequence[str] | None = None,
+    image_positions: str = "joint",
 ) -> T5Config:
     """Returns the T5 whose parameters have these names and shapes.
 
@@ -112,6 +124,7 @@ def infer_config(
       shapes: the shapes of exactly the T5's parameters, by their ``"/"``-joined T5X names.
       where: the path the arrays come from, for errors.
       activations: the functions, if known from elsewhere.
+      image_positions: as in `T5Config`, which arrays do not show; only of a base with images.
 
     Returns:
       The configuration, with T5Config's defaults for what arrays do not show (dropout, dtypes).
@@ -135,7 +148,12 @@ def infer_config(
     published = ("gelu", "linear") if gated else ("relu",)
     if activations is None or len(activations) != len(published):
         activations = published
+    images = {}
+    if _PROJECTION in shapes:
+        images["image_width"] = _shape(shapes, _PROJECTION, 2, where)[0]
+        images["image_positions"] = image_positions
     config = T5Config(
+        **images,
         vocab_size=vocab_size,
         emb_dim=emb_dim,
         num_heads=num_heads,
@@ -180,7 +198,8 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     * attention: query, key, value kernels [D, N·K], out [N·K, D]
     * MLP: ``wi`` or ``wi_0, wi_1, …`` [D, F], ``wo`` [F, D]; layer norms [D]
     * ``decoder/logits_dense/kernel`` [D, V] unless the output layer is the embedding
-    * ``encoder/token_embedder/embedding`` [V, D] if the encoder has its own table.
+    * ``encoder/token_embedder/embedding`` [V, D] if the encoder has its own table
+    * ``encoder/image_projection/kernel`` [Dv, D] and its ``bias`` [D] if the base takes images.
 
     Source of the names: t5x/examples/t5/network.py and layers.py.
     """
@@ -224,6 +243,9 @@ def expected_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
         shapes["decoder/logits_dense/kernel"] = (d, config.vocab_size)
     if config.separate_encoder_embedding:
         shapes["encoder/token_embedder/embedding"] = (config.vocab_size, d)
+    if config.image_width is not None:
+        shapes[_PROJECTION] = (config.image_width, d)
+        shapes["encoder/image_projection/bias"] = (d,)
     return shapes
 
 
@@ -268,8 +290,8 @@ def _listed(what: str, names: Iterable[str]) -> list[str]:
 
 def differing_fields(one: T5Config, other: T5Config) -> dict[str, tuple[Any, Any]]:
     """Returns ``{field: (value in one, value in other)}`` for the fields that differ."""
-    first, second = describe_architecture(one), describe_architecture(other)
-    return {n: (first[n], second[n]) for n in FIELDS if first[n] != second[n]}
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in FIELDS + IMAGE_FIELDS}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def check_architecture(given: T5Config, inferred: T5Config, where: str = "the checkpoint") -> None:

@@ -135,6 +135,7 @@ def open_arrays(
     where: str,
     configured: T5Config | None,
     activations: Iterable[str] | None = None,
+    image_positions: str | None = None,
 ) -> StoredBase:
     """Opens a base from its arrays; every parameter must have one, and every array be used.
 
@@ -143,6 +144,7 @@ def open_arrays(
       where: their path, for errors.
       configured: the expected architecture, or None.
       activations: the MLP's functions, if known from elsewhere than the arrays.
+      image_positions: where images stand, if known from elsewhere.
 
     Raises:
       UserError: the arrays are not those of one T5, or not those of `configured`.
@@ -150,8 +152,10 @@ def open_arrays(
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     if activations is None and configured is not None:
         activations = configured.mlp_activations
+    if image_positions is None:
+        image_positions = configured.image_positions if configured else "joint"
     named = None if activations is None else tuple(activations)
-    config = architecture.infer_config(shapes, where, named)
+    config = architecture.infer_config(shapes, where, named, image_positions)
     if configured is not None:
         architecture.check_architecture(configured, config, where)
     return StoredBase(config, where, arrays)

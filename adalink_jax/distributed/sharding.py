@@ -34,6 +34,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("kv", None),
     ("length", None),
     ("relpos_buckets", None),
+    ("image_width", None),
     ("routes", None),
     ("adapter_embed", None),
     ("rank", None),

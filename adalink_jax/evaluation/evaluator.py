@@ -26,6 +26,7 @@ from adalink_jax.evaluation.metrics import OUTPUT_SCORES, TARGET_SCORES, Outputs
 from adalink_jax.evaluation.results import Prediction, Results, SplitResult, TaskResult
 from adalink_jax.methods.base import Params
 from adalink_jax.models import decoding
+from adalink_jax.models.inputs import to_decode
 from adalink_jax.models.t5 import Transformer
 
 MODES = ("rank_classification", "greedy", "beam")
@@ -234,11 +235,10 @@ class Evaluator:
             hosts.reached(f"the evaluation of {split.examples.task}")
             indices = batch["indices"]
             arrays = place_batch({k: v for k, v in batch.items() if k != "indices"}, self._mesh)
-            tokens, routes = arrays["encoder_input_tokens"], arrays["encoder_routes"]
-            targets = arrays.get("decoder_target_tokens")
+            inputs, targets = to_decode(arrays), arrays.get("decoder_target_tokens")
             with on_mesh(self._mesh):
                 found = self._predict(
-                    params, tokens, routes, targets, task.options, eos_id, task.metrics.needed
+                    params, inputs, targets, task.options, eos_id, task.metrics.needed
                 )
             if pending is not None:
                 yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
@@ -263,33 +263,33 @@ class Evaluator:
 def _compiled(
     model: Transformer, mode: str, mesh: Mesh, max_length: int, beam_size: int
 ) -> Callable[..., dict[str, jax.Array]]:
-    """Compiles (params, tokens, routes, targets, options, eos_id, needed) → outputs by name.
+    """Compiles (params, inputs, targets, options, eos_id, needed) → outputs by name.
 
     "output" is scores [B,C] of labels or tokens [B,L] of texts. `TARGET_SCORES` and
     `OUTPUT_SCORES` are [B], and there if needed; labels have their scores already.
     """
 
-    def predict(params, tokens, routes, targets, options, eos_id, needed):
+    def predict(params, inputs, targets, options, eos_id, needed):
         found = {}
         if mode == "rank_classification":
-            found["output"] = decoding.score_options(model, params, tokens, options, routes)
+            found["output"] = decoding.score_options(model, params, options=options, **inputs)
         else:
             generate = decoding.greedy
             if mode == "beam":
                 generate = functools.partial(decoding.beam_search, beam_size=beam_size)
             found["output"] = generate(
-                model, params, tokens, max_length, routes=routes, eos_id=eos_id
+                model, params, max_length=max_length, eos_id=eos_id, **inputs
             )
             if OUTPUT_SCORES in needed:
                 found[OUTPUT_SCORES] = decoding.score_targets(
-                    model, params, tokens, found["output"], routes
+                    model, params, targets=found["output"], **inputs
                 )
         if TARGET_SCORES in needed:
-            found[TARGET_SCORES] = decoding.score_targets(model, params, tokens, targets, routes)
+            found[TARGET_SCORES] = decoding.score_targets(model, params, targets=targets, **inputs)
         return found
 
     # Replicated, so that every process can fetch all rows.
-    return jax.jit(predict, static_argnums=(5, 6), out_shardings=replicated(mesh))
+    return jax.jit(predict, static_argnums=(4, 5), out_shardings=replicated(mesh))
 
 
 def _route(routes: Mapping[str, int] | None, name: str) -> int:

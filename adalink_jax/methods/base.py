@@ -47,6 +47,10 @@ Layers = tuple[Annotated[int, Range(0)], ...] | None
 RateFactors = tuple[tuple[str, NotNegative], ...] | None
 
 
+# What a token is of, in `Context.modalities`.
+TEXT, IMAGE = 0, 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
     """A named place in the network, without the layer's number, since layers may be scanned.
@@ -77,10 +81,12 @@ class Context:
 
     Attributes:
       mask: True where a token is real, False on padding.
-      tokens: the token ids, for `Method.inputs`; None elsewhere.
+      tokens: the token ids, for `Method.inputs`, 0 at images; None elsewhere.
       routes: which module adapts each token, in [0, K); None if the caller gave none.
       segment_ids: the packed example of each token, from 1; None if a row is one example.
       positions: position of each token in its example; None if a row is one example.
+      modalities: whether each token is `TEXT` or `IMAGE`, the same in all rows; None if the base
+        reads text alone.
       gate: 1.0; if layers are scanned, this layer's entry of `Method.gates`.
       shared: what `Method.prepare` returned for this stack.
       memory_bias: in self-attention, the biases of the `Method.memory_positions` in front of the
@@ -97,6 +103,7 @@ class Context:
     routes: Int[Array, "B T"] | None = None
     segment_ids: Int[Array, "B T"] | None = None
     positions: Int[Array, "B T"] | None = None
+    modalities: Int[Array, "B T"] | None = None
     gate: Any = 1.0
     shared: Any = None
     memory_bias: Float[Array, "1 N T P"] | None = None
@@ -118,7 +125,7 @@ class Context:
         return place - jax.lax.cummax(jnp.where(starts, place, 0), axis=1)
 
     def lengthened(self, extra: int) -> "Context":
-        """Returns the context with `extra` real tokens in front, on the row's first route."""
+        """Returns the context with `extra` real vectors of text in front, on the first route."""
         if extra == 0:
             return self
 
@@ -129,7 +136,11 @@ class Context:
             return jnp.concatenate([jnp.repeat(front, extra, axis=1), x], axis=1)
 
         return dataclasses.replace(
-            self, mask=widen(self.mask, 1), tokens=None, routes=widen(self.routes)
+            self,
+            mask=widen(self.mask, 1),
+            tokens=None,
+            routes=widen(self.routes),
+            modalities=widen(self.modalities, TEXT),
         )
 
 

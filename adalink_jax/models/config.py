@@ -11,6 +11,7 @@ from adalink_jax.values import Checked, Depth, OneOf, Rate, Size, shown
 
 ACTIVATIONS = ("relu", "gelu", "linear", "silu", "swish")
 REMATS = ("none", "minimal", "full")
+IMAGE_POSITIONS = ("joint", "none")
 
 # More layers than this in a stack are scanned unless the configuration says otherwise.
 _UNSCANNED_LAYERS = 12
@@ -55,6 +56,10 @@ class T5Config(Checked):
         into the embedding needs it; no published T5 has it.
       relpos_bias_per_layer: whether each layer has its own table of relative position biases, as
         in T5X's scalable_t5 and umT5, instead of one per stack.
+      image_width: Dv, the width of the vectors that an image encoder gives; a linear layer takes
+        them to D, and they stand in front of the encoder's text. None: the base reads text alone.
+      image_positions: where images stand for the relative position biases: "joint", in one
+        sequence with the text (BLIP-2); "none", no bias where an image is involved (VL-T5).
       float32_attention_logits: whether attention logits are float32 for any `dtype`.
       scan_layers: whether training and evaluation stack the layers, so that the network scans
         over them; None does so if a stack has more than 12. The function is the same, but
@@ -79,6 +84,8 @@ class T5Config(Checked):
     logits_via_embedding: bool = False
     separate_encoder_embedding: bool = False
     relpos_bias_per_layer: bool = False
+    image_width: Size | None = None
+    image_positions: Annotated[str, OneOf(IMAGE_POSITIONS)] = "joint"
     float32_attention_logits: bool = False
     scan_layers: bool | None = None
     remat: Annotated[str, OneOf(REMATS)] = "none"
@@ -86,6 +93,11 @@ class T5Config(Checked):
     def __post_init__(self):
         super().__post_init__()
         object.__setattr__(self, "dtype", activations_dtype(self.dtype))
+        if self.image_width is None and self.image_positions != "joint":
+            raise UserError(
+                f"image_positions is '{self.image_positions}', but image_width is None: there are "
+                "no images to place"
+            )
 
     def check_vocabulary(self, size: int) -> None:
         """Raises `UserError` if a vocabulary has more ids than the token table has rows."""

@@ -5,9 +5,11 @@ The encoder runs once per call. Generation keeps the decoder's keys and values i
 values that the loop does not change, such as the keys and values of cross-attention, once before
 the loop.
 
-A row without input tokens only fills up a batch. It is not decoded: its output tokens are all 0.
+A row without input tokens and images only fills up a batch. It is not decoded: its output tokens
+are all 0.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,10 +21,8 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Params
+from adalink_jax.models.inputs import EncoderInputs, Routes
 from adalink_jax.models.t5 import Transformer
-
-# One route per row; or one per input token, where a row has several (modalities).
-Routes = Int[Array, " B"] | Int[Array, "B T"]
 
 # Maximum size in bytes, over all devices, of the logits of one chunk of scored options.
 LOGITS_BYTES = 2**28
@@ -39,6 +39,8 @@ def greedy(
     max_length: int,
     *,
     routes: Routes | None = None,
+    encoder_images: Float[Array, "B M Dv"] | None = None,
+    encoder_image_mask: Int[Array, "B M"] | None = None,
     eos_id: int = 1,
 ) -> Int[Array, "B L"]:
     """Generates greedily: always the most likely next token.
@@ -49,14 +51,17 @@ def greedy(
       encoder_input_tokens: token ids, 0 on padding.
       max_length: L, the maximum number of generated tokens, including EOS.
       routes: for methods with several routes; the decoder uses the first input token's route.
+      encoder_images: vectors of each row's images, which do not count as generated tokens.
+      encoder_image_mask: 1 where such a vector is real, 0 on padding; None if all are.
       eos_id: the token that ends a row.
 
     Returns:
       int32 tokens, including EOS if it was generated, then 0. A row whose logits are not finite
       holds `BROKEN`.
     """
-    encoded = _encode(model, params, encoder_input_tokens, routes)
-    step, cache = _decoder(model, params, encoded, encoder_input_tokens, routes, max_length)
+    inputs = EncoderInputs.of(encoder_input_tokens, routes, encoder_images, encoder_image_mask)
+    encoded = _encode(model, params, inputs)
+    step, cache = _decoder(model, params, encoded, inputs, max_length)
     batch = encoder_input_tokens.shape[0]
 
     def unfinished(state):
@@ -74,7 +79,7 @@ def greedy(
 
     last = jnp.zeros(batch, jnp.int32)
     tokens = jnp.zeros((batch, max_length), jnp.int32)
-    state = (0, last, _is_filler(encoder_input_tokens), tokens, cache)
+    state = (0, last, inputs.empty, tokens, cache)
     return jax.lax.while_loop(unfinished, extend, state)[3]
 
 
@@ -90,6 +95,8 @@ def beam_search(
     beam_size: int = 4,
     length_penalty: float = 0.6,
     routes: Routes | None = None,
+    encoder_images: Float[Array, "B M Dv"] | None = None,
+    encoder_image_mask: Int[Array, "B M"] | None = None,
     eos_id: int = 1,
 ) -> Int[Array, "B L"]:
     """Generates by beam search and returns each row's best output.
@@ -109,6 +116,8 @@ def beam_search(
       beam_size: number of unfinished outputs that are kept.
       length_penalty: alpha ≥ 0; 0 compares log-probabilities, larger values favor longer outputs.
       routes: as in `greedy`.
+      encoder_images: as in `greedy`.
+      encoder_image_mask: as in `greedy`.
       eos_id: the token that ends a row.
 
     Returns:
@@ -121,15 +130,26 @@ def beam_search(
     if beam_size < 1 or length_penalty < 0:
         raise ValueError(f"beam_size {beam_size} must be ≥ 1, length_penalty {length_penalty} ≥ 0")
     if beam_size == 1:
-        return greedy(model, params, encoder_input_tokens, max_length, routes=routes, eos_id=eos_id)
-    encoded = _encode(model, params, encoder_input_tokens, routes)
-    # Beams of one example are neighboring rows.
-    encoded, inputs, routes = jax.tree.map(
-        lambda x: jnp.repeat(x, beam_size, axis=0), (encoded, encoder_input_tokens, routes)
+        return greedy(
+            model,
+            params,
+            encoder_input_tokens,
+            max_length,
+            routes=routes,
+            encoder_images=encoder_images,
+            encoder_image_mask=encoder_image_mask,
+            eos_id=eos_id,
+        )
+    inputs = EncoderInputs.of(encoder_input_tokens, routes, encoder_images, encoder_image_mask)
+    empty, encoded = inputs.empty, _encode(model, params, inputs)
+    # Beams of one example are neighboring rows. The images are read.
+    encoded, inputs = jax.tree.map(
+        lambda x: jnp.repeat(x, beam_size, axis=0),
+        (encoded, dataclasses.replace(inputs, images=None)),
     )
-    step, cache = _decoder(model, params, encoded, inputs, routes, max_length)
+    step, cache = _decoder(model, params, encoded, inputs, max_length)
     search = _Search(step, beam_size, length_penalty, max_length, eos_id)
-    state = search.start(_is_filler(encoder_input_tokens), cache)
+    state = search.start(empty, cache)
     state = jax.lax.while_loop(search.unfinished, search.extend, state)
     finished = state["best_score"] > -jnp.inf
     tokens = jnp.where(finished[:, None], state["best"], state["live"][:, 0])
@@ -143,6 +163,8 @@ def score_options(
     encoder_input_tokens: Int[Array, "B T"],
     options: Int[Array, "C L"] | Int[Array, "B C L"],
     routes: Routes | None = None,
+    encoder_images: Float[Array, "B M Dv"] | None = None,
+    encoder_image_mask: Int[Array, "B M"] | None = None,
 ) -> Float[Array, "B C"]:
     """Computes the log-likelihood of every option given every input.
 
@@ -159,11 +181,14 @@ def score_options(
       encoder_input_tokens: token ids, 0 on padding.
       options: each option's tokens with EOS, 0 on padding; of all rows, or each row's own.
       routes: as in `greedy`.
+      encoder_images: as in `greedy`.
+      encoder_image_mask: as in `greedy`.
 
     Returns:
       float32 log-likelihoods.
     """
-    encoded = _encode(model, params, encoder_input_tokens, routes)
+    source = EncoderInputs.of(encoder_input_tokens, routes, encoder_images, encoder_image_mask)
+    encoded = _encode(model, params, source)
     batch = encoder_input_tokens.shape[0]
     if options.ndim == 3:
         options = jnp.swapaxes(options, 0, 1)
@@ -172,9 +197,7 @@ def score_options(
     def score(option: Int[Array, " L"] | Int[Array, "B L"]) -> Float[Array, " B"]:
         inputs = jnp.pad(option[..., :-1], [*[(0, 0)] * (option.ndim - 1), (1, 0)])
         inputs, targets = (jnp.broadcast_to(x, (batch, length)) for x in (inputs, option))
-        return _log_likelihood(
-            model, params, encoded, encoder_input_tokens, inputs, targets, routes
-        )
+        return _log_likelihood(model, params, encoded, source, inputs, targets)
 
     fitting = 1  # Stays 1 if sizes are symbolic (`jax.export`).
     if isinstance(batch, int) and isinstance(length, int):
@@ -218,6 +241,8 @@ def score_targets(
     encoder_input_tokens: Int[Array, "B T"],
     targets: Int[Array, "B L"],
     routes: Routes | None = None,
+    encoder_images: Float[Array, "B M Dv"] | None = None,
+    encoder_image_mask: Int[Array, "B M"] | None = None,
 ) -> Float[Array, " B"]:
     """Computes the log-likelihood of each row's own target, as `score_options` does of options.
 
@@ -227,32 +252,33 @@ def score_targets(
       encoder_input_tokens: token ids, 0 on padding.
       targets: each row's tokens with EOS, 0 on padding.
       routes: as in `greedy`.
+      encoder_images: as in `greedy`.
+      encoder_image_mask: as in `greedy`.
 
     Returns:
       float32 log-likelihoods.
     """
-    encoded = _encode(model, params, encoder_input_tokens, routes)
+    source = EncoderInputs.of(encoder_input_tokens, routes, encoder_images, encoder_image_mask)
+    encoded = _encode(model, params, source)
     inputs = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    return _log_likelihood(model, params, encoded, encoder_input_tokens, inputs, targets, routes)
+    return _log_likelihood(model, params, encoded, source, inputs, targets)
 
 
 def _log_likelihood(
     model: Transformer,
     params: Params,
     encoded: Float[Array, "B T2 D"],
-    encoder_input_tokens: Int[Array, "B T"],
+    source: EncoderInputs,
     inputs: Int[Array, "B L"],
     targets: Int[Array, "B L"],
-    routes: Routes | None,
 ) -> Float[Array, " B"]:
     logits = model.apply(
         {"params": params},
         encoded,
-        encoder_input_tokens,
-        inputs,
-        targets,
+        decoder_input_tokens=inputs,
+        decoder_target_tokens=targets,
         enable_dropout=False,
-        **_spread(routes, encoder_input_tokens, targets.shape[1]),
+        **source.to_decode(targets.shape[1]),
         method="decode",
     )
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -260,29 +286,9 @@ def _log_likelihood(
     return jnp.sum(log_probs, axis=-1, where=targets > 0)
 
 
-def _is_filler(tokens: Int[Array, "B T"]) -> Bool[Array, " B"]:
-    return ~jnp.any(tokens > 0, axis=-1)
-
-
-def _spread(routes: Routes | None, tokens: Int[Array, "B T"], length: int) -> dict[str, Any]:
-    """Returns the network's route arguments, for a decoder of `length` tokens."""
-    if routes is None:
-        return {}
-    encoder = jnp.broadcast_to(routes if routes.ndim == 2 else routes[:, None], tokens.shape)
-    decoder = jnp.broadcast_to(encoder[:, :1], (tokens.shape[0], length))
-    return {"encoder_routes": encoder, "decoder_routes": decoder}
-
-
-def _encode(
-    model: Transformer, params: Params, tokens: Int[Array, "B T"], routes: Routes | None
-) -> Float[Array, "B T2 D"]:
-    encoder_routes = _spread(routes, tokens, 1).get("encoder_routes")
+def _encode(model: Transformer, params: Params, inputs: EncoderInputs) -> Float[Array, "B T2 D"]:
     return model.apply(
-        {"params": params},
-        tokens,
-        enable_dropout=False,
-        encoder_routes=encoder_routes,
-        method="encode",
+        {"params": params}, **inputs.to_encode(), enable_dropout=False, method="encode"
     )
 
 
@@ -290,8 +296,7 @@ def _decoder(
     model: Transformer,
     params: Params,
     encoded: Float[Array, "B T2 D"],
-    encoder_input_tokens: Int[Array, "B T"],
-    routes: Routes | None,
+    source: EncoderInputs,
     max_length: int,
 ) -> tuple[Callable, Params]:
     """Returns ``step(tokens [B], cache) → (logits [B,V], cache)`` and the empty cache."""
@@ -302,13 +307,12 @@ def _decoder(
         return model.apply(
             {"params": params, **cache},
             encoded,
-            encoder_input_tokens,
-            inputs,
-            jnp.ones_like(inputs),
+            decoder_input_tokens=inputs,
+            decoder_target_tokens=jnp.ones_like(inputs),
             enable_dropout=False,
             decode=True,
             max_decode_length=max_length,
-            **_spread(routes, encoder_input_tokens, inputs.shape[1]),
+            **source.to_decode(inputs.shape[1]),
             method="decode",
             mutable=["cache"],
         )

@@ -114,6 +114,23 @@ class Embed(nn.Module):
         return logits / np.sqrt(x.shape[-1])
 
 
+class ImageProjection(nn.Module):
+    """The linear layer from an image encoder's vectors to the width of the text's embeddings."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B M Dv"]) -> Float[Array, "B M D"]:
+        shape, axes = (images.shape[-1], self.features), ("image_width", "embed")
+        kernel = param_with_axes("kernel", _TRUNCATED_NORMAL, shape, jnp.float32, axes=axes)
+        zeros = nn.initializers.zeros
+        bias = param_with_axes("bias", zeros, (self.features,), jnp.float32, axes=("embed",))
+        y = product(images.astype(self.dtype).reshape(-1, shape[0]), kernel, self.dtype)
+        y = y.reshape(*images.shape[:-1], self.features) + bias.astype(self.dtype)
+        return with_sharding_constraint(y, ("batch", "length", "embed"))
+
+
 def _bucket_thresholds(num_buckets: int, max_distance: int) -> np.ndarray:
     """Returns the smallest distance in each of the buckets 1, 2, … of one direction.
 
@@ -219,6 +236,7 @@ class Attention(nn.Module):
                 routes=routes,
                 segment_ids=None,
                 positions=None,
+                modalities=None if ctx.modalities is None else jnp.zeros(vectors.shape[:2], int),
             )
             return split(key(vectors, own)), split(value(vectors, own))
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from adalink_jax.methods.base import Array, Params
 from adalink_jax.models.decoding import BROKEN
+from adalink_jax.models.inputs import EncoderInputs
 from adalink_jax.models.t5 import Transformer
 
 
@@ -43,8 +44,7 @@ class Slots:
     """S rows that are being decoded.
 
     Attributes:
-      inputs: token ids, 0 on padding; they say which of the source a row may see.
-      routes: each row's route.
+      inputs: without images; they say which of the source a row may see, and its route.
       last: the newest token; 0 at first.
       count: number of generated tokens.
       choice: how the next one is chosen.
@@ -52,8 +52,7 @@ class Slots:
       cache: keys and values of the tokens so far, every leaf [S, …].
     """
 
-    inputs: Int[Array, "S T"]
-    routes: Int[Array, " S"]
+    inputs: EncoderInputs
     last: Int[Array, " S"]
     count: Int[Array, " S"]
     choice: Choice
@@ -61,7 +60,14 @@ class Slots:
     cache: Params
 
 
-def empty(model: Transformer, params: Params, size: int, longest: int, max_length: int) -> Slots:
+def empty(
+    model: Transformer,
+    params: Params,
+    size: int,
+    longest: int,
+    max_length: int,
+    images: int | None = None,
+) -> Slots:
     """Returns free slots.
 
     Args:
@@ -70,25 +76,28 @@ def empty(model: Transformer, params: Params, size: int, longest: int, max_lengt
       size: S.
       longest: T, the most tokens of an input.
       max_length: L, the most tokens to generate.
+      images: M, the vectors of images of each row; None for text alone.
     """
-    tokens = jax.ShapeDtypeStruct((longest,), jnp.int32)
-    route = jax.ShapeDtypeStruct((), jnp.int32)
 
-    def made(params, tokens, route):
-        encoded, source = _read(model, params, tokens, route)
-        inputs = jnp.zeros((1, max_length), jnp.int32)
-        _, cache = _decode(model, params, encoded, tokens, inputs, route, max_length, source, {})
+    def zeros(*shape: int, dtype: Any = jnp.int32) -> Array:
+        return jnp.zeros((size, *shape), dtype)
+
+    inputs = EncoderInputs(zeros(longest), zeros())
+    if images is not None:
+        vectors = zeros(images, model.config.image_width or 0, dtype=model.config.dtype)
+        inputs = EncoderInputs.of(inputs.tokens, inputs.routes, vectors)
+
+    def made(params, inputs):
+        encoded, source = _read(model, params, inputs)
+        tokens = jnp.zeros((1, max_length), jnp.int32)
+        _, cache = _decode(model, params, encoded, inputs, tokens, max_length, source, {})
         return source, cache
 
-    shapes = jax.eval_shape(made, params, tokens, route)
-    source, cache = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), shapes)
-
-    def zeros(dtype: Any = jnp.int32) -> Array:
-        return jnp.zeros(size, dtype)
-
-    choice = Choice(zeros(jnp.float32), zeros(jnp.float32), zeros())
-    inputs = jnp.zeros((size, longest), jnp.int32)
-    return Slots(inputs, zeros(), zeros(), zeros(), choice, source, cache)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    shapes = jax.eval_shape(made, params, one)
+    source, cache = jax.tree.map(lambda leaf: zeros(*leaf.shape, dtype=leaf.dtype), shapes)
+    choice = Choice(zeros(dtype=jnp.float32), zeros(dtype=jnp.float32), zeros())
+    return Slots(dataclasses.replace(inputs, images=None), zeros(), zeros(), choice, source, cache)
 
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("slots",))
@@ -100,6 +109,8 @@ def begin(
     places: Int[Array, " B"],
     routes: Int[Array, " B"],
     choice: Choice,
+    encoder_images: Float[Array, "B M Dv"] | None = None,
+    encoder_image_mask: Int[Array, "B M"] | None = None,
 ) -> Slots:
     """Encodes inputs, and puts them into slots.
 
@@ -111,9 +122,11 @@ def begin(
       places: each row's slot; S or more for a row that only fills up the batch.
       routes: each row's route.
       choice: how the rows' tokens are chosen.
+      encoder_images: vectors of each row's images, of the slots' M; None if that is None.
+      encoder_image_mask: 1 where such a vector is real, 0 on padding; None if all are.
     """
-    _, source = jax.vmap(functools.partial(_read, model, params))(tokens, routes)
-    size, longest = slots.inputs.shape
+    inputs = EncoderInputs.of(tokens, routes, encoder_images, encoder_image_mask)
+    _, source = jax.vmap(functools.partial(_read, model, params))(inputs)
 
     def put(into: jax.Array, rows: Array) -> jax.Array:
         # Shorter inputs are filled up: behind them, as a method puts its own vectors in front.
@@ -123,8 +136,7 @@ def begin(
 
     rows = len(places)
     fresh = Slots(
-        inputs=tokens,
-        routes=routes,
+        inputs=dataclasses.replace(inputs, images=None),
         last=jnp.zeros(rows, jnp.int32),
         count=jnp.zeros(rows, jnp.int32),
         choice=choice,
@@ -158,17 +170,13 @@ def advance(
     wide = next(leaf.shape[-3] for leaf in jax.tree.leaves(slots.source))
     encoded = jnp.zeros((1, wide, model.config.emb_dim), model.config.dtype)  # Only its shape.
 
-    def one(tokens, route, last, source, cache):
-        inputs = last[None, None]
-        logits, cache = _decode(
-            model, params, encoded, tokens, inputs, route, length, source, cache
-        )
+    def one(inputs, last, source, cache):
+        token = last[None, None]
+        logits, cache = _decode(model, params, encoded, inputs, token, length, source, cache)
         return logits[0, 0], cache
 
     def step(slots: Slots, _: None):
-        logits, cache = jax.vmap(one)(
-            slots.inputs, slots.routes, slots.last, slots.source, slots.cache
-        )
+        logits, cache = jax.vmap(one)(slots.inputs, slots.last, slots.source, slots.cache)
         token = _chosen(logits, slots.choice, slots.count)
         token = jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), token, BROKEN)
         changed = {"last": jnp.maximum(token, 0), "count": slots.count + 1, "cache": cache}
@@ -202,48 +210,44 @@ def _chosen(
     return jax.lax.cond(jnp.any(choice.temperature > 0), drawn, lambda: greedy)
 
 
+def _batch_of_one(row: EncoderInputs) -> EncoderInputs:
+    return jax.tree.map(lambda leaf: leaf[None], row)
+
+
 def _read(
-    model: Transformer, params: Params, tokens: Int[Array, " T"], route: Int[Array, ""]
+    model: Transformer, params: Params, row: EncoderInputs
 ) -> tuple[Float[Array, "1 T2 D"], Params]:
     """Encodes one row; returns the sequence, and its keys and values for the decoder."""
-    inputs = tokens[None]
+    inputs = _batch_of_one(row)
     encoded = model.apply(
-        {"params": params},
-        inputs,
-        enable_dropout=False,
-        encoder_routes=jnp.broadcast_to(route, inputs.shape),
-        method="encode",
+        {"params": params}, **inputs.to_encode(), enable_dropout=False, method="encode"
     )
     first = jnp.zeros((1, 1), jnp.int32)
     # Only "source" is taken, so XLA leaves out all else of this token.
     _, made = model.apply(
         {"params": params},
         encoded,
-        inputs,
-        first,
-        jnp.ones_like(first),
+        decoder_input_tokens=first,
+        decoder_target_tokens=jnp.ones_like(first),
         enable_dropout=False,
-        encoder_routes=jnp.broadcast_to(route, inputs.shape),
-        decoder_routes=jnp.broadcast_to(route, first.shape),
+        **inputs.to_decode(1),
         method="decode",
         mutable=["source"],
     )
     return encoded, made["source"]
 
 
-def _decode(model, params, encoded, tokens, inputs, route, max_length, source, cache):
-    """Decodes one row's next token; without a cache, makes one for the inputs' length."""
+def _decode(model, params, encoded, row, tokens, max_length, source, cache):
+    """Decodes one row's next token; without a cache, makes one for the tokens' length."""
     logits, made = model.apply(
         {"params": params, "source": source, **({"cache": cache} if cache else {})},
         encoded,
-        tokens[None],
-        inputs,
-        jnp.ones_like(inputs),
+        decoder_input_tokens=tokens,
+        decoder_target_tokens=jnp.ones_like(tokens),
         enable_dropout=False,
         decode=True,
         max_decode_length=max_length,
-        encoder_routes=jnp.broadcast_to(route, (1, len(tokens))),
-        decoder_routes=jnp.broadcast_to(route, inputs.shape),
+        **_batch_of_one(row).to_decode(tokens.shape[1]),
         method="decode",
         mutable=["cache"],
     )

@@ -1,4 +1,4 @@
-"""T5 1.0, 1.1 and FLAN-T5: an encoder-decoder that calls a method's hooks.
+"""T5 1.0, 1.1 and FLAN-T5, with or without images: an encoder-decoder that calls a method's hooks.
 
 Signatures, parameter names, logical axes and numerics are those of T5X's minimal T5
 (``t5x/examples/t5/network.py``). So its public checkpoints load unchanged, and the module runs
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Array, Context, Method, Site
+from adalink_jax.methods.base import IMAGE, TEXT, Array, Context, Method, Site
 from adalink_jax.models.config import T5Config
 from adalink_jax.models.layers import (
     Attention,
     Embed,
+    ImageProjection,
     LayerNorm,
     Linear,
     MlpBlock,
@@ -34,19 +35,23 @@ def _dropout(config: T5Config) -> nn.Dropout:
 
 
 def _biases(
-    config: T5Config, bidirectional: bool, length: Size, before: int
+    config: T5Config, length: Size, before: int, ctx: Context
 ) -> tuple[Float[Array, "1 N M M"], Float[Array, "1 N M P"] | None]:
     """Returns the biases of a stack, or of the layer in whose scope this is called.
 
     They are those of a sequence, and of its tokens to `before` positions in front of it.
     """
     biases = RelativePositionBiases(
-        config.num_heads, bidirectional, config.dtype, name="relpos_bias"
+        config.num_heads, ctx.stack == "encoder", config.dtype, name="relpos_bias"
     )
-    if not before:
-        return biases(length, length), None
     longer = biases(length + before, length + before)[:, :, before:]
-    return longer[..., before:], longer[..., :before]
+    own, front = longer[..., before:], longer[..., :before] if before else None
+    if config.image_positions == "none" and ctx.stack == "encoder":
+        assert ctx.modalities is not None  # The configuration has an image's width.
+        text = ctx.modalities[0] == TEXT
+        own = jnp.where(text[:, None] & text, own, 0)
+        front = None if front is None else jnp.where(text[:, None], front, 0)
+    return own, front
 
 
 class EncoderLayer(nn.Module):
@@ -65,7 +70,7 @@ class EncoderLayer(nn.Module):
     ) -> Float[Array, "B T D"]:
         cfg, method = self.config, self.method
         if cfg.relpos_bias_per_layer:
-            bias, front = _biases(cfg, True, x.shape[1], method.memory_positions("encoder"))
+            bias, front = _biases(cfg, x.shape[1], method.memory_positions("encoder"), ctx)
             ctx = dataclasses.replace(ctx, memory_bias=front)
         site = Site("encoder", "attention")
         y = LayerNorm(site, method, cfg.dtype, name="pre_attention_layer_norm")(x, ctx)
@@ -100,7 +105,7 @@ class DecoderLayer(nn.Module):
     ) -> Float[Array, "B L D"]:
         cfg, method = self.config, self.method
         if cfg.relpos_bias_per_layer:
-            bias, front = _biases(cfg, False, length, method.memory_positions("decoder"))
+            bias, front = _biases(cfg, length, method.memory_positions("decoder"), ctx)
             ctx = dataclasses.replace(ctx, memory_bias=front)
         site = Site("decoder", "self_attention")
         y = LayerNorm(site, method, cfg.dtype, name="pre_self_attention_layer_norm")(x, ctx)
@@ -122,26 +127,33 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embedding, the method's `inputs`, and the stack of encoder layers."""
+    """Images and embedded text in one sequence, the method's `inputs`, and the encoder's layers."""
 
     config: T5Config
     shared_embedding: Embed
     method: Method
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "B T"], ctx: Context) -> Float[Array, "B T2 D"]:
+    def __call__(
+        self, tokens: Int[Array, "B T"], ctx: Context, images: Float[Array, "B M Dv"] | None
+    ) -> Float[Array, "B T2 D"]:
         cfg, method = self.config, self.method
         embed = self.shared_embedding
         if cfg.separate_encoder_embedding:
             embed = Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype, name="token_embedder")
-        x, ctx = method.inputs(embed(tokens), dataclasses.replace(ctx, tokens=tokens))
+        x = embed(tokens)
+        if images is not None:
+            projected = ImageProjection(cfg.emb_dim, cfg.dtype, name="image_projection")(images)
+            x = jnp.concatenate([projected, x], axis=1)
+            tokens = jnp.pad(tokens, ((0, 0), (images.shape[1], 0)))
+        x, ctx = method.inputs(x, dataclasses.replace(ctx, tokens=tokens))
         x = _dropout(cfg)(x, ctx.deterministic).astype(cfg.dtype)
         mask = pair_mask(ctx.mask, ctx.mask)
         if ctx.segment_ids is not None:
             mask &= pair_equal(ctx.segment_ids, ctx.segment_ids)
         bias, front = None, None
         if not cfg.relpos_bias_per_layer:
-            bias, front = _biases(cfg, True, x.shape[1], method.memory_positions("encoder"))
+            bias, front = _biases(cfg, x.shape[1], method.memory_positions("encoder"), ctx)
         ctx = dataclasses.replace(ctx, tokens=None, memory_bias=front, shared=method.prepare(ctx))
 
         def run(layer: EncoderLayer, x: Array, gate: Any = 1.0) -> Array:
@@ -192,7 +204,7 @@ class Decoder(nn.Module):
         length = max_decode_length if decode and max_decode_length else x.shape[1]
         bias, front = None, None
         if not cfg.relpos_bias_per_layer:
-            bias, front = _biases(cfg, False, length, method.memory_positions("decoder"))
+            bias, front = _biases(cfg, length, method.memory_positions("decoder"), ctx)
         ctx = dataclasses.replace(ctx, tokens=None, memory_bias=front, shared=method.prepare(ctx))
         encoder_ctx = dataclasses.replace(encoder_ctx, shared=ctx.shared)
 
@@ -268,16 +280,41 @@ class Transformer(nn.Module):
         if routes is not None:
             # Padding takes no slot of its own.
             routes = jnp.where(mask, routes, routes[:, :1])
+        text_alone = self.config.image_width is None
         return Context(
             mask=mask,
             routes=routes,
             segment_ids=segment_ids,
             positions=positions,
+            modalities=None if text_alone else jnp.full(mask.shape, TEXT),
             stack=stack,
             width=self.config.emb_dim,
             vocab_size=self.config.vocab_size,
             route_slots=self.route_slots,
             deterministic=not enable_dropout,
+        )
+
+    def _joint_context(
+        self, tokens, image_mask, routes, segment_ids, positions, enable_dropout
+    ) -> Context:
+        """Returns the context of the encoder's sequence: images on the row's first route, text."""
+        ctx = self._context("encoder", tokens > 0, routes, segment_ids, positions, enable_dropout)
+        if image_mask is None:
+            return ctx
+        if ctx.modalities is None:
+            raise UserError(
+                "the batch has images, but the base reads text alone: its image_width is None"
+            )
+        if segment_ids is not None:
+            raise UserError(
+                "images stand in front of a row, but the rows are packed with several examples; "
+                "set packing to False"
+            )
+        of_images = jnp.full(image_mask.shape, IMAGE)
+        return dataclasses.replace(
+            ctx.lengthened(image_mask.shape[1]),
+            mask=jnp.concatenate([image_mask > 0, ctx.mask], axis=1),
+            modalities=jnp.concatenate([of_images, ctx.modalities], axis=1),
         )
 
     def encode(
@@ -288,8 +325,10 @@ class Transformer(nn.Module):
         *,
         encoder_positions: Int[Array, "B T"] | None = None,
         encoder_routes: Int[Array, "B T"] | None = None,
+        encoder_images: Float[Array, "B M Dv"] | None = None,
+        encoder_image_mask: Int[Array, "B M"] | None = None,
     ) -> Float[Array, "B T2 D"]:
-        """Runs the encoder.
+        """Runs the encoder, on images and text in one sequence.
 
         Args:
           encoder_input_tokens: token ids, 0 on padding.
@@ -297,19 +336,34 @@ class Transformer(nn.Module):
           enable_dropout: whether dropout is on (needs a "dropout" rng).
           encoder_positions: position of each token in its packed example.
           encoder_routes: each token's route, for methods with several routes.
+          encoder_images: the vectors that an image encoder gives of each row's pictures; None for
+            rows of text.
+          encoder_image_mask: 1 where such a vector is real, 0 on padding; None if all are.
 
         Returns:
-          The encoded sequence. It is P longer than the tokens if the method puts P vectors first.
+          The encoded sequence: P vectors if the method puts them first, then M of images, then T of
+          the tokens.
         """
-        ctx = self._context(
-            "encoder",
-            encoder_input_tokens > 0,
+        width = self.config.image_width
+        if encoder_images is not None and encoder_image_mask is None:
+            encoder_image_mask = jnp.ones(encoder_images.shape[:2], jnp.int32)
+        ctx = self._joint_context(
+            encoder_input_tokens,
+            encoder_image_mask,
             encoder_routes,
             encoder_segment_ids,
             encoder_positions,
             enable_dropout,
         )
-        return self.encoder(encoder_input_tokens, ctx)
+        if encoder_images is None and width is not None:
+            # So that the projection is there, whatever a batch has.
+            encoder_images = jnp.zeros((encoder_input_tokens.shape[0], 0, width))
+        elif encoder_images is not None and encoder_images.shape[2] != width:
+            raise UserError(
+                f"images are vectors of {encoder_images.shape[2]} numbers, but the base's "
+                f"image_width is {width}"
+            )
+        return self.encoder(encoder_input_tokens, ctx, encoder_images)
 
     def decode(
         self,
@@ -326,6 +380,7 @@ class Transformer(nn.Module):
         *,
         encoder_routes: Int[Array, "B T"] | None = None,
         decoder_routes: Int[Array, "B L"] | None = None,
+        encoder_image_mask: Int[Array, "B M"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Runs the decoder on encoded inputs.
 
@@ -343,20 +398,22 @@ class Transformer(nn.Module):
           max_decode_length: with a cache, the length it was made for.
           encoder_routes: as in `encode`.
           decoder_routes: each target token's route.
+          encoder_image_mask: as in `encode`; None if there were no images.
 
         Returns:
           float32 logits.
         """
         if decode and encoder_segment_ids is not None:
             raise ValueError("rows are not packed while decoding, but segment ids were given")
-        encoder_ctx = self._context(
-            "encoder",
-            encoder_input_tokens > 0,
+        encoder_ctx = self._joint_context(
+            encoder_input_tokens,
+            encoder_image_mask,
             encoder_routes,
             encoder_segment_ids,
             None,
             enable_dropout,
-        ).lengthened(encoded.shape[1] - encoder_input_tokens.shape[1])
+        )
+        encoder_ctx = encoder_ctx.lengthened(encoded.shape[1] - encoder_ctx.mask.shape[1])
         ctx = self._context(
             "decoder",
             decoder_target_tokens > 0,
@@ -383,14 +440,20 @@ class Transformer(nn.Module):
         decode: bool = False,
         encoder_routes: Int[Array, "B T"] | None = None,
         decoder_routes: Int[Array, "B L"] | None = None,
+        encoder_images: Float[Array, "B M Dv"] | None = None,
+        encoder_image_mask: Int[Array, "B M"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Encodes, then decodes; arguments as in `encode` and `decode`."""
+        if encoder_images is not None and encoder_image_mask is None:
+            encoder_image_mask = jnp.ones(encoder_images.shape[:2], jnp.int32)
         encoded = self.encode(
             encoder_input_tokens,
             encoder_segment_ids,
             enable_dropout,
             encoder_positions=encoder_positions,
             encoder_routes=encoder_routes,
+            encoder_images=encoder_images,
+            encoder_image_mask=encoder_image_mask,
         )
         return self.decode(
             encoded,
@@ -404,4 +467,5 @@ class Transformer(nn.Module):
             decode,
             encoder_routes=encoder_routes,
             decoder_routes=decoder_routes,
+            encoder_image_mask=encoder_image_mask,
         )

@@ -1,4 +1,4 @@
-"""T5X's encoder-decoder model with this project's network, and a route for every token."""
+"""T5X's encoder-decoder model with this project's network: a route for every token, and images."""
 
 import contextlib
 import copy
@@ -16,6 +16,7 @@ from flax import core, traverse_util
 from adalink_jax.checkpoints import load_base
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Method, merge, split
+from adalink_jax.models.inputs import FEATURES, IMAGES
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.t5x.checkpoints import stored_adapter
 from adalink_jax.t5x.features import RoutedFeatureConverter
@@ -33,8 +34,12 @@ def t5_config(config: Any) -> T5Config:
     return T5Config(**fields)
 
 
-# Route features of a batch, and the token features with the same shape.
-_ROUTED = {"encoder_routes": "encoder_input_tokens", "decoder_routes": "decoder_input_tokens"}
+# The network's inputs that T5X does not pass on, and the token features of the same stack.
+_ADDED = {
+    name: f"{name.partition('_')[0]}_input_tokens"
+    for name in FEATURES
+    if name in IMAGES or name.endswith("_routes")
+}
 
 
 class EncoderDecoderModel(t5x.models.EncoderDecoderModel):  # pyright: ignore[reportGeneralTypeIssues]: T5X is absent
@@ -69,7 +74,7 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):  # pyright: ignore[re
         """Returns T5X's variables with a new adapter's values; tokens are int32 by default."""
         input_types = {**dict.fromkeys(input_shapes, jnp.int32), **(input_types or {})}
         zeros = {name: jnp.zeros(shape, jnp.int32) for name, shape in input_shapes.items()}
-        with self._given_routes(zeros):
+        with self._given_rest(zeros):
             variables = super().get_initial_variables(rng, input_shapes, input_types)
         variables = core.unfreeze(variables)
         method = self.module.method
@@ -97,31 +102,37 @@ class EncoderDecoderModel(t5x.models.EncoderDecoderModel):  # pyright: ignore[re
         if "encoder_segment_ids" in batch:
             # T5X's packer puts any number of examples into a row, so a row may use all routes.
             model.module = self.module.clone(route_slots=self._routes)
-        with self._given_routes(batch):
+        with self._given_rest(batch):
             return super(EncoderDecoderModel, model)._compute_logits(params, batch, *args, **kwargs)
 
     def predict_batch_with_aux(self, params, batch, *args, **kwargs):
-        """Decodes as T5X does, with the batch's routes."""
-        with self._given_routes(batch):
+        """Decodes as T5X does, with the batch's routes and images."""
+        with self._given_rest(batch):
             return super().predict_batch_with_aux(params, batch, *args, **kwargs)
 
     @contextlib.contextmanager
-    def _given_routes(self, batch: Mapping[str, Array]) -> Iterator[None]:
-        """Passes the batch's routes to every call of the network inside the block."""
+    def _given_rest(self, batch: Mapping[str, Array]) -> Iterator[None]:
+        """Passes a batch's routes and images to every call of the network inside the block."""
 
         def add(call, args, kwargs, context):
             name = context.method_name
             if isinstance(context.module, Transformer) and name in ("__call__", "encode", "decode"):
                 signature = inspect.signature(getattr(Transformer, name))
                 given = signature.bind(context.module, *args, **kwargs).arguments
-                for name in {name for name in _ROUTED if name in batch and _ROUTED[name] in given}:
-                    routes, tokens = batch[name], given[_ROUTED[name]]
-                    if routes.shape != tokens.shape:
-                        # Decoding: a row is one example; B·beams rows, or one token per step.
-                        beams = tokens.shape[0] // routes.shape[0]
-                        routes = jnp.repeat(routes[:, :1], beams, axis=0)
-                    kwargs[name] = jnp.broadcast_to(routes, tokens.shape)
+                for name, beside in _ADDED.items():
+                    if name in batch and name in signature.parameters and beside in given:
+                        kwargs[name] = _for_rows(batch[name], given[beside], name in IMAGES)
             return call(*args, **kwargs)
 
         with nn.intercept_methods(add):
             yield
+
+
+def _for_rows(feature: Array, tokens: Array, is_image: bool) -> Array:
+    """Returns a feature for the rows of tokens; while decoding, these are B·beams, or one token."""
+    if is_image:
+        return jnp.repeat(feature, tokens.shape[0] // feature.shape[0], axis=0)
+    if feature.shape != tokens.shape:
+        # While decoding, a row is one example.
+        feature = jnp.repeat(feature[:, :1], tokens.shape[0] // feature.shape[0], axis=0)
+    return jnp.broadcast_to(feature, tokens.shape)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from adalink_jax import files
 from adalink_jax.adapters.load import load_adaptation
 from adalink_jax.methods.base import Method, Params
+from adalink_jax.models.inputs import IMAGES
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.tables import markdown
 
@@ -81,19 +82,15 @@ def moments(
     model = Transformer(config, method)
 
     @jax.jit
-    def encode(params, tokens, routes):
-        return model.apply(
-            {"params": params},
-            tokens,
-            enable_dropout=False,
-            encoder_routes=routes,
-            method="encode",
-        )
+    def encode(params, given):
+        return model.apply({"params": params}, **given, enable_dropout=False, method="encode")
 
     total, count = np.zeros((config.emb_dim, config.emb_dim)), 0
     for batch in examples.batches(_BATCH_SIZE, route):
         tokens = batch["encoder_input_tokens"]
-        encoded = np.asarray(encode(params, tokens, batch["encoder_routes"]), np.float64)
+        names = ("encoder_input_tokens", "encoder_routes", *IMAGES)
+        given = {name: batch[name] for name in names if name in batch}
+        encoded = np.asarray(encode(params, given), np.float64)
         # Vectors that a method puts in front stand for no token.
         rows = encoded[:, encoded.shape[1] - tokens.shape[1] :][tokens > 0]
         total, count = total + rows.T @ rows, count + len(rows)

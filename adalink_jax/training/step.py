@@ -12,6 +12,7 @@ import optax
 
 from adalink_jax.distributed.sharding import replicated
 from adalink_jax.methods.base import Array, Params, merge
+from adalink_jax.models.inputs import features_of
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training.losses import cross_entropy
 from adalink_jax.training.optimizers import Schedule
@@ -22,19 +23,6 @@ _DROPOUT = 0xD0
 
 
 Batch = Mapping[str, Array]
-
-# A batch's features under T5X's names, which are also arguments of the network.
-_FEATURES = (
-    "encoder_input_tokens",
-    "decoder_input_tokens",
-    "decoder_target_tokens",
-    "encoder_segment_ids",
-    "decoder_segment_ids",
-    "encoder_positions",
-    "decoder_positions",
-    "encoder_routes",
-    "decoder_routes",
-)
 
 
 def loss_fn(
@@ -52,7 +40,7 @@ def loss_fn(
       model: the network with its method.
       trainable: the tree to differentiate.
       frozen: the other parameters.
-      batch: features under T5X's names, int32 [B,T] or [B,L]; decoder_loss_weights float32.
+      batch: the network's `FEATURES`, and decoder_loss_weights, float32 [B,L].
       dropout_key: a PRNG key; None for no dropout.
       z_loss: coefficient of the z-loss.
       label_smoothing: probability taken from the target.
@@ -60,10 +48,9 @@ def loss_fn(
     Returns:
       The loss summed over target tokens; sums of z-loss, correct tokens and target tokens.
     """
-    features = {name: batch[name] for name in _FEATURES if name in batch}
     logits = model.apply(
         {"params": merge(frozen, trainable)},
-        **features,
+        **features_of(batch),
         enable_dropout=dropout_key is not None,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
     )

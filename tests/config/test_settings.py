@@ -165,6 +165,7 @@ PARAMETERS = {
         **dict.fromkeys(("relpos_bias_per_layer", "float32_attention_logits"), "flag"),
         **{"dtype": "name", "mlp_activations": "list of names", "dropout_rate": "rate"},
         **{"scan_layers": "flag?", "remat": "name"},
+        **{"image_width": "size?", "image_positions": "name"},
     },
 }
 # What each command needs to be whole; more files go between.

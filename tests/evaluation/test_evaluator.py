@@ -54,10 +54,10 @@ class Known:
     def apply(self, variables, *args, method, mutable=False, **kwargs):
         self.traced.calls += 1
         if method == "encode":
-            (tokens,) = args
+            tokens = kwargs["encoder_input_tokens"]
             rows = tokens[:, 0] - 3 + kwargs["encoder_routes"][:, 0]
             return jnp.broadcast_to(rows[:, None, None], (*tokens.shape, 1)).astype(jnp.float32)
-        encoded, _, inputs, _ = args
+        (encoded,), inputs = args, kwargs["decoder_input_tokens"]
         table = variables["params"]["table"]
         rows = table[encoded[:, 0, 0].astype(jnp.int32) % len(table)]
         cached = variables.get("cache", {"index": jnp.zeros((), jnp.int32)})

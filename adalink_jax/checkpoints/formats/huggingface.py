@@ -112,6 +112,11 @@ def tensor_names(config: T5Config) -> Mapping[str, tuple[str, bool]]:
       T5X's ``"/"``-joined name → (the name in ``T5ForConditionalGeneration.state_dict()``, whether
       that is the transpose), for every parameter of the architecture.
     """
+    if config.image_width is not None:
+        raise UserError(
+            "the base takes images, and transformers' T5 has no place for their projection; "
+            "formats t5x and native have"
+        )
     return {name: _TOP.get(name) or _in_block(name) for name in expected_shapes(config)}
 
 

@@ -52,7 +52,8 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     config = architecture.config_from(record["architecture"], f"{folder}/{adapters.RECORD}")
     tensors = open_tensors(folder, adapters.TENSORS)
     # What the record says may be absurd, so the arrays come first.
-    base = open_arrays(tensors, str(folder), configured, config.mlp_activations)
+    known = config.mlp_activations, config.image_positions
+    base = open_arrays(tensors, str(folder), configured, *known)
     for name, (said, found) in architecture.differing_fields(config, base.config).items():
         raise UserError(
             f"{folder}: {name} is {said} in {adapters.RECORD}, and {found} by the arrays"

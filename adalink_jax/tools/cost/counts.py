@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from adalink_jax.methods.base import Method, split
+from adalink_jax.models.inputs import shapes_of_batch
 from adalink_jax.models.parameters import abstract_params, stored_shapes
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.training.state import abstract_trees
@@ -36,11 +37,13 @@ class Shape:
       batch: B.
       inputs: T, without the vectors that prompt tuning prepends.
       targets: L.
+      images: M, vectors of images in each row.
     """
 
     batch: int
     inputs: int
     targets: int
+    images: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +98,10 @@ def _size(tree: Any) -> int:
 
 def batch_of(config: T5Config, shape: Shape, make: Callable[[tuple, Any], Any]) -> dict[str, Any]:
     """Returns a batch's features, each made by ``make(shape, dtype)``."""
-    inputs, targets = (shape.batch, shape.inputs), (shape.batch, shape.targets)
-    features = {"encoder_input_tokens": inputs, "encoder_routes": inputs}
-    features |= dict.fromkeys(
-        ("decoder_input_tokens", "decoder_target_tokens", "decoder_routes"), targets
-    )
-    batch = {name: make(size, jnp.int32) for name, size in features.items()}
-    return batch | {"decoder_loss_weights": make(targets, jnp.float32)}
+    sizes = (shape.batch, shape.inputs, shape.targets, shape.images)
+    features = shapes_of_batch(config, *sizes)
+    batch = {name: make(leaf.shape, leaf.dtype) for name, leaf in features.items()}
+    return batch | {"decoder_loss_weights": make((shape.batch, shape.targets), jnp.float32)}
 
 
 def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1) -> Flops:

@@ -17,6 +17,7 @@ import optax
 from adalink_jax.distributed.sharding import make_mesh, on_mesh
 from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.config import REMATS
+from adalink_jax.models.inputs import features_of
 from adalink_jax.models.parameters import init_adapter, init_base
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.cost.counts import Shape, batch_of
@@ -159,8 +160,7 @@ def time_forward(config: T5Config, method: Method, shape: Shape, repetitions: in
 
     @jax.jit
     def forward(params, batch):
-        features = {name: batch[name] for name in batch if name != "decoder_loss_weights"}
-        return model.apply({"params": params}, **features, enable_dropout=False)
+        return model.apply({"params": params}, **features_of(batch), enable_dropout=False)
 
     return _timed(lambda: jax.block_until_ready(forward(params, batch)), repetitions)
 
