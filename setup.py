@@ -51,6 +51,8 @@ SERVE = [
     "starlette>=0.48,<2",
     "uvicorn>=0.38,<1",
 ]
+# One more way for `adalink search` to choose.
+SEARCH = ["optuna>=5,<6"]
 TEST = [
     "beartype>=0.20,<1",
     "chex>=0.1.89,<0.2",
@@ -96,6 +98,7 @@ setuptools.setup(
         "docs": DOCS,
         "plan": PLAN,
         "int8": INT8,
+        "search": SEARCH,
         "serve": SERVE,
         "dev": TEST + REFERENCE,
     },

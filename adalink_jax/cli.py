@@ -144,6 +144,9 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
         "pretrain-mini": Command(
             "make the bases of the mini world", "adalink_jax.tools.sweep.pretrain_mini"
         ),
+        "search": Command(
+            "settings with few parameters and a high score", "adalink_jax.tools.sweep.search"
+        ),
         "report": Command(
             "finished runs side by side: tables, plots, a page",
             "adalink_jax.tools.report.command",
