@@ -17,7 +17,6 @@ COMMAND_LINE = "command line"
 DEFAULT = "default"
 
 
-
 class Variable(NamedTuple):
     """A macro that is copied to an environment variable: its type, and its meaning."""
 
