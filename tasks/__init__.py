@@ -1,13 +1,15 @@
-"""SeqIO tasks: GLUE's eight and their mixtures, pre-training, and the embedded mini world.
+"""SeqIO tasks: GLUE, SuperGLUE, robustness sets, pre-training, and the embedded mini world.
 
 Importing this package registers all tasks without reading anything: no network, TFDS metadata,
 vocabulary or data file is used before a task is opened. Then environment variables give the paths:
 VOCABULARY, T5's SentencePiece file; GLUE_DIR, a folder in GLUE's official layout (without it, GLUE
-comes from TFDS); TEXT_FILE, a text for pre-training. The tasks also run in T5X without changes.
+comes from TFDS); SUPER_GLUE_DIR and ROBUSTNESS_DIR, folders of other sets; TEXT_FILE, a text for
+pre-training. TEMPLATE_SEED chooses FLAN's prompts. The tasks also run in T5X without changes.
 """
 
 from tasks.errors import DataError
 from tasks.examples import add_examples
+from tasks.flan import FLAN_TASKS
 from tasks.glue import GLUE_FILES, GLUE_TASKS, glue_file, glue_rows, glue_submission
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
 from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
@@ -24,16 +26,22 @@ from tasks.registry import (
     source_identity,
     text_to_text,
 )
+from tasks.robustness import ADV_GLUE_TASKS, ANLI_TASKS
+from tasks.super_glue import SUPER_GLUE_TASKS
 from tasks.vocabulary import UserVocabulary
 
 __all__ = [
+    "ADV_GLUE_TASKS",
+    "ANLI_TASKS",
     "EVAL_SPLITS",
+    "FLAN_TASKS",
     "GLUE_FILES",
     "GLUE_TASKS",
     "LABELS",
     "MINI_GLUE_TASKS",
     "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
+    "SUPER_GLUE_TASKS",
     "UNLABELED",
     "DataError",
     "UserVocabulary",

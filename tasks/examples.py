@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tasks import metrics
 from tasks.errors import DataError
-from tasks.registry import EVAL_SPLITS, LABELS, add_classification, output_features, text_to_text
+from tasks.registry import LABELS, add_classification, add_generation
 from tasks.sources import dataset_from_columns
 from tasks.vocabulary import UserVocabulary
 
@@ -126,14 +126,14 @@ def add_examples(
             postprocess_fn=functools.partial(number, labels=tuple(labels)) if numbers else None,
         )
         return name
-    seqio.TaskRegistry.add(
+    add_generation(
         name,
-        source=source,
-        preprocessors=text_to_text(None),
-        metric_fns=[metrics.sequence_accuracy],
-        output_features=output_features(vocabulary),
+        source,
+        None,
+        [metrics.sequence_accuracy],
+        eval_splits=evaluated,
+        vocabulary=vocabulary,
     )
-    EVAL_SPLITS[name] = evaluated
     return name
 
 

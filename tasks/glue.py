@@ -2,7 +2,12 @@
 
 `"mnli hypothesis: … premise: …"`: the name of TFDS's config, then the fields in alphabetical order
 of their names, as in `t5/data/preprocessors.py`. T5's and FLAN's public checkpoints were trained
-with this format. WNLI is left out, as in T5's and the paper's results.
+with this format.
+
+Two more sets are for GLUE's server, and left out of the average, as in T5's and the paper's
+results. `glue_ax` (the diagnostic set) has no labels: a model of MNLI answers it. `glue_wnli` is
+what T5 makes of WNLI, a Winograd schema that is answered with a noun, for a model of WSC
+(`tasks/pronouns.py`).
 """
 
 import functools
@@ -12,8 +17,8 @@ from collections.abc import Sequence
 import seqio
 import tensorflow as tf
 
-from tasks import metrics, tsv
-from tasks.registry import UNLABELED, add_classification
+from tasks import metrics, pronouns, tsv
+from tasks.registry import UNLABELED, add_classification, add_generation
 from tasks.sources import GlueDataSource, GlueFormat
 
 SCORES = tuple(f"{i / 5:.1f}" for i in range(26))  # STS-B's labels: "0.0", "0.2" … "5.0"
@@ -49,9 +54,7 @@ _TABLE = (
 )  # fmt: skip
 
 GLUE_TASKS = tuple(f"glue_{row[0]}" for row in _TABLE)
-
-
-#: The files that GLUE's server takes, in one zip. WNLI and the diagnostic AX are no tasks here.
+#: The files that GLUE's server takes, in one zip.
 GLUE_FILES = (
     *("AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "MRPC.tsv", "QNLI.tsv", "QQP.tsv"),
     *("RTE.tsv", "SST-2.tsv", "STS-B.tsv", "WNLI.tsv"),
@@ -179,16 +182,45 @@ for _name, _stored in FORMATS.items():
     _splits = tuple(split for split in _stored.files if split.startswith("validation"))
     add_benchmark(f"glue_{_name}", _name, GlueDataSource(_stored), _splits)
 
+_AX = GlueFormat(
+    name="ax",
+    folder="diagnostic",
+    files={"test": "diagnostic.tsv"},
+    fields=FORMATS["mnli"].fields,
+    label_column="label",
+    parse_label=tsv.class_parser(LABELS["mnli"]),
+    train_examples=0,
+)
+add_benchmark("glue_ax", "mnli", GlueDataSource(_AX), ("test",))
+_WNLI = GlueFormat(
+    name="wnli",
+    folder="WNLI",
+    files={"validation": "dev.tsv", "test": "test.tsv"},  # T5 trains on WSC in place of it.
+    fields=_SENTENCES,
+    label_column="label",
+    parse_label=tsv.class_parser(("not_entailment", "entailment")),
+    train_examples=0,
+)
+add_generation(
+    "glue_wnli",
+    GlueDataSource(_WNLI),
+    pronouns.format_wnli,
+    [metrics.accuracy],
+    postprocess_fn=pronouns.is_referent,
+)
+_SUBMITTED = {task: FORMATS[task.removeprefix("glue_")].folder for task in GLUE_TASKS}
+_SUBMITTED |= {"glue_ax": "AX", "glue_wnli": "WNLI"}
+
 
 def glue_file(task_name: str, split: str) -> str | None:
     """Returns the name of GLUE's file for predictions of a split; None for other tasks and splits.
 
     It is one of `GLUE_FILES`.
     """
-    if task_name not in GLUE_TASKS or not split.startswith("test"):
+    if task_name not in _SUBMITTED or not split.startswith("test"):
         return None
     file = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}.get(split)
-    return f"{file or FORMATS[task_name.removeprefix('glue_')].folder}.tsv"
+    return f"{file or _SUBMITTED[task_name]}.tsv"
 
 
 def glue_rows(task_name: str, split: str) -> tuple[int, ...] | None:
@@ -208,12 +240,12 @@ def glue_submission(
 ) -> str:
     """Writes predictions of a test split as GLUE's server wants them.
 
-    The server takes class ids for single sentences, MRPC and QQP, names of labels for MNLI, QNLI
-    and RTE, and scores from 0 to 5 for STS-B. A generated text that is no label (or no number)
-    becomes the first label.
+    The server takes class ids for single sentences, MRPC, QQP and WNLI, names of labels for MNLI,
+    AX, QNLI and RTE, and scores from 0 to 5 for STS-B. A generated text that is no label (or no
+    number) becomes the first label. For WNLI, a text that is not the example's noun becomes 0.
 
     Args:
-      task_name: a task of `GLUE_TASKS`.
+      task_name: a task of `GLUE_TASKS`, glue_ax or glue_wnli.
       split: its test split.
       predictions: texts of labels, of all examples.
       rows: the row of each in GLUE's file.
@@ -221,10 +253,15 @@ def glue_submission(
     Returns:
       The content of the file `glue_file`, row by row.
     """
-    name = task_name.removeprefix("glue_")
-    labels = LABELS[name]
-    chosen = [text if text in labels else labels[0] for text in predictions]
-    if labels is SCORES:
+    name = {"glue_ax": "mnli"}.get(task_name, task_name.removeprefix("glue_"))
+    labels = LABELS.get(name, ())
+    chosen = [text if text in labels else next(iter(labels), "") for text in predictions]
+    if name == "wnli":
+        task = seqio.TaskRegistry.get(task_name)
+        read = task.preprocessors[0](task.source.get_dataset(split=split, shuffle=False))
+        asked = zip(predictions, read.as_numpy_iterator(), strict=True)
+        chosen = [str(max(0, pronouns.is_referent(text, example=one))) for text, one in asked]
+    elif labels is SCORES:
         scores = (min(max(score_value(text), 0.0), 5.0) for text in predictions)
         chosen = [f"{score:.3f}" for score in scores]
     elif name not in ("mnli", "qnli", "rte"):

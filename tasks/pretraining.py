@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tasks import metrics, tsv
 from tasks.errors import DataError
-from tasks.registry import EVAL_SPLITS, output_features, text_to_text
+from tasks.registry import EVAL_SPLITS, add_generation, output_features
 from tasks.vocabulary import UserVocabulary
 
 VARIABLE = "TEXT_FILE"
@@ -270,15 +270,12 @@ def add_instructions(
       fields: see `instruct`.
       vocabulary: by default the user's SentencePiece file.
     """
-    EVAL_SPLITS[name] = ("validation",)
-    return seqio.TaskRegistry.add(
+    return add_generation(
         name,
-        source=cast(seqio.DataSourceInterface, source),  # seqio.DataSource may lack a count.
-        preprocessors=text_to_text(
-            functools.partial(instruct, templates=tuple(templates), fields=tuple(fields))
-        ),
-        metric_fns=[metrics.sequence_accuracy],
-        output_features=output_features(vocabulary),
+        source,
+        functools.partial(instruct, templates=tuple(templates), fields=tuple(fields)),
+        [metrics.sequence_accuracy],
+        vocabulary=vocabulary,
     )
 
 

@@ -111,6 +111,42 @@ def add_classification(
     return task
 
 
+def add_generation(
+    name: str,
+    source: seqio.DataSource,
+    preprocess: Callable | None,
+    metric_fns: Sequence[Callable],
+    *,
+    eval_splits: Sequence[str] = ("validation",),
+    vocabulary: seqio.Vocabulary | None = None,
+    postprocess_fn: Callable | None = None,
+) -> seqio.Task:
+    """Registers a task whose targets are any texts; it is evaluated by generation.
+
+    Args:
+      name: the task's name, new to SeqIO's registry.
+      source: as for `add_classification`.
+      preprocess: as for `add_classification`.
+      metric_fns: as for `add_classification`.
+      eval_splits: the source's splits for evaluation.
+      vocabulary: by default the user's SentencePiece file.
+      postprocess_fn: turns a text into what the metrics compare; by default the text itself.
+
+    Returns:
+      The registered task.
+    """
+    task = seqio.TaskRegistry.add(
+        name,
+        source=cast(seqio.DataSourceInterface, source),  # seqio.DataSource may lack a count.
+        preprocessors=text_to_text(preprocess),
+        postprocess_fn=postprocess_fn,
+        metric_fns=list(metric_fns),
+        output_features=output_features(vocabulary),
+    )
+    EVAL_SPLITS[name] = tuple(eval_splits)
+    return task
+
+
 def available_splits(task_name: str) -> tuple[str, ...]:
     """Returns the splits of a task that its current source really has.
 

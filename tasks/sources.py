@@ -185,7 +185,7 @@ class GlueDataSource(seqio.DataSource):
             if not tf.io.gfile.isdir(os.path.expanduser(path)):
                 raise DataError(
                     f"{VARIABLE}={root}: no folder {path}; expected the official GLUE layout, "
-                    f"{os.path.join(folder, self._format.files['train'])} and so on"
+                    f"{os.path.join(folder, next(iter(self._format.files.values())))} and so on"
                 )
         return sorted(tf.io.gfile.listdir(os.path.expanduser(folder)))
 

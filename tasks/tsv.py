@@ -34,7 +34,12 @@ def read_bytes(path: str) -> bytes:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from error
 
 
-def _lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
+    """Returns the lines of a UTF-8 file, which end at line feeds only, without empty last ones.
+
+    Raises:
+      DataError: the file cannot be read, or is not UTF-8.
+    """
     content = read_bytes(path)
     try:
         text = content.decode("utf-8-sig")  # Microsoft's files start with a byte order mark
@@ -61,7 +66,7 @@ def count_rows(path: str, *, columns: int | None = None) -> int:
 
 def header_of(path: str) -> tuple[str, ...]:
     """Returns the cells of a file's first line."""
-    return tuple((_lines(path) or [""])[0].split("\t"))
+    return tuple((read_lines(path) or [""])[0].split("\t"))
 
 
 def read_rows(
@@ -89,7 +94,7 @@ def read_rows(
       DataError: the file is unreadable or empty, a column is missing, or every row (with `whole`,
         a row) has fewer columns than the header. Extra columns are ignored, as in TFDS.
     """
-    lines = _lines(path)
+    lines = read_lines(path)
     first = 1 if header else 2
     if len(lines) < first:
         raise DataError(f"{path}: no rows")

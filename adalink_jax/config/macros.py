@@ -47,7 +47,7 @@ def macros() -> list[Macro]:
     runs = ["runs/finetune.gin", *(name for name in names if name.startswith("runs/"))]
     names = list(dict.fromkeys([*runs, *names]))
     listed = [macro for name in names for macro in _read(name)]
-    environment = [Macro(name, "", "", text, False) for name, text in ENVIRONMENT.items()]
+    environment = [Macro(name, "", "", one.meaning, False) for name, one in ENVIRONMENT.items()]
     result = []
     for macro in listed:
         own = [] if macro.file.startswith("experiments/") else [macro]

@@ -11,14 +11,29 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from adalink_jax.values import AnyPath, Seed
+
 COMMAND_LINE = "command line"
 DEFAULT = "default"
-# Macros that are copied to environment variables, which data sources and vocabularies read; with
-# their meaning.
-ENVIRONMENT: Mapping[str, str] = {
-    "GLUE_DIR": "GLUE's folder in the official layout. Without it GLUE comes from TFDS.",
-    "TEXT_FILE": "A text file to pre-train on, one text a line.",
-    "VOCABULARY": "T5's SentencePiece file. The mini world needs none.",
+
+
+class Variable(NamedTuple):
+    """A macro that is copied to an environment variable: its type, and its meaning."""
+
+    kind: Any
+    meaning: str
+
+
+# What data sources and vocabularies read.
+ENVIRONMENT: Mapping[str, Variable] = {
+    "GLUE_DIR": Variable(
+        AnyPath, "GLUE's folder in the official layout. Without it GLUE comes from TFDS."
+    ),
+    "ROBUSTNESS_DIR": Variable(AnyPath, "The folder of AdvGLUE, ANLI, SNLI, SciTail, PAWS, HANS."),
+    "SUPER_GLUE_DIR": Variable(AnyPath, "SuperGLUE's folder in the official layout."),
+    "TEMPLATE_SEED": Variable(Seed, "Chooses one prompt for the tasks of FLAN. Without it, all."),
+    "TEXT_FILE": Variable(AnyPath, "A text file to pre-train on, one text a line."),
+    "VOCABULARY": Variable(AnyPath, "T5's SentencePiece file. The mini world needs none."),
 }
 
 

@@ -22,7 +22,7 @@ from adalink_jax.config.records import (
     write,
 )
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.values import AnyPath, Promise, checked
+from adalink_jax.values import Promise, checked
 
 # T5X's macros that have no equal here -> what to do instead.
 _OF_T5X: Mapping[str, str] = {
@@ -222,7 +222,8 @@ def resolve(
         if key.target in decorated:
             used.value(key, tuple(key.scope.split("/")) if key.scope else ())
         elif not key.target and key.name in ENVIRONMENT:
-            environment[key.name] = used.value(key, (), AnyPath, key.name)
+            kind = ENVIRONMENT[key.name].kind
+            environment[key.name] = str(used.value(key, (), kind, key.name))
     _refuse_unread(settings, everything.read | used.read, targets)
     _refuse_missing(used.missing, targets)
     settings |= {key: settings[key]._replace(value=path) for key, path in used.paths.items()}

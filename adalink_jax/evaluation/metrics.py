@@ -1,6 +1,7 @@
 """A task's metrics and postprocessing, called as SeqIO calls them."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,9 +72,10 @@ class TaskMetrics:
         step = task.postprocessor
         while hasattr(step, "func"):  # functools.partial
             step = step.func
-        # The postprocessors of this project read texts only.
+        # Those of this project name the example if they read it; others may read it anyway.
         ours = step is None or getattr(step, "__module__", "").split(".")[0] == "tasks"
-        self.reads_examples = bool(self._objects) or not ours
+        reads = not ours or (step is not None and "example" in inspect.signature(step).parameters)
+        self.reads_examples = bool(self._objects) or reads
 
     def postprocessed(
         self, texts: Sequence[str], examples: Sequence[Mapping[str, Any]], is_target: bool

@@ -260,8 +260,7 @@ def _notes_on_submission(results: Results) -> list[str]:
         absent = [file for file in GLUE_FILES if file not in made]
         notes.append(
             f"submission/ has {', '.join(sorted(made))}: {len(made)} of the {len(GLUE_FILES)} "
-            f"files that GLUE's server takes in one zip; absent: {', '.join(absent)} (AX and WNLI "
-            "are no tasks here: those of the server's sample submission do)"
+            f"files that GLUE's server takes in one zip; absent: {', '.join(absent) or 'none'}"
         )
     return notes
 

@@ -94,7 +94,8 @@ def _settings(arguments: argparse.Namespace) -> Iterator[str]:
             if macro.name not in _ELSEWHERE:
                 yield _setting(macro, values.get(macro.name, macro.default))
     if world != "mini":
-        for macro in (macro for macro in known if macro.name in ("GLUE_DIR", "VOCABULARY")):
+        folder = "SUPER_GLUE_DIR" if arguments.task.startswith("super_glue") else "GLUE_DIR"
+        for macro in (macro for macro in known if macro.name in (folder, "VOCABULARY")):
             if not macro.file:  # The environment can set it too, so it is only a comment.
                 yield _setting(macro, repr(os.environ.get(macro.name, "…")), "# ")
 

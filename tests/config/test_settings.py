@@ -16,6 +16,7 @@ import adalink_jax as al
 from adalink_jax import runs
 from adalink_jax.config import gin_files, reader
 from adalink_jax.config.macros import macros
+from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Layers, RateFactors, Stacks
@@ -56,7 +57,9 @@ MACROS = {
     **dict.fromkeys(("EVAL_PERIOD", "CHECKPOINT_PERIOD"), "count"),
     **dict.fromkeys(("METHOD", "OPTIMIZER"), "object"),
     **dict.fromkeys(("MODEL_DIR", "EVAL_OUTPUT_DIR"), "path"),
-    **dict.fromkeys(("GLUE_DIR", "TEXT_FILE", "VOCABULARY"), "path"),
+    **dict.fromkeys(("GLUE_DIR", "SUPER_GLUE_DIR", "ROBUSTNESS_DIR"), "path"),
+    **dict.fromkeys(("TEXT_FILE", "VOCABULARY"), "path"),
+    "TEMPLATE_SEED": "seed",
     **dict.fromkeys(("INITIAL_CHECKPOINT_PATH", "INITIAL_ADAPTER_PATH", "ADAPTER_PATH"), "path?"),
     "MODEL": "object?",
     "SEED": "seed",
@@ -234,7 +237,7 @@ def parsed(text: str, where: str) -> list:
 def says(tmp_path, monkeypatch, capsys):
     """Runs a command up to its work; returns its one line of error, or None where it begins."""
     monkeypatch.chdir(tmp_path)
-    for name in ("GLUE_DIR", "TEXT_FILE", "VOCABULARY"):
+    for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     for module in (training, scoring):
         monkeypatch.setattr(module, "prepared_base", begins)

@@ -60,6 +60,10 @@ def test_values_are_those_of_the_experiments(tmp_path, monkeypatch):
     chosen = {"method": "lora", "model": "t5_1_1_xl", "task": "glue_rte", "base": "my/base"}
     assert write(tmp_path / "d.gin", **chosen) == 0
     assert "INITIAL_CHECKPOINT_PATH = 'my/base'\n" in (tmp_path / "d.gin").read_text()
+    chosen = {"method": "lora", "model": "t5_1_1_xl", "task": "super_glue_cb"}
+    assert write(tmp_path / "e.gin", **chosen) == 0
+    text = (tmp_path / "e.gin").read_text()
+    assert "\n# SUPER_GLUE_DIR = " in text and "\n# GLUE_DIR" not in text
 
 
 @pytest.mark.parametrize(
