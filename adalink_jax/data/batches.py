@@ -214,9 +214,7 @@ class TrainBatches:
         Returns:
           Features as in `arrays.assemble`, with these rows.
         """
-        draw = step // self.steps_per_draw if self.steps_per_draw else 0
-        now = self._at(draw) if draw else self._first
-        placed = now.plan.batch(step - now.first_step)
+        now, placed = self._placed(step)
         count, places, examples = self.batch_size, placed.rows, placed.examples
         if rows is not None:
             wanted = np.isin(places, rows)
@@ -224,6 +222,17 @@ class TrainBatches:
             places = np.searchsorted(rows, places[wanted])
         shape = (count, placed.input_length, placed.target_length)
         return assemble(now.inputs, now.targets, examples, places, shape, self.packing)
+
+    def _placed(self, step: int) -> tuple[_Draw, plan.Placement]:
+        draw = step // self.steps_per_draw if self.steps_per_draw else 0
+        now = self._at(draw) if draw else self._first
+        return now, now.plan.batch(step - now.first_step)
+
+    def size(self, step: int) -> tuple[int, tuple[int, int, int]]:
+        """Returns the tokens of global batch `step` without padding, and its rows, T and L."""
+        now, placed = self._placed(step)
+        tokens = sum(int(one.lengths[placed.examples].sum()) for one in (now.inputs, now.targets))
+        return tokens, (self.batch_size, placed.input_length, placed.target_length)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:

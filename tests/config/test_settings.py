@@ -65,6 +65,7 @@ MACROS = {
     "CLIP_NORM": "positive?",
     "EMA_DECAY": "share?",
     "KEEP": "name?",
+    "WANDB": "text?",
     "PATIENCE": "count?",
     "WARMUP_STEPS": "size",
     "MIXTURE_OR_TASK_NAME": "text",
@@ -79,6 +80,7 @@ PARAMETERS = {
         **dict.fromkeys(("initial_checkpoint_path", "initial_adapter_path"), "path?"),
         **{"model_dir": "path", "train_steps": "size", "model": "object?", "seed": "seed"},
         **{"dropout_rate": "rate", "clip_norm": "positive?", "ema_decay": "share?"},
+        "wandb": "text?",
     },
     "runs.evaluate": {
         **dict.fromkeys(("data", "evaluation", "precision", "layout", "layers"), "object"),
