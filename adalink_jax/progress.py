@@ -54,7 +54,7 @@ class Bar:
           text: what is done.
           line: whether that is worth a line of its own in a log.
         """
-        if line or not isinstance(_shown[0], _Lines):
+        if line or _shown[0].changes:
             _shown[0].show(self, text, alone=True)
 
     def _show(self, note: Note | None) -> None:
@@ -97,6 +97,8 @@ def bar(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[Bar]:
 class _Lines:
     """A line now and then."""
 
+    changes = False  # Whether what was shown is replaced.
+
     def __init__(self, seconds: float = LINE_SECONDS):
         self._seconds, self._said = seconds, time.monotonic()
 
@@ -121,6 +123,8 @@ class _Lines:
 class _Notebook(_Lines):
     """A line in the output of a cell, which changes."""
 
+    changes = True
+
     def __init__(self):
         display: Any = sys.modules["IPython"].display.display
         super().__init__(5 * BAR_SECONDS)
@@ -143,6 +147,8 @@ class _Notebook(_Lines):
 
 class _Terminal(_Lines):
     """Bars below each other, of which the outermost stays."""
+
+    changes = True
 
     def __init__(self, console: Any):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

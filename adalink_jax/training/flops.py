@@ -44,9 +44,9 @@ def peak_flops(device_kind: str) -> float | None:
 def step_flops(config: T5Config, rows: int, inputs: int, targets: int, trains_base: bool) -> float:
     """Returns the FLOPs of a step's matrix products, padding included; recomputing does not count.
 
-    A frozen base has the products of the forward pass and, once more, those of the gradients of
-    activations; one that trains has those of the weights' gradients too. A method's own products
-    are left out, which are a small part.
+    A layer's product is made once in the forward pass, once for the gradient of its input, and once
+    for that of its weights where the base trains; a product of two activations has two gradients.
+    A method's own products are left out, which are a small part.
 
     Args:
       config: the architecture.
@@ -59,12 +59,11 @@ def step_flops(config: T5Config, rows: int, inputs: int, targets: int, trains_ba
     mlp = width * config.mlp_dim * (len(config.mlp_activations) + 1)
     projections = width * inner
 
-    def attention(queries: int, keys: int) -> int:
-        return 2 * queries * keys * inner  # Multiply-adds of the logits, and of the values' mean.
-
-    encoder = inputs * (4 * projections + mlp) + attention(inputs, inputs)
+    encoder = inputs * (4 * projections + mlp)
     decoder = targets * (6 * projections + mlp) + inputs * 2 * projections
-    decoder += attention(targets, targets) + attention(targets, inputs)
-    products = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
-    products += targets * width * config.vocab_size
-    return 2.0 * rows * products * (3 if trains_base else 2)
+    layers = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
+    layers += targets * width * config.vocab_size
+    # Queries times keys, for the logits, and as much again for the mean of the values.
+    pairs = config.num_encoder_layers * inputs**2
+    pairs += config.num_decoder_layers * targets * (targets + inputs)
+    return 2.0 * rows * ((3 if trains_base else 2) * layers + 3 * 2 * inner * pairs)
