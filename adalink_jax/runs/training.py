@@ -153,6 +153,7 @@ def train(
         source = TrainBatches(
             data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out,
+            **_padding(batches, folder, train_steps),
         )  # fmt: skip
         folder.claim("data", source.identity)
         hosts.agree(data=source.identity, base=base.identity)
@@ -189,6 +190,14 @@ def train(
         outcome = _outcome(state, selection, train_steps)
         _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
         store.close()
+
+
+def _padding(batches: Batches, folder: RunFolder, train_steps: int) -> dict[str, Any]:
+    """Returns how `TrainBatches` pads. A run that goes on keeps the lengths that it began with."""
+    if batches.padding is None:
+        return {}
+    before = (folder.record() or {}).get("data", {}).get("padded_to")
+    return {"padded_to": before} if before else {"steps": train_steps}
 
 
 def _pace(source: TrainBatches, config: T5Config, method: Method) -> Pace:

@@ -149,10 +149,10 @@ def folders() -> Iterator[Finding]:
     elif "://" not in str(compiled):
         mend = "export JAX_COMPILATION_CACHE_DIR=FOLDER"
         found = _folder("compiled programs", str(compiled), "--", mend)
-        size = sum(path.stat().st_size for path in compiled.glob("*-cache"))
-        yield found._replace(
-            text=f"{found.text}, {size / 2**20:,.0f} MiB" * bool(size) or found.text
-        )
+        if compiled.is_dir():
+            size = sum(path.stat().st_size for path in compiled.glob("*-cache"))
+            found = found._replace(text=f"{found.text}, {size / 2**20:,.0f} MiB")
+        yield found
 
 
 def _folder(name: str, path: str, fault: str, mend: str) -> Finding:

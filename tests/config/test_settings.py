@@ -109,6 +109,7 @@ PARAMETERS = {
     "Batches": {
         **{"batch_size": "size", "gradient_accumulation_steps": "size", "packing": "flag"},
         "few_shot": "count?",
+        "padding": "name?",
     },
     "Evaluation": {
         **{"mode": "name", "batch_size": "size", "limit": "count?", "beam_size": "size?"},
