@@ -24,6 +24,7 @@ MATHS = [
 ]
 # What a run needs beside the maths. SeqIO brings TensorFlow and tensorflow-text.
 RUNS = [
+    "filelock>=3.16,<5",  # JAX bounds its cache of compiled programs with it.
     "gin-config>=0.5,<0.6",
     "importlib_resources>=6,<8",  # tensorflow-datasets 4.9 imports it without saying so.
     "matplotlib>=3.9,<4",
@@ -100,6 +101,8 @@ setuptools.setup(
         "int8": INT8,
         "search": SEARCH,
         "serve": SERVE,
+        "wandb": ["wandb>=0.19,<1"],  # Where WANDB names a project.
+        "tensorboard": ["tensorboard>=2.18,<3"],  # Shows what runs write for it.
         "dev": TEST + REFERENCE,
     },
 )

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adalink_jax import files, runs
+from adalink_jax import compile_cache, files, runs
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
 from adalink_jax.config import gin_files
@@ -177,6 +177,7 @@ def load_result(model_dir: str | pathlib.Path) -> Result:
     return Result(folder, load_adapter(folder / "adapter"), scores, history)
 
 
+@compile_cache.kept()
 @checks
 def predict(
     base: Base,
@@ -226,6 +227,7 @@ def predict(
     return [dataclasses.replace(one, target="") for one in results.predictions]
 
 
+@compile_cache.kept()
 @checks
 def evaluate(
     base: Base,

@@ -268,6 +268,8 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
             return 0
         from adalink_jax.config import gin_files
 
+        if command.table and sys.stderr.isatty():
+            print("loading", file=sys.stderr, flush=True)  # The imports below take seconds.
         run_file = command.run_file if command.reads_run_file else None
         return gin_files.main(command.entry, argv, run_file=run_file, switches=command.switches)
     with flags.environment(command.environment):

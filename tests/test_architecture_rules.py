@@ -21,7 +21,10 @@ ALL = [
 ]
 
 # Everything may import itself and these.
-BASIS = tuple(f"adalink_jax.{part}" for part in ("errors", "files", "locks", "signals", "values"))
+BASIS = tuple(
+    f"adalink_jax.{part}"
+    for part in ("errors", "files", "locks", "signals", "values", "compile_cache", "progress")
+)
 
 
 def _arrows() -> dict[str, tuple[str, ...]]:

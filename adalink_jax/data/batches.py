@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from adalink_jax.errors import UserError
 
 # A packed row has at most one example per this many tokens. This bounds the routes of a row.
 TOKENS_PER_SEGMENT = 8
+
+# Batches whose lengths are looked at to choose padded lengths: several windows of them.
+_SAMPLE = 8 * plan.WINDOW
 
 # The smallest share of a task in a mixture. A smaller share would need huge epochs.
 _LEAST_SHARE = 1e-5
@@ -84,6 +87,8 @@ class TrainBatches:
         cache_dir: str | os.PathLike | None = None,
         few_shot: int | None = None,
         held_out: float | None = None,
+        padded_to: Sequence[int] = (),
+        steps: int | None = None,
     ):
         """Tokenizes the train splits, or reads their caches.
 
@@ -100,6 +105,8 @@ class TrainBatches:
             (`corpus.Tokens.few`); None for all.
           held_out: the share of each task's examples that is not trained on
             (`corpus.Tokens.parted`); None for none.
+          padded_to: padded lengths of inputs, ascending; those of `plan.INPUT_BUCKETS` if empty.
+          steps: choose the cheapest of them for so many steps (`plan.cheapest`); None for all.
 
         Raises:
           UserError: an unknown name; invalid lengths, few_shot, held_out or batch size; or an error
@@ -133,8 +140,13 @@ class TrainBatches:
             data = [examples.parted(held_out, False) for examples in data]
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
-        self._data = data
+        self._data, self._padded_to = data, tuple(padded_to)
         self._first = self._laid_out(data, 0)
+        if steps is not None and isinstance(placed := self._first.plan, plan.Bucketed):
+            sample = [placed.batch(step).input_length for step in range(min(steps, _SAMPLE))]
+            # The longest of all is needed, whether or not it is in the sample.
+            self._padded_to = plan.cheapest([*sample, placed.input_buckets[-1]], steps)
+            self._first = self._laid_out(data, 0)
         self._at = functools.lru_cache(maxsize=2)(self._drawn_anew)
         self.truncated = {
             task: {
@@ -168,7 +180,8 @@ class TrainBatches:
             segments = max(1, length // TOKENS_PER_SEGMENT)
             first_step = draw * self.steps_per_draw if draw and self.steps_per_draw else 0
             return _Draw(inputs, targets, plan.Packed(stream, *sizes, segments), first_step)
-        return _Draw(inputs, targets, plan.Bucketed(stream, *sizes))
+        known = self._padded_to or plan.INPUT_BUCKETS
+        return _Draw(inputs, targets, plan.Bucketed(stream, *sizes, known))
 
     def _drawn_anew(self, draw: int) -> _Draw:
         data = [
@@ -202,6 +215,7 @@ class TrainBatches:
             "vocabulary": vocabulary_identity(self.vocabulary),
             "lengths": dict(self.lengths),
             "packing": self.packing,
+            **({"padded_to": list(self._padded_to)} if self._padded_to else {}),
         }
 
     def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -214,9 +228,7 @@ class TrainBatches:
         Returns:
           Features as in `arrays.assemble`, with these rows.
         """
-        draw = step // self.steps_per_draw if self.steps_per_draw else 0
-        now = self._at(draw) if draw else self._first
-        placed = now.plan.batch(step - now.first_step)
+        now, placed = self._placed(step)
         count, places, examples = self.batch_size, placed.rows, placed.examples
         if rows is not None:
             wanted = np.isin(places, rows)
@@ -224,6 +236,17 @@ class TrainBatches:
             places = np.searchsorted(rows, places[wanted])
         shape = (count, placed.input_length, placed.target_length)
         return assemble(now.inputs, now.targets, examples, places, shape, self.packing)
+
+    def _placed(self, step: int) -> tuple[_Draw, plan.Placement]:
+        draw = step // self.steps_per_draw if self.steps_per_draw else 0
+        now = self._at(draw) if draw else self._first
+        return now, now.plan.batch(step - now.first_step)
+
+    def size(self, step: int) -> tuple[int, tuple[int, int, int]]:
+        """Returns the tokens of global batch `step` without padding, and its rows, T and L."""
+        now, placed = self._placed(step)
+        tokens = sum(int(one.lengths[placed.examples].sum()) for one in (now.inputs, now.targets))
+        return tokens, (self.batch_size, placed.input_length, placed.target_length)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -249,7 +272,8 @@ class TrainBatches:
                 f"{used / rows / self.lengths['inputs']:.0%} of them used"
             )
         else:
-            parts.append("padded to " + ", ".join(map(str, placed.input_buckets)) + " tokens")
+            chosen = ", chosen by cost" if self._padded_to else ""
+            parts.append(f"padded to {', '.join(map(str, placed.input_buckets))} tokens{chosen}")
         if self.held_out is not None:
             of = sum(data.identity["held_out"]["of"] for data in self._data)
             parts.append(f"{self.held_out:.1%} of {of:,} held out")

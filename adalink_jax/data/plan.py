@@ -30,6 +30,10 @@ TARGET_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # lengths, small enough that an example stays near its place in the stream.
 WINDOW = 32
 
+# Steps that a compilation is said to cost: about 20 on two cores at T5 small's size, about 500 on
+# accelerators.
+COMPILATION = 100
+
 # The purposes of random numbers, each with its own stream.
 _PASS, _MIX, _BATCHES, _ROWS, _DRAWS = range(5)
 
@@ -186,6 +190,31 @@ def buckets(known: tuple[int, ...], longest: int, limit: int) -> tuple[int, ...]
     return tuple(lengths[: bisect.bisect_left(lengths, min(longest, limit)) + 1])
 
 
+def cheapest(lengths: npt.ArrayLike, steps: int) -> tuple[int, ...]:
+    """Returns the padded lengths that cost the least: tokens of padding, and compilations.
+
+    A compilation is said to cost as much as `COMPILATION` steps. That holds on no machine exactly,
+    but on all of them alike, so equal commands have equal batches.
+
+    Args:
+      lengths: int [n], the padded lengths of a sample of batches, where each may have any.
+      steps: number of steps.
+    """
+    known, counts = np.unique(np.asarray(lengths), return_counts=True)
+    tokens = steps * counts / counts.sum()  # Batches of each length; times a length, tokens.
+    compilation = COMPILATION * float(np.average(known, weights=counts))
+    least: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]  # For the first 0, 1, … known lengths.
+    for end in range(1, len(known) + 1):
+        padded = int(known[end - 1])
+        least.append(
+            min(
+                (cost + compilation + padded * float(tokens[start:end].sum()), (*chosen, padded))
+                for start, (cost, chosen) in enumerate(least)
+            )
+        )
+    return least[-1][1]
+
+
 class Bucketed:
     """Batches with one example per row and similar input lengths.
 
@@ -207,6 +236,7 @@ class Bucketed:
         batch_size: int,
         max_inputs: int,
         max_targets: int,
+        known: tuple[int, ...] = INPUT_BUCKETS,
     ):
         """Plans batches.
 
@@ -217,11 +247,12 @@ class Bucketed:
           batch_size: number of examples in a global batch.
           max_inputs: the configured input length.
           max_targets: the configured target length.
+          known: the padded lengths of inputs, ascending, of which as many are used as are needed.
         """
         self.stream, self.batch_size = stream, batch_size
         self.input_lengths, self.target_lengths = input_lengths, target_lengths
         self.window = max(1, min(WINDOW, stream.epoch_size // (2 * batch_size)))
-        self.input_buckets = buckets(INPUT_BUCKETS, int(input_lengths.max()), max_inputs)
+        self.input_buckets = buckets(known, int(input_lengths.max()), max_inputs)
         # All short targets get the same length: a few more tokens cost less than a compilation.
         longest = int(target_lengths.max())
         shortest = min(longest, 16)

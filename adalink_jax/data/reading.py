@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from adalink_jax import progress
 from adalink_jax.data import cache
 from adalink_jax.data.ragged import Ragged, Texts
 from adalink_jax.errors import UserError
@@ -68,17 +69,20 @@ def tokenize(
     Raises:
       UserError: the task cannot be read, has no examples, or its features are no tokens.
     """
-    logger.info("tokenizing task '%s', split '%s'", task.name, split)
     with _reading(task, split):
         dataset, drawn = _dataset(task, split, lengths, seed)
+        count = _count(task, split)
+    said = f"{count:,} examples of " if count else ""
+    logger.info("tokenizing %stask '%s', split '%s'", said, task.name, split)
     texts = _checked_features(task, dataset.element_spec)
     wanted = (*FEATURES, *texts.values())
     parts = {name: [] for name in wanted}
     dataset = dataset.map(lambda example: {name: example[name] for name in wanted})
-    with _reading(task, split):
+    with _reading(task, split), progress.bar("tokenizing", count, "examples") as bar:
         for batch in dataset.ragged_batch(1024):
             for name in wanted:
                 parts[name].append(batch[name])
+            bar.advance(int(batch["inputs"].shape[0]))
     if not parts["inputs"]:
         raise UserError(f"task '{task.name}', split '{split}': there are no examples")
 
@@ -101,6 +105,14 @@ def tokenize(
         name = f"{feature[:-1]}_texts"
         arrays[name], arrays[f"{name}_offsets"] = ragged.flat, ragged.offsets
     return arrays, identity
+
+
+def _count(task, split: str) -> int:
+    """Returns the number of examples of a split as its source says it; 0 if it does not."""
+    try:
+        return task.num_input_examples(split) or 0
+    except (KeyError, TypeError, ValueError, NotImplementedError):
+        return 0
 
 
 def examples(

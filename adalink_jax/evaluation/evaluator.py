@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from adalink_jax import progress
 from adalink_jax.data import HELD_OUT, EvalExamples
 from adalink_jax.distributed import hosts
 from adalink_jax.distributed.sharding import (
@@ -165,6 +166,7 @@ class Evaluator:
         beams = beam_size or BEAM_SIZE
         # Flax gives modules a hash, which type checkers do not see.
         self._predict = _compiled(cast(Any, model), mode, self._mesh, lengths["targets"], beams)
+        self._met: set[tuple] = set()  # The shapes of calls, each a program.
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {
             name: {split: one.examples.identity for split, one in task.splits.items()}
@@ -229,22 +231,37 @@ class Evaluator:
 
         So the device is busy while the host reads the outputs.
         """
-        eos_id = split.examples.vocabulary.eos_id
+        eos_id, name = split.examples.vocabulary.eos_id, split.examples.task
         pending = None
-        for batch in split.batches:
-            hosts.reached(f"the evaluation of {split.examples.task}")
-            indices = batch["indices"]
-            arrays = place_batch({k: v for k, v in batch.items() if k != "indices"}, self._mesh)
-            inputs, targets = to_decode(arrays), arrays.get("decoder_target_tokens")
-            with on_mesh(self._mesh):
-                found = self._predict(
-                    params, inputs, targets, task.options, eos_id, task.metrics.needed
-                )
+        with progress.bar(f"scoring {name}", len(split.batches), "batches") as bar:
+            for batch in split.batches:
+                hosts.reached(f"the evaluation of {name}")
+                indices = batch["indices"]
+                arrays = place_batch({k: v for k, v in batch.items() if k != "indices"}, self._mesh)
+                inputs, targets = to_decode(arrays), arrays.get("decoder_target_tokens")
+                self._say_compiling(bar, task, split, arrays["encoder_input_tokens"].shape)
+                with on_mesh(self._mesh):
+                    found = self._predict(
+                        params, inputs, targets, task.options, eos_id, task.metrics.needed
+                    )
+                if pending is not None:
+                    yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
+                    bar.advance()
+                pending = indices, found
             if pending is not None:
                 yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
-            pending = indices, found
-        if pending is not None:
-            yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
+                bar.advance()
+
+    def _say_compiling(
+        self, bar: progress.Bar, task: _Task, split: _Split, shape: tuple[int, ...]
+    ) -> None:
+        """Says that a batch of this shape compiles, if it is the first one of a call's kind."""
+        key = shape, task.options.shape, task.metrics.needed
+        if key not in self._met:
+            self._met.add(key)
+            of = len({batch["encoder_input_tokens"].shape for batch in split.batches})
+            number = min(of, sum(one[1:] == key[1:] for one in self._met))
+            bar.says(f"compiling {number} of {of} length{'s' if of > 1 else ''}", line=False)
 
     def _prediction(
         self, task: _Task, examples: EvalExamples, index: int, output: np.ndarray

@@ -23,6 +23,7 @@ from adalink_jax.checkpoints import load_adapter
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.runs.board import Board
+from adalink_jax.runs.dashboard import Dashboard
 from adalink_jax.runs.metrics import Metrics
 
 # A run may be resumed with other values of these. They say where files are, how far to train, or
@@ -43,7 +44,11 @@ _FREE = (
     "fully_sharded",
     "slices",
     "devices",
+    "wandb",
 )
+# Nor can these change what a run ends with; the last only where its evaluations do not choose that
+# (KEEP).
+_WATCHING = ("checkpoint_period", "log_period", "train_examples", "eval_period")
 _METRICS, _RESULTS, _ADAPTER = "metrics.jsonl", "results.json", "adapter/adapter.safetensors"
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 
@@ -77,7 +82,7 @@ class RunFolder:
         self._name = name
         self._open = contextlib.ExitStack()
         self._metrics: Metrics | None = None
-        self._board: Board | None = None
+        self._boards: list[Board | Dashboard] = []
         self._record: dict[str, Any] = {}
         self._started = time.monotonic()
         self._check_held: Callable[[], None] = lambda: None
@@ -122,10 +127,11 @@ class RunFolder:
             return
         earlier = _with_later_settings(record.get(part, {}), self.contents[part])
         before, now = comparable(earlier), comparable(given)
+        free = _WATCHING if now.get("keep") is None else _WATCHING[:-1]
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
+            if before.get(name) != now.get(name) and name not in free
         ]
         if changed:
             more = f" (and {len(changed) - 2} more)" if len(changed) > 2 else ""
@@ -179,15 +185,16 @@ class RunFolder:
                 "from the last checkpoint and writes its outcome anew"
             ) from error
 
-    def start(self, config_text: str, step: int) -> None:
+    def start(self, config_text: str, step: int, project: str | None = None) -> None:
         """Writes ``config.gin`` and ``run.json``; cuts the metrics back to the restored step.
 
         Args:
           config_text: the resolved configuration as gin.
           step: number of steps finished before this start.
+          project: the project at Weights & Biases that gets the values, too; None for none.
 
         Raises:
-          UserError: the metrics up to that step are damaged.
+          UserError: the metrics up to that step are damaged; or the project cannot be used.
         """
         if not self.writes:
             return
@@ -199,7 +206,10 @@ class RunFolder:
         self.write_record(config_text, step)
         self._metrics.open()
         board = Board(self.path / "tensorboard", step + 1 if step else 0)
-        self._board = self._open.enter_context(contextlib.closing(board))
+        self._boards.append(self._open.enter_context(contextlib.closing(board)))
+        if project is not None:
+            dashboard = Dashboard(project, self.path, self._record)
+            self._boards.append(self._open.enter_context(contextlib.closing(dashboard)))
 
     def write_record(self, config_text: str, step: int) -> None:
         """Writes ``config.gin`` and ``run.json``: the claimed parts, and all starts of the run."""
@@ -249,11 +259,12 @@ class RunFolder:
           values: values by name; equal in equal runs.
           times: measured times by name; only written to TensorBoard.
         """
-        if self._metrics is None or self._board is None:
+        if self._metrics is None:
             return
         self._check_held()
         self._metrics.write({"step": step, **values})
-        self._board.add(step, {**values, **(times or {})})
+        for board in self._boards:
+            board.add(step, {**values, **(times or {})})
 
     def sync(self) -> None:
         """Flushes the metrics to disk with their digest, before the next checkpoint is there."""

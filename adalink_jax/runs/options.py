@@ -88,15 +88,22 @@ class Batches(Checked):
       gradient_accumulation_steps: number of parts of a batch, with one in memory at a time.
       packing: whether rows hold several examples, or one each and are bucketed by length.
       few_shot: train on this many examples of each task, chosen by the seed; None for all.
+      padding: "cheapest" pads inputs to fewer lengths, where a compilation would cost more than
+        their padding does over TRAIN_STEPS; the run keeps those of its first start. None for all.
     """
 
     batch_size: Size = 32
     gradient_accumulation_steps: Size = 1
     packing: bool = False
     few_shot: Count | None = None
+    padding: Annotated[str, OneOf(("cheapest",))] | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        if self.packing and self.padding is not None:
+            raise UserError(
+                f"Batches.padding is {self.padding!r}, but with Batches.packing there is one length"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"BATCH_SIZE is {self.batch_size}, which gradient_accumulation_steps = "

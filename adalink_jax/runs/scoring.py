@@ -3,6 +3,7 @@
 import contextlib
 from typing import TYPE_CHECKING, Annotated
 
+from adalink_jax import compile_cache
 from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import load_adapter, read_record
 from adalink_jax.data.own import Table
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 @hosts.joined()
+@compile_cache.kept()
 @checks
 @memory.shortage()
 def evaluate(

@@ -106,6 +106,7 @@ def prepared_base(
             check_architecture(model, config, "the base")
         config = ready(config)
     elif given is not None:
+        say(f"loading the base {given}")
         stored = open_base(given, model)
         if stored.verify is None:
             say(f"base {stored.where}: no SHA256SUMS, so its files are not checked for damage")

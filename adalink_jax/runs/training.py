@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 
+from adalink_jax import compile_cache
 from adalink_jax.checkpoints import save_adapter
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.data import HELD_OUT, TrainBatches
@@ -18,8 +19,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Results, chosen, print_table, scalars, write
 from adalink_jax.methods.base import Method, merge
 from adalink_jax.models.stacking import unstack_layers
-from adalink_jax.models.t5 import Transformer
-from adalink_jax.runs import memory
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.runs import dashboard, memory
 from adalink_jax.runs.folder import RunFolder, comparable
 from adalink_jax.runs.options import (
     BaseSetting,
@@ -48,8 +49,10 @@ from adalink_jax.runs.setup import (
     with_adapter,
 )
 from adalink_jax.training import state as states
+from adalink_jax.training.flops import peak_flops, step_flops
 from adalink_jax.training.loop import Periods, train_loop
 from adalink_jax.training.optimizers import LearningRate, Optimizer, per_module
+from adalink_jax.training.pace import Pace, Work
 from adalink_jax.training.selection import UNKNOWN, Selection, tracking
 from adalink_jax.training.step import compiled, make_train_step
 from adalink_jax.values import LocalPath, Positive, Range, Rate, Seed, Steps, checks
@@ -62,6 +65,7 @@ EmaDecay = Annotated[float, Range(0, 1, open_start=True, open_end=True)]
 
 
 @hosts.joined()
+@compile_cache.kept()
 @checks
 @memory.shortage()
 def train(
@@ -88,6 +92,7 @@ def train(
     layout: Layout = Layout(),
     layers: Layers = Layers(),
     loss: Loss = Loss(),
+    wandb: str | None = None,
     configuration: "Configuration | None" = None,
 ) -> None:
     """Trains a method on a task or mixture, scores it, and writes its adapter.
@@ -121,12 +126,14 @@ def train(
       layout: how model and batches are laid out on devices.
       layers: whether layers are scanned, and what the backward pass recomputes.
       loss: z-loss and label smoothing.
+      wandb: the project at Weights & Biases that gets the values, too; None for none.
       configuration: the gin configuration of these arguments, for the records.
 
     Raises:
       UserError: any mistake that the user can fix; nothing is overwritten.
     """
     agree_on_code(configuration)
+    dashboard.check(wandb)
     check_frozen_dtype(precision.frozen_dtype, method)
     parts = batches.gradient_accumulation_steps
     mesh = checked_mesh(layout, batches.batch_size, parts, evaluation.batch_size)
@@ -146,6 +153,7 @@ def train(
         source = TrainBatches(
             data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out,
+            **_padding(batches, folder, train_steps),
         )  # fmt: skip
         folder.claim("data", source.identity)
         hosts.agree(data=source.identity, base=base.identity)
@@ -168,7 +176,7 @@ def train(
             base = dataclasses.replace(base, params=None, adapter=None)
             store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
             state = _restored(state, store, train_steps)
-            folder.start(configuration.text if configuration else "", int(state.step))
+            folder.start(configuration.text if configuration else "", int(state.step), wandb)
             placed = placed_batches(source, mesh, int(state.step), train_steps)
             with contextlib.closing(placed):
                 if not selection.is_over(state):
@@ -177,10 +185,29 @@ def train(
                         periods=periods, log=folder, store=store, evaluate=scorer,
                         judge=scorer.judge if selection.keep else None,
                         agree=_agreed if jax.process_count() > 1 else None,
+                        pace=_pace(source, base.config, method),
                     )  # fmt: skip
         outcome = _outcome(state, selection, train_steps)
         _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
         store.close()
+
+
+def _padding(batches: Batches, folder: RunFolder, train_steps: int) -> dict[str, Any]:
+    """Returns how `TrainBatches` pads. A run that goes on keeps the lengths that it began with."""
+    if batches.padding is None:
+        return {}
+    before = (folder.record() or {}).get("data", {}).get("padded_to")
+    return {"padded_to": before} if before else {"steps": train_steps}
+
+
+def _pace(source: TrainBatches, config: T5Config, method: Method) -> Pace:
+    def work(step: int) -> Work:
+        tokens, (rows, inputs, targets) = source.size(step)
+        flops = step_flops(config, rows, inputs, targets, method.trains_base) if peak else 0.0
+        return Work(tokens, rows * (inputs + targets), flops)
+
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return Pace(work, len(source.shapes), peak * jax.device_count() if peak else None)
 
 
 def _agreed(number: int) -> int:

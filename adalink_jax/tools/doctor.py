@@ -16,11 +16,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import adalink_jax
+from adalink_jax import compile_cache
+from adalink_jax.errors import UserError
 
 # What each extra is for.
 _EXTRAS = {
     "plan": "adalink plan compiles for TPUs with it",
     "int8": "frozen bases in int8 (Precision.frozen_dtype = 'int8')",
+    "wandb": "values of runs go to Weights & Biases too (WANDB)",
+    "tensorboard": "shows the curves of a run: tensorboard --logdir MODEL_DIR/tensorboard",
     "reference": "adalink convert compares its copies with it, benchmarks and tests too",
 }
 _BASES = ("mini", "mini_raw")
@@ -134,13 +138,21 @@ def folders() -> Iterator[Finding]:
     # The same default as in adalink_jax.data.cache, which would import NumPy.
     tokens = os.environ.get("ADALINK_CACHE_DIR") or "~/.cache/adalink_jax"
     yield _folder("token cache", tokens, "!!", "export ADALINK_CACHE_DIR=FOLDER")
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if compiled and "://" not in compiled:
+    try:
+        compiled = compile_cache.folder()
+    except UserError as error:
+        yield Finding("--", f"compiled programs are not kept: {error}")
+        return
+    if compiled is None:
+        text = "compiled programs are not kept: every start compiles again"
+        yield Finding("--", text, "unset JAX_ENABLE_COMPILATION_CACHE")
+    elif "://" not in str(compiled):
         mend = "export JAX_COMPILATION_CACHE_DIR=FOLDER"
-        yield _folder("JAX's compilation cache", compiled, "--", mend)
-    elif not compiled:
-        text = "JAX's compilation cache is off: every start compiles again"
-        yield Finding("--", text, "export JAX_COMPILATION_CACHE_DIR=~/.cache/jax")
+        found = _folder("compiled programs", str(compiled), "--", mend)
+        if compiled.is_dir():
+            size = sum(path.stat().st_size for path in compiled.glob("*-cache"))
+            found = found._replace(text=f"{found.text}, {size / 2**20:,.0f} MiB")
+        yield found
 
 
 def _folder(name: str, path: str, fault: str, mend: str) -> Finding:

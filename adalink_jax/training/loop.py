@@ -2,24 +2,15 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from adalink_jax import signals
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.errors import UserError
+from adalink_jax.training.pace import Pace
 from adalink_jax.training.state import TrainState
 from adalink_jax.values import Checked, Count
 
@@ -72,6 +63,7 @@ def train_loop(
     evaluate: Callable[[TrainState], Mapping[str, float]],
     judge: Callable[[TrainState], tuple[TrainState, bool]] | None = None,
     agree: Callable[[int], int] | None = None,
+    pace: Pace | None = None,
 ) -> TrainState:
     """Trains from the state's step to `train_steps`, or until `judge` ends it.
 
@@ -93,30 +85,27 @@ def train_loop(
         here. With it, the start is evaluated.
       agree: the signal to stop, 0 for none, of this host -> that of any host. With several hosts,
         all call it after the same steps: where they evaluate, save or log.
+      pace: measures the steps and tells how far they are; None for a new one.
 
     Raises:
       UserError: a loss, or what was trained, is not finite; nothing from that step is saved.
       Stopped: a signal stopped it.
     """
-    first_step = logged = int(state.step)
-    clock, waited = time.perf_counter(), 0.0
-    batches = iter(batches)
-    if first_step == 0 and (periods.eval_at_start or judge):
-        log.log(0, evaluate(state))
-        state = judge(state)[0] if judge else state
-        clock = time.perf_counter()
-    with _progress() as progress, signals.waiting() as wish:
-        bar = progress.add_task("training", total=train_steps, completed=first_step, loss=math.nan)
+    first_step, pace, batches = int(state.step), pace or Pace(), iter(batches)
+    telling = pace.telling(first_step, train_steps, periods.eval_period)
+    with telling, signals.waiting() as wish:
+        if first_step == 0 and (periods.eval_at_start or judge):
+            with pace.evaluating() as scored:
+                log.log(0, scored(evaluate(state)))
+            state = judge(state)[0] if judge else state
         pending: tuple[int, Metrics] | None = None
         for step in range(first_step + 1, train_steps + 1):
-            before = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - before
-            state, metrics = train_step(state, batch)
+            batch = pace.waited(lambda: next(batches))
+            state, metrics = pace.step(train_step, step, state, batch)
             wish.take()  # Now there is a step to save, and what took long is compiled.
             # Check the previous step's loss while the device works on this step.
             if pending:
-                progress.update(bar, completed=step - 1, loss=_finite_loss(*pending, store))
+                pace.at(step - 1, _finite_loss(*pending, store))
             pending = (step, metrics)
             last = step == train_steps
             evaluates = last or step % periods.eval_period == 0
@@ -127,30 +116,26 @@ def train_loop(
                 stop = agree(stop) if logs or evaluates or saves else 0
             saves = saves or stop > 0
             if logs or evaluates or saves:
-                progress.update(bar, completed=step, loss=_finite_loss(*pending, store))
+                pace.at(step, _finite_loss(*pending, store))
                 pending = None
             if (evaluates or saves) and not state.finite():
                 raise _diverged(f"what step {step} has trained overflows", store)
             if logs:
-                elapsed = max(time.perf_counter() - clock, 1e-9)
-                rate = (step - logged) / elapsed
-                times = {"steps_per_second": rate, "data_wait": waited / elapsed}
-                log.log(step, _as_floats(metrics), times)
-                clock, waited, logged = time.perf_counter(), 0.0, step
-            before = time.perf_counter()
+                log.log(step, _as_floats(metrics), pace.times())
             if evaluates:
-                log.log(step, evaluate(state))
+                with pace.evaluating() as scored:
+                    log.log(step, scored(evaluate(state)))
                 if judge:
                     state, ends = judge(state)
                     last = last or ends
             if saves or last:
-                log.sync()
-                store.save(step, state.saved())
+                with pace.apart("saving"):
+                    log.sync()
+                    store.save(step, state.saved())
             if last:
                 return state
             if stop:
                 raise signals.Stopped(stop, f"stopped at step {step:,}; the same command goes on")
-            clock += time.perf_counter() - before  # Not counted in steps per second.
     return state
 
 
@@ -172,18 +157,3 @@ def _diverged(what: str, store: Store) -> UserError:
 
 def _as_floats(metrics: Metrics) -> dict[str, float]:
     return {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-
-
-def _progress() -> Progress:
-    """Returns a progress bar with an ETA. It is shown on a terminal and in a notebook."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal or console.is_jupyter) or jax.process_index() != 0,
-    )

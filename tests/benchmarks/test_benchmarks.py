@@ -54,6 +54,12 @@ def test_import_time_compares_us_with_the_libraries(tmp_path):
 
 
 @pytest.mark.slow
+def test_first_step_has_every_start(tmp_path):
+    result, _ = run("first_step", tmp_path / "out.json")
+    assert [row["start"] for row in result["rows"]] == ["nothing", "kept", "tokens", "warm"]
+
+
+@pytest.mark.slow
 def test_routed_low_rank_has_every_variant_for_every_number_of_modules(tmp_path):
     result, _ = run("routed_low_rank", tmp_path / "out.json")
     found = {(row["variant"], row["K"]) for row in result["rows"]}

@@ -68,6 +68,7 @@ MACROS = {
     "CLIP_NORM": "positive?",
     "EMA_DECAY": "share?",
     "KEEP": "name?",
+    "WANDB": "text?",
     "PATIENCE": "count?",
     "WARMUP_STEPS": "size",
     "MIXTURE_OR_TASK_NAME": "text",
@@ -82,6 +83,7 @@ PARAMETERS = {
         **dict.fromkeys(("initial_checkpoint_path", "initial_adapter_path"), "path?"),
         **{"model_dir": "path", "train_steps": "size", "model": "object?", "seed": "seed"},
         **{"dropout_rate": "rate", "clip_norm": "positive?", "ema_decay": "share?"},
+        "wandb": "text?",
     },
     "runs.evaluate": {
         **dict.fromkeys(("data", "evaluation", "precision", "layout", "layers"), "object"),
@@ -110,6 +112,7 @@ PARAMETERS = {
     "Batches": {
         **{"batch_size": "size", "gradient_accumulation_steps": "size", "packing": "flag"},
         "few_shot": "count?",
+        "padding": "name?",
     },
     "Evaluation": {
         **{"mode": "name", "batch_size": "size", "limit": "count?", "beam_size": "size?"},

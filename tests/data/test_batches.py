@@ -191,6 +191,25 @@ def test_shapes_are_known_before_and_routes_fit_their_slots(train, packing):
             assert len(set(row.tolist())) <= made.max_routes_per_row
 
 
+def test_fewer_lengths_hold_the_same_examples_and_are_recorded(train):
+    every, few = train("bytes_proportional"), train("bytes_proportional", steps=1)
+    (length,) = few.identity["padded_to"]
+    assert length == every.shapes[-1][0] and "padded_to" not in every.identity
+    assert len(few.shapes) < len(every.shapes)
+    assert few.summary.endswith(f"padded to {length} tokens, chosen by cost")
+    # A later start with other steps takes what was recorded.
+    again = train("bytes_proportional", padded_to=few.identity["padded_to"])
+    assert again.identity == few.identity
+    for step in range(9):
+        assert examples_in(few.batch(step)) == examples_in(every.batch(step))
+        assert equal(again.batch(step), few.batch(step))
+        tokens, (rows, inputs, targets) = few.size(step)
+        batch = few.batch(step)
+        encoder, decoder = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+        assert (rows, inputs) == encoder.shape and (rows, targets) == decoder.shape
+        assert tokens == np.count_nonzero(encoder) + np.count_nonzero(decoder)
+
+
 def test_fewer_examples_than_a_batch(train):
     for packing in (False, True):
         made = train("bytes_small", batch_size=20, packing=packing)

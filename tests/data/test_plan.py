@@ -1,5 +1,6 @@
 """Which examples form which batch: properties, and plain Python as the oracle."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -135,6 +136,28 @@ def test_bucket_lengths_end_where_the_data_ends():
     assert plan.buckets((16, 24, 32, 48), 30, 20) == (16, 20)
     assert plan.buckets((16, 24, 32, 48), 100, 100) == (16, 24, 32, 48, 100)
     assert plan.buckets((16, 24), 4, 4) == (4,)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from(plan.INPUT_BUCKETS[:6]), min_size=1), st.integers(1, 3000))
+def test_the_cheapest_lengths_are_those_of_all_choices(lengths, steps):
+    """Every choice is tried: tokens with padding, and a hundred mean steps for each length."""
+
+    def cost(chosen):
+        padded = [min(one for one in chosen if one >= length) for length in lengths]
+        return steps * np.mean(padded) + plan.COMPILATION * len(chosen) * np.mean(lengths)
+
+    chosen = plan.cheapest(lengths, steps)
+    known = sorted(set(lengths))
+    parts = [c for n in range(len(known)) for c in itertools.combinations(known[:-1], n)]
+    least = min(cost((*part, known[-1])) for part in parts)
+    assert set(chosen) <= set(known) and chosen == tuple(sorted(chosen))
+    assert cost(chosen) == pytest.approx(least)
+
+
+def test_short_runs_have_fewer_lengths_than_long_ones():
+    lengths = [16] * 50 + [64] * 50
+    assert [plan.cheapest(lengths, steps) for steps in (10, 10**4)] == [(64,), (16, 64)]
 
 
 @settings(deadline=None, max_examples=40)

@@ -101,6 +101,29 @@ def test_the_same_run_with_more_steps_goes_on_and_another_is_refused(folder):
     again.close()
 
 
+WATCHED = {"eval_period": 10, "checkpoint_period": 10, "log_period": 5, "keep": None, "limit": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"eval_period": 3, "checkpoint_period": 4, "log_period": 1, "train_examples": 9}, None),
+        ({"eval_period": 3, "limit": 9}, "limit was 8 and is 9"),
+        ({"keep": "best", "eval_period": 3}, "eval_period was 10 and is 3"),
+    ],
+)
+def test_what_cannot_change_the_result_may_change(tmp_path, changes, refused):
+    """With KEEP, when a run is evaluated is a part of which step it ends with."""
+    for settings, error in ((WATCHED, None), ({**WATCHED, **changes}, refused)):
+        settings = {**settings, "keep": changes.get("keep")}
+        with contextlib.closing(RunFolder(tmp_path / "run")) as folder:
+            expected = pytest.raises(UserError, match=error) if error else contextlib.nullcontext()
+            with expected:
+                folder.claim("configuration", settings)
+            if error is None:
+                folder.write_record("", 0)
+
+
 def test_a_folder_that_nobody_can_explain_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     folder = RunFolder(tmp_path)
@@ -260,7 +283,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_record(folder, monkeypatch):
 def test_a_full_disk_ends_metrics_in_one_line_and_only_the_events_of_tensorboard(folder, caplog):
     folder.log(1, {"loss": 1.0})
     full = open("/dev/full", "wb", buffering=0)  # Every write to it finds the disk full.
-    folder._board._file = full
+    folder._boards[0]._file = full
     for step in range(2, 50):
         folder.log(step, {"loss": 1.0})
     assert [r.getMessage() for r in caplog.records] == [

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 
+import jax
 import pytest
 
 from adalink_jax import cli
@@ -64,13 +65,40 @@ def test_what_is_missing_is_said_with_the_line_that_mends_it(installed, capsys):
     )
 
 
-def test_folders_that_cannot_be_written(monkeypatch, capsys):
+@pytest.fixture
+def told():
+    """JAX reads its variables when it is imported; so here its settings are changed."""
+    before = {}
+
+    def tell(name, value):
+        before.setdefault(name, jax.config.values[name])
+        jax.config.update(name, value)
+
+    yield tell
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_folders_that_cannot_be_written(monkeypatch, capsys, told):
     monkeypatch.setenv("ADALINK_CACHE_DIR", "/proc/version/cache")  # Below a file.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/version/jax")
+    told("jax_compilation_cache_dir", "/proc/version/jax")
     assert cli.main(["doctor"]) == 2
     printed = capsys.readouterr().out
     assert "  !! token cache /proc/version/cache cannot be written" in printed
-    assert "  -- JAX's compilation cache /proc/version/jax cannot be written" in printed
+    assert "  -- compiled programs /proc/version/jax cannot be written" in printed
+
+
+def test_compiled_programs_have_a_size_or_are_off(monkeypatch, capsys, tmp_path, told):
+    monkeypatch.setenv("ADALINK_CACHE_DIR", str(tmp_path))
+    told("jax_compilation_cache_dir", None)
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "jit_step-1-cache").write_bytes(bytes(3 * 2**20))
+    told("jax_enable_compilation_cache", True)
+    cli.main(["doctor"])
+    assert f"  ok compiled programs {tmp_path}/programs, 3 MiB\n" in capsys.readouterr().out
+    told("jax_enable_compilation_cache", False)
+    cli.main(["doctor"])
+    assert "  -- compiled programs are not kept: every start" in capsys.readouterr().out
 
 
 def test_a_driver_that_fails_is_a_line(monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from adalink_jax import signals
 from adalink_jax.errors import UserError
-from adalink_jax.training import loop
+from adalink_jax.training import loop, pace
 from adalink_jax.training.state import TrainState
 
 
@@ -61,7 +61,7 @@ class Store:
 @pytest.mark.parametrize("first_step", [0, 7])
 def test_steps_per_second_counts_steps_and_their_time_only(monkeypatch, first_step):
     clock, log = Clock(), Log()
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(pace, "time", clock)
 
     def batches():
         while True:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adalink_jax.errors import UserError, nearest
+from adalink_jax.training.flops import PEAKS
 
 GIB = 2**30
 _CHIPS_PER_HOST = 4
@@ -44,10 +45,12 @@ class Chip:
 
 CHIPS = {
     # libtpu calls it megacore when a chip is one device, as in v4's runtime.
-    "v4": Chip(int(30.75 * GIB), 275e12, 1228e9, 300e9, 3, {"chip_config_name": "megacore"}),
-    "v5e": Chip(int(15.75 * GIB), 197e12, 819e9, 200e9, 2),
-    "v5p": Chip(int(95.74 * GIB), 459e12, 2765e9, 600e9, 3),
-    "v6e": Chip(int(31.25 * GIB), 918e12, 1638e9, 400e9, 2),
+    "v4": Chip(
+        int(30.75 * GIB), PEAKS["TPU v4"], 1228e9, 300e9, 3, {"chip_config_name": "megacore"}
+    ),
+    "v5e": Chip(int(15.75 * GIB), PEAKS["TPU v5e"], 819e9, 200e9, 2),
+    "v5p": Chip(int(95.74 * GIB), PEAKS["TPU v5p"], 2765e9, 600e9, 3),
+    "v6e": Chip(int(31.25 * GIB), PEAKS["TPU v6e"], 1638e9, 400e9, 2),
 }
 _SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SHAPES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")

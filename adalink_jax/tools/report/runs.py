@@ -32,7 +32,7 @@ _INCIDENTAL = frozenset(
         "checkpoint_period", "devices", "eval_at_start", "eval_batch_size", "eval_period",
         "fully_sharded", "keep_checkpoints", "log_period", "mixture_or_task_name", "model",
         "model_parallelism", "remat", "scan_layers", "seed", "slices", "train_examples",
-        "train_steps",
+        "train_steps", "wandb",
     }
 )  # fmt: skip
 _PATHS = ("_path", "_dir", "_file")

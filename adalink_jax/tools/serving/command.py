@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator
 from typing import IO, Annotated
 
+from adalink_jax import compile_cache
 from adalink_jax.errors import UserError
 from adalink_jax.tools.serving.model import add_model, opened
 from adalink_jax.tools.serving.requests import LONGEST_LINE, Request, failure, parse
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@compile_cache.kept()
 def run(flags: argparse.Namespace) -> None:
     """Answers all lines of the input."""
     for name, most in _MOST.items():

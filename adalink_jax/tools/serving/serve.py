@@ -14,15 +14,12 @@ import argparse
 import asyncio
 import contextlib
 import os
-import pathlib
 import socket
 import sys
 import time
 from typing import Annotated, Any
 
-import jax
-
-from adalink_jax import signals
+from adalink_jax import compile_cache, signals
 from adalink_jax.errors import UserError
 from adalink_jax.tools.serving.model import add_model, opened
 from adalink_jax.tools.serving.service import Limits, Service
@@ -57,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warm", type=int, default=1000, help=about)
 
 
+@compile_cache.kept()
 def run(flags: argparse.Namespace) -> None:
     """Serves until a signal."""
     for name, most in _MOST.items():
@@ -71,7 +69,6 @@ def run(flags: argparse.Namespace) -> None:
         raise UserError(f"{error.name} is not installed: pip install '.[serve]'") from error
     limits = Limits(flags.inputs, flags.targets, flags.batch_size, flags.slots)
     with contextlib.closing(_socket(flags.host, flags.port)) as listener:
-        _keep_programs()
         service = opened(flags, limits, max(flags.resident, limits.room), _PROGRAMS)
         with signals.waiting("what was asked is answered") as wish:
             wish.take()
@@ -85,15 +82,6 @@ def _socket(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-
-
-def _keep_programs() -> None:
-    """Keeps compiled programs on disk, unless the environment says where, or that it is off."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = pathlib.Path(os.environ.get("ADALINK_CACHE_DIR") or "~/.cache/adalink_jax")
-        jax.config.update("jax_compilation_cache_dir", str(cache.expanduser() / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_compilation_cache_max_size", 2**31)
 
 
 async def _serve(

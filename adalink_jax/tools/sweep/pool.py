@@ -1,7 +1,8 @@
 """Runs many trainings, given as command lines, in parallel processes.
 
 A process runs one training after another, so Python, TensorFlow and JAX start only once. All
-processes share one compilation cache: trainings that differ only in seed or data compile once.
+processes share what is compiled (`adalink_jax.compile_cache`): trainings that differ only in seed
+or data compile once.
 """
 
 import concurrent.futures
@@ -14,7 +15,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -77,29 +77,28 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
     for share in shares:
         free.put(share if len(shares) > 1 else ())
     failed, started = 0, time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="adalink_xla_") as compiled:
-        pool = concurrent.futures.ProcessPoolExecutor(
-            len(shares), context, initializer=_settle, initargs=(free, compiled)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        len(shares), context, initializer=_settle, initargs=(free,)
+    )
+    try:
+        futures = [pool.submit(_train, command) for command in commands]
+        for done, future in enumerate(_ended(futures), 1):
+            code, seconds, line, output = future.result()
+            left = (time.monotonic() - started) / done * (len(commands) - done)
+            where = f"[{done}/{len(commands)}] {seconds:.0f} s, {left / 60:.0f} min left"
+            print(f"{where}: {line}", flush=True)
+            if code:
+                failed += 1
+                print(output.rstrip(), file=sys.stderr, flush=True)
+    except BrokenProcessPool:
+        print(
+            "error: a training process was ended from outside (out of memory?); the same "
+            "command goes on from here",
+            file=sys.stderr,
         )
-        try:
-            futures = [pool.submit(_train, command) for command in commands]
-            for done, future in enumerate(_ended(futures), 1):
-                code, seconds, line, output = future.result()
-                left = (time.monotonic() - started) / done * (len(commands) - done)
-                where = f"[{done}/{len(commands)}] {seconds:.0f} s, {left / 60:.0f} min left"
-                print(f"{where}: {line}", flush=True)
-                if code:
-                    failed += 1
-                    print(output.rstrip(), file=sys.stderr, flush=True)
-        except BrokenProcessPool:
-            print(
-                "error: a training process was ended from outside (out of memory?); the same "
-                "command goes on from here",
-                file=sys.stderr,
-            )
-            return failed + 1
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return failed + 1
+    finally:
+        pool.shutdown(cancel_futures=True)
     if failed:
         print(f"error: {failed} of {len(commands)} trainings failed; see above", file=sys.stderr)
     return failed
@@ -119,8 +118,8 @@ def _ended(futures: Iterable[concurrent.futures.Future]) -> Iterator[concurrent.
             yield from ended
 
 
-def _settle(free: "multiprocessing.SimpleQueue", compiled: str) -> None:
-    """Sets a new process's cores and the shared compilation cache.
+def _settle(free: "multiprocessing.SimpleQueue") -> None:
+    """Sets a new process's cores.
 
     The process ends when the sweep does, however that ends; otherwise it would run unnoticed.
     """
@@ -129,8 +128,6 @@ def _settle(free: "multiprocessing.SimpleQueue", compiled: str) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if share := free.get():
         os.sched_setaffinity(0, share)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -1,0 +1,82 @@
+"""A run's values at Weights & Biases, for who wants them there (WANDB=PROJECT).
+
+The kept library decides where they go: its own variables hold, such as WANDB_MODE=offline, which
+keeps them in MODEL_DIR/wandb until ``wandb sync``, WANDB_ENTITY and WANDB_API_KEY.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from adalink_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def check(project: str | None) -> None:
+    """Raises `UserError` if a project is given, but wandb is not installed."""
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"WANDB is {project!r}, but wandb is not installed: pip install wandb, or this package "
+            "with its extra, [wandb]"
+        )
+
+
+class Dashboard:
+    """A run at Weights & Biases. All starts of a run are one run there.
+
+    Args:
+      project: the project.
+      folder: the run's folder, which gives its name.
+      record: the run's record, with its settings and starts.
+
+    Raises:
+      UserError: the library refuses, e.g. because nobody is logged in.
+    """
+
+    def __init__(self, project: str, folder: pathlib.Path, record: Mapping[str, Any]):
+        import wandb  # pyright: ignore[reportMissingImports]: optional
+
+        began = record["starts"][0]["time"]
+        self._project, self._run = project, None
+        try:
+            self._run = wandb.init(
+                project=project,
+                dir=folder,
+                id=hashlib.sha256(f"{folder.absolute()} {began}".encode()).hexdigest()[:16],
+                name=folder.name,
+                resume="allow",
+                config=dict(record["configuration"]),
+                settings=wandb.Settings(console="off"),
+            )
+        except Exception as error:  # Of the library's own classes, which come and go.
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"WANDB is {project!r}, but Weights & Biases cannot be used: {reason}; with "
+                "WANDB_MODE=offline its files stay on this machine"
+            ) from error
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds values by name. An error is said once and ends this, not the run."""
+        if self._run is not None:
+            try:
+                self._run.log(dict(values), step=step)
+            except Exception as error:
+                logger.warning(
+                    "no more values go to Weights & Biases (%s); metrics.jsonl has all",
+                    str(error).partition("\n")[0] or type(error).__name__,
+                )
+                self._run = None
+
+    def close(self) -> None:
+        """Ends the run there; as a failed one while an exception is on its way."""
+        run, self._run = self._run, None
+        if run is not None:
+            try:
+                run.finish(exit_code=int(sys.exc_info()[0] is not None))
+            except Exception as error:
+                logger.warning("Weights & Biases: %s", str(error).partition("\n")[0])
