@@ -12,9 +12,10 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "adalink_jax/__init__.py").
 
 # Lower bounds are what was tested or is needed, upper bounds the next release that may break. jax
 # 0.10 runs on Python 3.11; the upper bounds admit 0.11, of machines with Python 3.12 and a GPU.
+JAX = ">=0.10.0,<0.12"
 MATHS = [
     "flax>=0.12.8,<0.13",
-    "jax>=0.10.0,<0.12",
+    f"jax{JAX}",
     "jaxtyping>=0.3.2,<0.4",
     "numpy>=2.0,<3",
     "optax>=0.2.8,<0.3",
@@ -40,6 +41,8 @@ RUNS = [
     "tensorflow>=2.18,<3",
     "tensorflow-datasets>=4.9.7,<5",
 ]
+# JAX's own extras for accelerators: each brings the plugin and the libraries of its version.
+ACCELERATORS = {name: [f"jax[{name}]{JAX}"] for name in ("cuda12", "cuda13", "tpu")}
 # Frozen bases in int8.
 INT8 = ["qwix>=0.1.8,<0.2"]
 # An HTTP server of many adapters, and its client.
@@ -94,6 +97,7 @@ setuptools.setup(
     entry_points={"console_scripts": ["adalink = adalink_jax.cli:main"]},
     install_requires=MATHS + RUNS,
     extras_require={
+        **ACCELERATORS,
         "test": TEST,
         "reference": REFERENCE,
         "docs": DOCS,

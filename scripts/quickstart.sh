@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates .venv, installs, and adapts the embedded base with AdaLink, LoRA, prompt tuning and full
-# fine-tuning. Downloads no data or weights. A second run shows the results at once.
+# Creates .venv, installs, and shows what AdaLink does with the embedded base. Downloads no data or
+# weights. A second run shows the results at once.
 #
 #   bash scripts/quickstart.sh [RUNS]     RUNS is the folder of the results; default runs/quickstart
 #
@@ -9,4 +9,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -n ${PYTHON:-} ]] || bash scripts/environment.sh
 source scripts/adalink.sh
-adalink quickstart "$@" --base adalink_jax/bases/mini ${STEPS:+--steps "$STEPS"} ${JOBS:+--jobs "$JOBS"}
+adalink quickstart "$@" ${STEPS:+--steps "$STEPS"}
+[[ -n ${PYTHON:-} ]] || echo "To go on in this shell:  source .venv/bin/activate"

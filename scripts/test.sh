@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and passes the tests, on a machine with python3.11 and a package registry.
+# Sets up and passes the tests, on a machine with Python 3.11, 3.12 or 3.13 and a package registry.
 #
 #   bash scripts/test.sh           the short tier: every promise of the README, in ten minutes
 #   bash scripts/test.sh --all     everything, with types, more cases and longer runs

@@ -40,7 +40,8 @@ PAGES = [
 NOT_RUN = {"docs/howto/adapters.md": 3, "docs/howto/serving.md": 1, "docs/howto/t5x.md": 1}
 # Of other programs; their own documentation is the test.
 FOREIGN = (
-    *("cd", "echo", "export", "for", "done", "git", "pip", "curl"),
+    *("cd", "echo", "export", "for", "done", "git", "pip", "curl", "mkdir", "source", "unzip"),
+    *("docker", "hf", "kubectl"),
     *("mkdocs", "pyright", "pre-commit"),
 )
 CONFIG = T5Config(
@@ -159,6 +160,11 @@ def check(command: list[str], monkeypatch) -> None:
     elif program == "scripts/launch/local.sh":
         assert (ROOT / program).is_file()
         check(rest[1:], monkeypatch)
+    elif program == "sbatch":
+        assert (ROOT / rest[0]).is_file()
+        check_training(rest[1:])
+    elif rest and rest[0] == "scripts/launch/tpu_pod.sh":
+        check(rest[3:], monkeypatch)
     elif program == "python" and rest[0] == "-m":
         check_t5x(rest[1:])
     else:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adalink_jax.checkpoints import sums
+from adalink_jax.checkpoints import hub, sums
 from adalink_jax.checkpoints.formats import huggingface, native, orbax, t5x, t5x_writer
 from adalink_jax.checkpoints.lazy import StoredBase
 from adalink_jax.checkpoints.storage import Folder
@@ -46,7 +46,8 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     the run's folder).
 
     Args:
-      path: a local folder, ``gs://BUCKET/PATH``, or a name in `EMBEDDED` if no such folder exists.
+      path: a local folder, ``gs://BUCKET/PATH``, or, if no such folder exists, a name in `EMBEDDED`
+        or that of a model in the cache of Hugging Face's tools, as ``google/flan-t5-base``.
       configured: the expected architecture; another one is an error. Its MLP activations are used
         if the checkpoint does not store them. None expects nothing and assumes the published
         activations.
@@ -63,6 +64,8 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     """
     if is_embedded(path):
         path = EMBEDDED_FOLDER / path
+    elif hub.is_name(path):
+        path = _from_hub(os.fspath(path))
     folder = Folder.at(path)
     if folder.local:
         _check_local(pathlib.Path(folder.path))
@@ -87,6 +90,15 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     )
 
 
+def _from_hub(name: str) -> pathlib.Path:
+    if folder := hub.cached(name):
+        return folder
+    raise UserError(
+        f"base checkpoint {name}: no such folder, and no such model in Hugging Face's cache, "
+        f"{hub.cache()}; if it is a model there: pip install huggingface_hub && hf download {name}"
+    )
+
+
 def _check_local(path: pathlib.Path) -> None:
     try:
         if not os.path.lexists(path):
@@ -107,7 +119,7 @@ def load_base(
     """Loads a base: `open_base`, then reads the arrays one by one.
 
     Args:
-      path: a local folder, ``gs://BUCKET/PATH``, or a name in `EMBEDDED`.
+      path: as in `open_base`.
       configured: the expected architecture, or None.
       shardings: nested dicts with a ``jax.sharding.NamedSharding`` for each parameter. Each process
         then reads only the parts that its devices hold. None returns NumPy arrays.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs one command on all hosts of a TPU pod slice, in the checkout in each host's home folder:
-#   scripts/launch/tpu_pod.sh NAME ZONE python scripts/train.py --gin_file=… --gin_file=hardware/tpu_v5e_4x8.gin
+# Runs one command on all hosts of a TPU pod slice, in the checkout that tpu_setup.sh has put there:
+#   scripts/launch/tpu_pod.sh NAME ZONE adalink train --gin_file=experiments/glue_adalink.gin \
+#       --gin_file=hardware/tpu_v5e_4x8.gin --gin.MODEL_DIR=/shared/runs/rte …
 # The hosts find each other through the pod's metadata. MODEL_DIR must be a folder that all of them
 # see (a mounted bucket or file store). The same command, run again, continues the run.
 set -euo pipefail

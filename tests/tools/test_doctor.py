@@ -1,6 +1,9 @@
 """`adalink doctor`: what it finds, what it says of what is missing, and its exit code."""
 
 import importlib.metadata
+import pathlib
+import re
+import shutil
 
 import jax
 import pytest
@@ -31,8 +34,8 @@ REQUIRED = ["jax<0.12,>=0.10", "tensorflow<3,>=2.18", 'qwix<0.2,>=0.1.8; extra =
 def test_a_whole_installation_is_well(installed, capsys, tmp_path, monkeypatch):
     installed(REQUIRED, jax="0.10.2", tensorflow="2.21.0", qwix="0.1.8")
     monkeypatch.setenv("ADALINK_CACHE_DIR", str(tmp_path / "not" / "yet"))
-    (tmp_path / "glue" / "RTE").mkdir(parents=True)
-    (tmp_path / "glue" / "RTE" / "train.tsv").touch()
+    (tmp_path / "glue" / "WNLI").mkdir(parents=True)
+    (tmp_path / "glue" / "WNLI" / "train.tsv").touch()
     monkeypatch.setenv("GLUE_DIR", str(tmp_path / "glue"))
     monkeypatch.setenv("VOCABULARY", "/no/such.model")
     assert cli.main(["doctor"]) == 0
@@ -41,8 +44,9 @@ def test_a_whole_installation_is_well(installed, capsys, tmp_path, monkeypatch):
         "  ok jax 0.10.2\n",
         "  ok 1 of cpu (cpu)\n",
         f"  ok token cache {tmp_path}/not/yet\n",
-        f"  ok GLUE_DIR={tmp_path}/glue: RTE\n",
-        "  -- VOCABULARY=/no/such.model cannot be read\n     mend it: export VOCABULARY=",
+        f"  ok GLUE_DIR={tmp_path}/glue: WNLI: train not compared\n",
+        "  -- VOCABULARY=/no/such.model cannot be read: No such file or directory\n"
+        "     mend it: export VOCABULARY=",
         "adalink train and adalink eval can run\n",
     ):
         assert line in printed
@@ -120,3 +124,68 @@ def test_a_driver_that_fails_is_a_line(monkeypatch, capsys):
 )  # fmt: skip
 def test_versions_are_compared_as_numbers(version, bounds, within):
     assert doctor._within(version, bounds) == within
+
+
+def test_real_files_are_as_published(shared_data, capsys, monkeypatch):
+    monkeypatch.setenv("GLUE_DIR", str(shared_data / "glue"))
+    monkeypatch.setenv("VOCABULARY", str(shared_data / "vocab/spiece.model"))
+    found = {finding.text.split(": ", 1)[-1]: finding.state for finding in doctor.data()}
+    for task in ("CoLA", "SST-2", "MRPC", "STS-B", "RTE"):
+        assert found[f"{task}: dev, test, train as published"] == "ok"
+    # These are parts of what was published.
+    assert found["QNLI: train.tsv has 9,999 rows of 104,743; dev, test as published"] == "--"
+    assert found["MNLI: train.tsv has 9,999 rows of 392,702; dev_matched not compared"] == "--"
+    assert found["T5's and FLAN-T5's, as published"] == "ok"
+
+
+def test_another_file_is_said(shared_data, tmp_path):
+    shutil.copytree(shared_data / "glue/RTE", tmp_path / "RTE")
+    dev, test = tmp_path / "RTE/dev.tsv", tmp_path / "RTE/test.tsv"
+    dev.write_bytes(dev.read_bytes()[:-1] + b"x")
+    test.write_bytes(test.read_bytes()[:-9])
+    (finding,) = doctor.glue(tmp_path)
+    assert finding.state == "--"
+    assert finding.text.endswith(
+        "RTE: dev.tsv is as long as the published one, but not the same; "
+        "test.tsv has 933,960 bytes, published are 933,969; train as published"
+    )
+    changed = tmp_path / "spiece.model"
+    changed.write_bytes(b"abc")
+    finding = doctor.vocabulary(changed, "VOCABULARY=a")
+    assert finding.state == "--" and finding.mend.startswith("export VOCABULARY=")
+    assert finding.text == "VOCABULARY=a is not T5's: 3 bytes, where that has 791,656"
+
+
+def test_a_base_is_opened(installed, capsys):
+    installed([])
+    assert cli.main(["doctor", "--base=mini"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"  ok .*mini: T5 of 1,050,624 parameters, 3 \+ 2 layers of width 128\n", printed
+    )
+    assert cli.main(["doctor", "--base=nobody/nothing"]) == 2
+    assert "!! base checkpoint nobody/nothing: no such folder" in capsys.readouterr().out
+
+
+def test_a_chip_that_is_not_used_is_said(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    seen = []
+    glob = pathlib.Path.glob
+
+    def devices(folder, pattern):
+        if str(folder) != "/dev":
+            return glob(folder, pattern)
+        seen.append(pattern)
+        return iter(["/dev/nvidiactl"] if pattern == "nvidiactl" else [])
+
+    monkeypatch.setattr(pathlib.Path, "glob", devices)
+    states = [(finding.state, finding.mend) for finding in doctor.devices()]
+    assert states[1:] == [("--", "pip install 'adalink_jax[cuda12]'")] and len(seen) == 2
+
+
+def test_the_page_of_files_has_the_same_digests():
+    page = pathlib.Path(__file__).parents[2] / "docs/howto/files.md"
+    text = page.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|$", text, re.MULTILINE)
+    listed = {name: (int(size.replace(",", "")), digest) for name, size, digest in rows}
+    assert {"spiece.model": doctor.T5_VOCABULARY, **doctor.GLUE}.items() <= listed.items()

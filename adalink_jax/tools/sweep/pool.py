@@ -137,11 +137,30 @@ def _end_with(parent: BaseProcess) -> None:
 
 def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     """Trains one; returns its exit code, seconds, last line, and everything it printed."""
-    sys.argv = ["adalink", "train", *command]  # run.json records this as the command.
-    started, output = time.monotonic(), io.StringIO()
+    started = time.monotonic()
+    code, output = captured("train", "adalink_jax.runs.train", command)
+    named = [word.partition("=")[2] for word in command if word.startswith("--gin.MODEL_DIR=")]
+    line = (named or [shlex.join(command)])[-1]
+    if code or output.rstrip().endswith("nothing to do"):
+        line += " FAILED" if code else " was finished"
+    return code, time.monotonic() - started, line, output
+
+
+def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
+    """Runs a command of gin files in this process; returns its exit code and what it printed.
+
+    It compiles its own programs, so that runs one after the other take comparable times.
+
+    Args:
+      name: the command's name, for the record.
+      entry: dotted name of the function that gin configures.
+      flags: its arguments.
+    """
+    sys.argv = ["adalink", name, *flags]  # run.json records this as the command.
+    output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            code = gin_files.main("adalink_jax.runs.train", command)
+            code = gin_files.main(entry, flags)
         except signals.Stopped as stopped:
             code = stopped.code
         except Exception:  # A bug in one training must not stop the others; the traceback is shown.
@@ -150,8 +169,4 @@ def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
-    named = [word.partition("=")[2] for word in command if word.startswith("--gin.MODEL_DIR=")]
-    line = (named or [shlex.join(command)])[-1]
-    if code or output.getvalue().rstrip().endswith("nothing to do"):
-        line += " FAILED" if code else " was finished"
-    return code, time.monotonic() - started, line, output.getvalue()
+    return code, output.getvalue()

@@ -1,85 +1,271 @@
-"""Adapts the embedded base with AdaLink, LoRA, prompt tuning and full fine-tuning, and compares.
+"""Shows in two minutes what AdaLink does: a small base before and after, on few examples.
 
 adalink quickstart
 
-It takes a few minutes and downloads no data or weights. A second run shows the results at once.
+The base meets a format that it has never seen, is given examples in front of the input, and is then
+adapted on as few, with AdaLink and other methods. On a terminal it ends with sentences of yours.
+It downloads no data or weights. A second run shows the results at once.
 """
 
 import argparse
+import contextlib
+import functools
+import io
+import json
 import pathlib
-from collections.abc import Iterator
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import adalink_jax
+from adalink_jax import files
 from adalink_jax.tools.report.command import report
 from adalink_jax.tools.sweep import pool, trainings
 
 TASK = "mini_cola"
-_FROZEN = """
-1. The base, trained on instructions about a small world of generated sentences,
-   meets a format that it has never seen: 'cola sentence: …' -> acceptable or unacceptable."""
-_ADALINK = """
-2. AdaLink of rank 4 learns the format; the base stays frozen."""
-_OTHERS = """
-3. LoRA, prompt tuning and full fine-tuning learn it too, each on a part of the cores."""
-_TABLE = """
-4. Side by side. The score is Matthews correlation: 0 is chance and always the same answer,
-   100 perfect."""
+_LENGTH = 48  # Tokens of an input, in training as at the end.
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+      folder: its run's folder below the output's.
+      label: what the table says.
+      method: the method that is trained; "" for the frozen base.
+      examples: the number of examples that are trained on, or that stand in front of each input.
+    """
+
+    folder: str
+    label: str
+    method: str
+    examples: int
+
+
+_BASE = Row("base", "the frozen base", "", 0)
+_CONTEXT = (
+    Row("in_context_4", "… examples in front of each input", "", 4),
+    Row("in_context_16", "… examples in front of each input", "", 16),
+)
+_ADALINK = (
+    Row("adalink_4", "AdaLink, rank 4", "adalink", 4),
+    Row("adalink_16", "AdaLink, rank 4", "adalink", 16),
+)
+_OTHERS = (
+    Row("lora_16", "LoRA, rank 4", "lora", 16),
+    Row("full_16", "full fine-tuning", "full", 16),
+)
+_BEFORE = """
+1. A small T5 knows a small world of English sentences, but not this format:
+
+     input      {inputs}
+     right is   {target}
+     it says    {prediction}
+
+   Its score on {count} such sentences is {score:.1f}: Matthews correlation, where chance is 0 and
+   perfect is 100.
+"""
+_AFTER = """
+   The same input, with AdaLink on 16 examples:
+
+     input      {inputs}
+     right is   {target}
+     it says    {prediction}
+
+   Of the {wrong} sentences that the base got wrong, {mended} are right now, and {right} of {count}
+   in all.
+"""
 _END = """
-The adapter is in {out}/adalink/adapter, plots and tables in {out}/report/report.html.
+Each training took {steps} steps, one after the other; its seconds include compiling. One draw of
+so few examples says little: docs/tutorials/first_hour.md has five of each.
+The adapter is in {out}/adalink_16/adapter, plots and tables in {out}/report/report.html.
 Next, the eight tasks and two bases of the small world:  adalink experiment runs/mini --jobs 2"""
+_YOURS = """
+5. A sentence of your own, of words that this base knows, such as
+   {words}
+   Enter alone ends."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the folder, the number of steps and the number of jobs."""
+    """Adds the folder and the number of steps."""
     about = "the folder of all runs (default: runs/quickstart)"
     parser.add_argument("out", metavar="OUT", nargs="?", default="runs/quickstart", help=about)
     parser.add_argument(
         "--steps", type=int, default=200, help="steps of each training (default: 200)"
     )
-    cores = len(pool.available_cores()) or 1
-    about = "trainings in parallel (default: one per core, at most 3)"
-    parser.add_argument("--jobs", type=int, default=min(3, cores), help=about)
-    base = pathlib.Path(adalink_jax.__file__).parent / "bases/mini"
-    parser.add_argument("--base", default=str(base), help=argparse.SUPPRESS)
 
 
-def scoring(arguments: argparse.Namespace) -> list[str]:
-    """Returns the flags that score the frozen base."""
+def flags(arguments: argparse.Namespace, row: Row) -> list[str]:
+    """Returns the flags that train a row's method, or score the frozen base."""
+    folder, lengths = f"{arguments.out}/{row.folder}", {"inputs": _LENGTH, "targets": 16}
+    if not row.method:
+        lengths["inputs"] *= 1 + row.examples
+        return trainings.frozen_base(folder, "mini", TASK, lengths, row.examples)[1]
     return trainings.training(
-        "experiments/mini_eval.gin",
+        trainings.experiment("mini", row.method),
+        MODEL_DIR=folder,
         MIXTURE_OR_TASK_NAME=TASK,
-        ADAPTER_PATH=None,
-        INITIAL_CHECKPOINT_PATH=arguments.base,
-        EVAL_OUTPUT_DIR=f"{arguments.out}/base",
+        INITIAL_CHECKPOINT_PATH="mini",
+        TRAIN_STEPS=arguments.steps,
+        EVAL_PERIOD=arguments.steps,
+        **{"Batches.few_shot": row.examples},
     )
 
 
-def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Yields the trainings: AdaLink's first, then the others."""
-    for method in ("adalink", "full", "lora", "prompt_tuning"):
-        yield trainings.training(
-            trainings.experiment("mini", method),
-            MODEL_DIR=f"{arguments.out}/{method}",
-            MIXTURE_OR_TASK_NAME=TASK,
-            INITIAL_CHECKPOINT_PATH=arguments.base,
-            TRAIN_STEPS=arguments.steps,
-            EVAL_PERIOD=arguments.steps,
-        )
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Scores the base, trains AdaLink with its output shown, then the others; writes a report."""
-    out = arguments.out
-    print(_FROZEN, flush=True)
-    if not pathlib.Path(out, "base/results.json").exists():
-        pool.call("eval", *scoring(arguments))
-    first, *others = commands(arguments)
-    print(_ADALINK, flush=True)
-    pool.call("train", *first)
-    print(_OTHERS, flush=True)
-    if pool.train_all(others, arguments.jobs):
-        return 2
-    print(_TABLE, flush=True)
-    report([out], f"{out}/report", f"Quickstart: {TASK}")
-    print(_END.format(out=out))
+    """Scores the base, trains the methods, shows the table; then answers sentences."""
+    out = pathlib.Path(arguments.out)
+    print("Loading …", flush=True)
+    _make(arguments, _BASE)
+    before = _predictions(out / _BASE.folder)
+    shown = next(i for i, one in enumerate(before) if not _is_right(one))
+    print(_BEFORE.format(**before[shown], count=len(before), score=_score(out / _BASE.folder)))
+    print("2. Examples in front of the input, as one asks a large model:\n", flush=True)
+    for row in _CONTEXT:
+        _make(arguments, row)
+    print("\n3. AdaLink, trained on as few examples. The base stays frozen:\n", flush=True)
+    for row in _ADALINK:
+        _make(arguments, row)
+    after = _predictions(out / _ADALINK[-1].folder)
+    wrong = [i for i, one in enumerate(before) if not _is_right(one)]
+    counts = {
+        "wrong": len(wrong),
+        "mended": sum(_is_right(after[i]) for i in wrong),
+        "right": sum(map(_is_right, after)),
+        "count": len(after),
+    }
+    print(_AFTER.format(**after[shown], **counts))
+    print("4. Other methods, on the same 16 examples:\n", flush=True)
+    for row in _OTHERS:
+        _make(arguments, row)
+    with contextlib.redirect_stdout(io.StringIO()):  # The page has its tables.
+        report([str(out)], f"{out}/report", f"Quickstart: {TASK}")
+    print(f"\n{table(out)}\n{_END.format(out=out, steps=arguments.steps)}")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        words = {word for one in before for word in one["inputs"].split() if word.isalpha()}
+        _converse(out / _ADALINK[-1].folder, sorted(words - {"cola"}))
     return 0
+
+
+def _make(arguments: argparse.Namespace, row: Row) -> None:
+    """Runs a row's training or scoring, and prints its score.
+
+    Raises:
+      SystemExit: it failed; what it said is printed.
+    """
+    folder = pathlib.Path(arguments.out, row.folder)
+    name, entry = ("train", "train") if row.method else ("eval", "evaluate")
+    if row.method or not (folder / "results.json").exists():
+        code, said = pool.captured(name, f"adalink_jax.runs.{entry}", flags(arguments, row))
+        if code:
+            print(said.rstrip(), file=sys.stderr, flush=True)
+            raise SystemExit(code)
+    if row.examples:
+        spent = "" if (seconds := _seconds(folder)) is None else f", {seconds:.0f} s"
+        label = row.label.removeprefix("… examples ")
+        line = f"   {row.examples:>2} examples, {label}:".replace("examples, in", "examples in")
+        print(f"{line} {_score(folder):.1f}{spent}", flush=True)
+
+
+def table(out: pathlib.Path) -> str:
+    """Returns the table of all rows, as lines of text."""
+    lines = [f"   {'':<36}{'examples':>9}{'trained':>11}{'seconds':>9}{'score':>8}"]
+    for row in (_BASE, *_CONTEXT, *_ADALINK, *_OTHERS):
+        folder = out / row.folder
+        seconds = _seconds(folder)
+        spent = "" if seconds is None else f"{seconds:.0f}"
+        trained = f"{_trained(folder):,}" if row.method else ""
+        score = f"{_score(folder):.1f}"
+        lines.append(f"   {row.label:<36}{row.examples:>9}{trained:>11}{spent:>9}{score:>8}")
+    return "\n".join(lines)
+
+
+def _score(folder: pathlib.Path) -> float:
+    return files.read_json(folder / "results.json")["tasks"][TASK]["score"]
+
+
+def _seconds(folder: pathlib.Path) -> float | None:
+    """Returns the seconds of a training, all its starts together; None for the base."""
+    spent = [start.get("seconds") for start in files.read_json(folder / "run.json")["starts"]]
+    known = [seconds for seconds in spent if seconds is not None]
+    return sum(known) if known else None
+
+
+def _trained(folder: pathlib.Path) -> int:
+    """Returns the number of parameters of a run's adapter."""
+    tensors = files.read_json(folder / "adapter/adapter.json")["tensors"]
+    return sum(functools.reduce(int.__mul__, one["shape"], 1) for one in tensors.values())
+
+
+def _predictions(folder: pathlib.Path) -> list[dict]:
+    text = (folder / f"predictions/{TASK}-validation.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _is_right(prediction: dict) -> bool:
+    return prediction["prediction"] == prediction["target"]
+
+
+def _converse(run: pathlib.Path, words: Sequence[str]) -> None:
+    """Asks for sentences and prints what the base and the adapter say, until an empty one.
+
+    Args:
+      run: the folder of the adapter's run.
+      words: those to choose from.
+    """
+    import tasks
+
+    answer = answers(run)
+    print(_YOURS.format(words=textwrap.fill(" ".join(words), 94, subsequent_indent="   ")))
+    while True:
+        try:
+            typed = input("\n   > ")
+        except EOFError:
+            return
+        said = re.findall(r"[a-z]+|[^\sa-z]", typed.lower())
+        if not said:
+            return
+        base, adapted = answer(" ".join(said if said[-1] in ".?" else [*said, "."]))
+        print(f"     the base says {base}; with AdaLink {adapted}")
+        vocabulary = tasks.MINI_VOCABULARY
+        unknown = [word for word in said if vocabulary.encode(word) == [vocabulary.unk_id]]
+        if unknown:
+            print(f"     (it does not know: {', '.join(dict.fromkeys(unknown))})")
+
+
+def answers(run: pathlib.Path) -> Callable[[str], tuple[str, str]]:
+    """Returns a function from a sentence to the labels that base and adapter give it.
+
+    Args:
+      run: the folder of the adapter's run.
+    """
+    import jax
+    import numpy as np
+
+    import tasks
+    from adalink_jax.adapters.load import load_adaptation
+    from adalink_jax.models import decoding
+    from adalink_jax.models.t5 import Transformer
+
+    adaptation = load_adaptation(str(run), "mini")
+    encode, labels = tasks.MINI_VOCABULARY.encode, tasks.LABELS[TASK]
+    options = np.array([[*encode(label), 1] for label in labels], np.int32)
+    programs = [
+        (jax.jit(functools.partial(decoding.score_options, Transformer(*model))), params)
+        for model, params in (
+            ((adaptation.config,), adaptation.base),
+            ((adaptation.config, adaptation.method), adaptation.params),
+        )
+    ]
+
+    def answer(sentence: str) -> tuple[str, str]:
+        tokens = [*encode(f"cola sentence: {sentence}")[: _LENGTH - 1], 1]
+        inputs = np.array([tokens + [0] * (_LENGTH - len(tokens))], np.int32)
+        base, adapted = (
+            labels[int(score(params, inputs, options)[0].argmax())] for score, params in programs
+        )
+        return base, adapted
+
+    answer("few books quite lovely .")  # Compiles, so that no sentence waits for it.
+    return answer
