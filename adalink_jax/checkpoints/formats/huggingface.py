@@ -27,15 +27,19 @@ from adalink_jax.checkpoints.formats.companions import (
     keep,
     read_settings,
 )
-from adalink_jax.checkpoints.formats.safetensors_files import Tensor, open_tensors, write_tensors
+from adalink_jax.checkpoints.formats.safetensors_files import (
+    SHARD_INDEX,
+    WEIGHTS,
+    Tensor,
+    open_folder,
+    write_tensors,
+)
 from adalink_jax.checkpoints.lazy import Array, StoredBase, Transposed, open_arrays
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -59,8 +63,14 @@ _FIELDS = {
     "num_layers": "num_encoder_layers",
     "num_decoder_layers": "num_decoder_layers",
 }
-# transformers' name of an activation → T5X's. Its "gelu" is exact GELU, which T5X does not have.
-_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "silu": "silu", "swish": "swish"}
+# transformers' name of an activation → ours. T5X's "gelu" is the tanh formula.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu_new": "gelu",
+    "gelu": "gelu_exact",
+    "silu": "silu",
+    "swish": "swish",
+}
 _SHARED = "shared.weight"
 _ENCODER_TABLE = "encoder.embed_tokens.weight"
 _DECODER_TABLE = "decoder.embed_tokens.weight"
@@ -184,7 +194,7 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     check_ids(settings, str(folder / CONFIG))
     if folder.holds_file(GENERATION):
         check_ids(read_settings(folder, GENERATION), str(folder / GENERATION))
-    tensors = _open_tensors(folder)
+    tensors = open_folder(folder)
     tensors.pop(_IGNORED, None)
     activations = _activations(settings, folder)
     tables = _token_tables(tensors, settings, folder)
@@ -195,31 +205,13 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     return dataclasses.replace(base, beside=folder)
 
 
-def _open_tensors(folder: Folder) -> dict[str, Tensor]:
-    if folder.holds_file(WEIGHTS):
-        return open_tensors(folder, WEIGHTS)
-    places = read_settings(folder, SHARD_INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(f, str) and f.isprintable() and "/" not in f for f in places.values()
-    ):
-        raise UserError(f"{folder / SHARD_INDEX}: no 'weight_map' of tensors to files")
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(set(places.values())):
-        held = open_tensors(folder, file)
-        listed = {name for name, place in places.items() if place == file}
-        if wrong := sorted(listed ^ held.keys()):
-            what = "lacks" if wrong[0] in listed else "holds beside what the index says"
-            raise UserError(f"{folder / file}: {what} {len(wrong)} tensors, such as {wrong[0]!r}")
-        tensors |= held
-    return tensors
-
-
 def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]:
     """Returns the MLP's activations, from the fields of ``config.json`` that define them."""
     stated = settings.get("feed_forward_proj", "relu")
     *gate, function = str(stated).split("-")
     gated = gate == ["gated"]
-    function = "gelu_new" if stated == "gated-gelu" else function
+    if stated == "gated-gelu" and settings.get("dense_act_fn") != "gelu":
+        function = "gelu_new"  # What every T5 1.1 means by it; the FLAN-T5 of BLIP-2 says both.
     implied = {"dense_act_fn": function, "is_gated_act": gated}
     for name, value in implied.items():
         if settings.get(name, value) != value:
@@ -228,9 +220,7 @@ def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]
             )
     if function not in _ACTIVATIONS or gate not in ([], ["gated"]):
         known = ", ".join(f"{name}, gated-{name}" for name in _ACTIVATIONS)
-        raise UserError(
-            f"{folder / CONFIG}: feed_forward_proj {stated!r}; expected gated-gelu, {known}"
-        )
+        raise UserError(f"{folder / CONFIG}: feed_forward_proj {stated!r}; expected {known}")
     return (_ACTIVATIONS[function], "linear") if gated else (_ACTIVATIONS[function],)
 
 
@@ -417,7 +407,7 @@ def _settings(base: StoredBase) -> dict[str, Any]:
             f"{base.where}: transformers' T5 has no MLP of {', '.join(config.mlp_activations)}"
         )
     name = functions[function]
-    gated = "gated-gelu" if name == "gelu_new" else f"gated-{name}"
+    gated = "gated-gelu" if name in ("gelu", "gelu_new") else f"gated-{name}"
     tied = config.logits_via_embedding
     return {
         "architectures": ["T5ForConditionalGeneration"],
