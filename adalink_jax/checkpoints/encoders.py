@@ -30,7 +30,12 @@ from adalink_jax.checkpoints.formats.safetensors_files import open_tensors, writ
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError
 from adalink_jax.models.vision.efficientnet import EfficientNetLite0
-from adalink_jax.models.vision.encoder import ImageEncoder, Network, parameter_shapes
+from adalink_jax.models.vision.encoder import (
+    ImageEncoder,
+    Network,
+    check_pictures,
+    parameter_shapes,
+)
 from adalink_jax.models.vision.preprocessing import Preprocessing
 from adalink_jax.models.vision.qformer import Blip2Vision, QFormerConfig
 from adalink_jax.models.vision.vit import ViT, ViTConfig
@@ -73,7 +78,8 @@ def load_image_encoder(
     if os.fspath(path) == efficientnet.NAME and not os.path.lexists(path):
         network, arrays = efficientnet.read_efficientnet()
         _check_whole(network, layer, class_token, str(path))
-        return _loaded(network, efficientnet.PREPROCESSING, lambda name, shape: arrays[name])
+        made = efficientnet.PREPROCESSING
+        return _loaded(network, made, lambda name, shape: arrays[name], str(path))
     folder = Folder.at(path)
     if folder.local and not os.path.isdir(folder.path):
         raise UserError(f"image encoder {folder} does not exist, or is no folder")
@@ -84,7 +90,7 @@ def load_image_encoder(
             return encoder
         flat: dict[str, Any] = traverse_util.flatten_dict(encoder.params, sep="/")
         cut = _cut(encoder.network, layer, class_token, str(folder))
-        return _loaded(cut, encoder.preprocessing, lambda name, shape: flat[name])
+        return _loaded(cut, encoder.preprocessing, lambda name, shape: flat[name], str(folder))
     if vision.CONFIG not in children:
         shown = ", ".join(children[:5]) + (" …" if len(children) > 5 else "")
         raise UserError(
@@ -93,7 +99,7 @@ def load_image_encoder(
         )
     stored = vision.open_encoder(folder)
     network = _cut(stored.network, layer, class_token, str(folder))
-    return _loaded(network, stored.preprocessing, stored.read)
+    return _loaded(network, stored.preprocessing, stored.read, str(folder))
 
 
 def _check_whole(network: Network, layer: int, class_token: bool, where: str) -> None:
@@ -139,15 +145,21 @@ def image_encoder(
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
     found = {name: tuple(leaf.shape) for name, leaf in flat.items()}
     check_shapes(parameter_shapes(network), found, "image encoder")
-    return _loaded(network, preprocessing, lambda name, shape: np.asarray(flat[name], np.float32))
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(flat[name], np.float32)
+
+    return _loaded(network, preprocessing, read, "in memory")
 
 
 def _loaded(
     network: Network,
     preprocessing: Preprocessing,
     read: Callable[[str, tuple[int, ...]], np.ndarray],
+    where: str,
 ) -> ImageEncoder:
     """Reads an encoder's parameters one by one, each to the device before the next one."""
+    check_pictures(network, preprocessing, where)
     flat: dict[str, Any] = {}
     digests: list[bytes] = []
     for name, shape in parameter_shapes(network).items():
@@ -229,7 +241,7 @@ def _load_own(folder: pathlib.Path) -> ImageEncoder:
         check_finite(array, f"{folder / TENSORS}: {name}")
         return array
 
-    encoder = _loaded(network, preprocessing, read)
+    encoder = _loaded(network, preprocessing, read, str(folder))
     if encoder.fingerprint != record.get("fingerprint"):
         raise UserError(f"{where}: its fingerprint is not that of the arrays beside it")
     return encoder

@@ -35,6 +35,22 @@ def _parameter_shapes(network: Network) -> Mapping[str, tuple[int, ...]]:
     return types.MappingProxyType({name: tuple(leaf.shape) for name, leaf in flat.items()})
 
 
+def check_pictures(network: Network, preprocessing: Preprocessing, where: str) -> None:
+    """Raises `UserError` if pictures are not prepared in the size that a network takes.
+
+    Args:
+      network: the architecture.
+      preprocessing: how pictures are prepared.
+      where: the encoder's path.
+    """
+    made, size = (preprocessing.height, preprocessing.width), network.image_size
+    if made != (size, size):
+        raise UserError(
+            f"image encoder {where}: pictures are prepared in {made[0]} x {made[1]} pixels, and"
+            f" the network takes {size} x {size}"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageEncoder:
     """Pictures in, image tokens out; `checkpoints.load_image_encoder` reads one.
@@ -50,14 +66,6 @@ class ImageEncoder:
     params: dict[str, Any]
     preprocessing: Preprocessing
     fingerprint: str
-
-    def __post_init__(self):
-        made, size = self.preprocessing, self.network.image_size
-        if (made.height, made.width) != (size, size):
-            raise UserError(
-                f"the preprocessing makes pictures of {made.height} x {made.width} pixels, and the"
-                f" image encoder takes {size} x {size}"
-            )
 
     @functools.cached_property
     def _output(self) -> tuple[int, int]:
