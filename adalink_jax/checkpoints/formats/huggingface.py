@@ -1,4 +1,4 @@
-"""Hugging Face's T5 folders: ``config.json`` and safetensors, single or sharded.
+"""Hugging Face's folders of T5, and of BLIP-2 around a T5: safetensors, single or sharded.
 
 Its linear layers store the transpose of T5X's kernels. Each stack's relative position biases are
 in its first block, also transposed. The encoder, the decoder and, in T5 1.0, the output layer
@@ -6,7 +6,10 @@ share one table; a file may hold it under several names. T5 1.0 scales the decod
 before its tied output layer. ``scale_decoder_outputs`` records this, or ``tie_word_embeddings`` in
 configurations of transformers before version 5; later versions set that to true for every T5.
 
-Source of the format: transformers 5.23, models/t5 and models/mt5.
+BLIP-2's folder is a T5 with a projection of image tokens; its image encoder is read on its own
+(`adalink_jax.checkpoints.formats.vision`).
+
+Source of the format: transformers 5.23, models/t5, models/mt5 and models/blip_2.
 """
 
 import dataclasses
@@ -77,6 +80,13 @@ _DECODER_TABLE = "decoder.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 # In early checkpoints. transformers ignores it, because cross-attention has no such bias.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+# In a folder of BLIP-2: its T5, its image encoder, and the layer between them.
+_LANGUAGE = "language_model."
+_IMAGE_ENCODER = re.compile(r"vision_model\.|qformer\.|query_tokens$")
+_PROJECTION = {
+    "encoder/image_projection/kernel": "language_projection.weight",
+    "encoder/image_projection/bias": "language_projection.bias",
+}
 _SHARD_BYTES = 5_000_000_000
 _COMPARED_ROWS = 4096
 
@@ -183,6 +193,11 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         not T5's.
     """
     settings = read_settings(folder, CONFIG)
+    with_images = settings.get("model_type") == "blip-2"
+    if with_images:
+        settings = settings.get("text_config")
+        if not isinstance(settings, dict):
+            raise UserError(f"{folder / CONFIG}: no text_config, which every BLIP-2 has")
     kind = settings.get("model_type")
     if kind == "umt5":
         raise UserError(
@@ -190,19 +205,43 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
             " their own; expected 't5' or 'mt5'"
         )
     if kind not in ("t5", "mt5"):
-        raise UserError(f"{folder / CONFIG}: model_type {kind!r}; expected 't5' or 'mt5'")
+        raise UserError(
+            f"{folder / CONFIG}: model_type {kind!r}; expected 't5', 'mt5', or 'blip-2' around one"
+        )
     check_ids(settings, str(folder / CONFIG))
     if folder.holds_file(GENERATION):
         check_ids(read_settings(folder, GENERATION), str(folder / GENERATION))
-    tensors = open_folder(folder)
+    arrays: dict[str, Array] = {}
+    if with_images:
+        tensors, arrays = _without_images(open_folder(folder, _IMAGE_ENCODER), folder)
+    else:
+        tensors = open_folder(folder)
     tensors.pop(_IGNORED, None)
     activations = _activations(settings, folder)
-    tables = _token_tables(tensors, settings, folder)
-    arrays: dict[str, Array] = dict(tables)
+    arrays |= _token_tables(tensors, settings, folder)
     arrays |= _renamed(tensors, len(activations), folder)
     base = open_arrays(arrays, str(folder), configured, activations)
     _check_settings(settings, base.config, folder)
     return dataclasses.replace(base, beside=folder)
+
+
+def _without_images(
+    held: Mapping[str, Tensor], folder: Folder
+) -> tuple[dict[str, Tensor], dict[str, Array]]:
+    """Returns the tensors of BLIP-2's T5, and those of its projection by their names here."""
+    found = {theirs: held[theirs] for theirs in _PROJECTION.values() if theirs in held}
+    for name in held:
+        if not name.startswith(_LANGUAGE) and name not in found:
+            raise UserError(f"{folder}: tensor {name}, which no BLIP-2 has")
+    if missing := [name for name in _PROJECTION.values() if name not in found]:
+        raise UserError(f"{folder}: no tensor {missing[0]}, which every BLIP-2 has")
+    kernel, bias = _PROJECTION
+    projection: dict[str, Array] = {
+        kernel: Transposed(found[_PROJECTION[kernel]]),
+        bias: found[_PROJECTION[bias]],
+    }
+    text = {n.removeprefix(_LANGUAGE): tensor for n, tensor in held.items() if n not in found}
+    return text, projection
 
 
 def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]:
