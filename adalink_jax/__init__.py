@@ -33,7 +33,10 @@ sys.meta_path.insert(0, _OwnTasks)  # pyright: ignore[reportArgumentType]: a cla
 _HOMES = {
     "api": ("Result", "evaluate", "finetune", "load_result", "predict"),
     "client": ("Client", "ServerError"),
-    "checkpoints": ("fingerprint", "load_adapter", "load_base", "save_adapter"),
+    "checkpoints": (
+        *("fingerprint", "load_adapter", "load_base", "load_image_encoder", "save_adapter"),
+        "save_image_encoder",
+    ),
     "errors": ("UserError",),
     "methods": ("METHODS", "AdaLink", "Full", "LoRA", "Method", "PromptTuning"),
     "methods.base": ("merge",),
@@ -48,7 +51,14 @@ _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for nam
 
 if TYPE_CHECKING:  # The same names, for editors and type checkers.
     from adalink_jax.api import *  # noqa: F403
-    from adalink_jax.checkpoints import fingerprint, load_adapter, load_base, save_adapter
+    from adalink_jax.checkpoints import (
+        fingerprint,
+        load_adapter,
+        load_base,
+        load_image_encoder,
+        save_adapter,
+        save_image_encoder,
+    )
     from adalink_jax.client import Client, ServerError
     from adalink_jax.errors import UserError
     from adalink_jax.methods import *  # noqa: F403

@@ -280,7 +280,8 @@ def parameters(c: T5Config) -> int:
     decoder = c.num_decoder_layers * (2 * attention + mlp + 3 * c.emb_dim)
     stacks = 2 * (c.emb_dim + 32 * c.num_heads)
     tables = (1 if c.logits_via_embedding else 2) * c.vocab_size * c.emb_dim
-    return encoder + decoder + stacks + tables
+    images = 0 if c.image_width is None else (c.image_width + 1) * c.emb_dim
+    return encoder + decoder + stacks + tables + images
 
 
 # As counted in the public checkpoints by other software.

@@ -64,17 +64,30 @@ def base_logits(path: str) -> tuple[np.ndarray, str]:
 
 
 def transformers_logits(path: str) -> np.ndarray:
-    """Loads a Hugging Face folder with transformers; returns its float32 logits [2, 8, V]."""
+    """Loads a Hugging Face folder with transformers; returns its float32 logits [2, 8, V].
+
+    BLIP-2 gets the fixed images in place of what its image encoder gives.
+    """
     import torch
     import transformers
 
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(path, dtype=torch.float32)
-    inputs, targets = (torch.tensor(a).long() for a in fixed_inputs(model.config.vocab_size))
+    config = transformers.AutoConfig.from_pretrained(path)
+    if config.model_type != "blip-2":
+        kind = transformers.AutoModelForSeq2SeqLM
+        model = kind.from_pretrained(path, dtype=torch.float32).eval()
+        inputs, targets = (torch.tensor(a).long() for a in fixed_inputs(config.vocab_size))
+        given = {"input_ids": inputs, "attention_mask": (inputs > 0).long()}
+    else:
+        kind = transformers.Blip2ForConditionalGeneration
+        whole = kind.from_pretrained(path, dtype=torch.float32).eval()
+        model, project = whole.language_model, whole.language_projection
+        inputs, targets = (torch.tensor(a).long() for a in fixed_inputs(model.config.vocab_size))
+        images, mask = map(torch.tensor, fixed_images(project.in_features).values())
+        embedded = [project(images), model.get_input_embeddings()(inputs)]
+        seen = torch.cat([mask, inputs > 0], 1).long()
+        given = {"inputs_embeds": torch.cat(embedded, 1), "attention_mask": seen}
     with torch.no_grad():
-        outputs = model.eval()(
-            input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=targets
-        )
-    return outputs.logits.float().numpy()
+        return model(**given, decoder_input_ids=targets).logits.float().numpy()
 
 
 def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray, str]:

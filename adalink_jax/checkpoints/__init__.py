@@ -1,4 +1,4 @@
-"""Bases and adapters on disk: detects formats, reads, checks and writes."""
+"""Bases, adapters and image encoders on disk: detects formats, reads, checks and writes."""
 
 from adalink_jax.checkpoints.adapters import (
     Adapter,
@@ -10,6 +10,11 @@ from adalink_jax.checkpoints.adapters import (
 )
 from adalink_jax.checkpoints.architecture import check_architecture, shapes_of
 from adalink_jax.checkpoints.bases import load_base, open_base, save_base
+from adalink_jax.checkpoints.encoders import (
+    image_encoder,
+    load_image_encoder,
+    save_image_encoder,
+)
 from adalink_jax.checkpoints.fingerprint import combined_fingerprint, fingerprint, leaf_digest
 from adalink_jax.checkpoints.lazy import StoredBase
 
@@ -21,12 +26,15 @@ __all__ = [
     "check_tensors",
     "combined_fingerprint",
     "fingerprint",
+    "image_encoder",
     "leaf_digest",
     "load_adapter",
     "load_base",
+    "load_image_encoder",
     "open_base",
     "read_record",
     "save_adapter",
     "save_base",
+    "save_image_encoder",
     "shapes_of",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adalink_jax.errors import UserError
 from adalink_jax.values import Checked, Depth, OneOf, Rate, Size, shown
 
-ACTIVATIONS = ("relu", "gelu", "linear", "silu", "swish")
+ACTIVATIONS = ("relu", "gelu", "gelu_exact", "linear", "silu", "swish")
 REMATS = ("none", "minimal", "full")
 IMAGE_POSITIONS = ("joint", "none")
 
@@ -49,7 +49,8 @@ class T5Config(Checked):
       num_decoder_layers: blocks of the decoder.
       head_dim: K, width of a head; N·K need not be D.
       mlp_dim: width inside the MLP.
-      mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1 and FLAN.
+      mlp_activations: ("relu",) in T5 1.0, ("gelu", "linear") in T5 1.1 and FLAN. "gelu" is the
+        tanh formula; ("gelu_exact", "linear") is the FLAN-T5 inside BLIP-2.
       dropout_rate: rate of all dropouts.
       logits_via_embedding: whether the token table is also the output layer (T5 1.0).
       separate_encoder_embedding: whether the encoder has its own token table. Folding AdaLink

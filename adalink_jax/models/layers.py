@@ -19,6 +19,7 @@ from flax.linen.spmd import with_logical_constraint as with_sharding_constraint
 from jaxtyping import Bool, Float, Int
 
 from adalink_jax.methods.base import Array, Context, Memory, Method, Site
+from adalink_jax.models.activations import FUNCTIONS
 from adalink_jax.models.config import T5Config
 from adalink_jax.models.kernels import product, values
 
@@ -366,8 +367,7 @@ class MlpBlock(nn.Module):
         branches = []
         for i, name in enumerate(cfg.mlp_activations):
             layer = "wi" if len(cfg.mlp_activations) == 1 else f"wi_{i}"
-            activation = (lambda h: h) if name == "linear" else getattr(nn, name)
-            branches.append(activation(linear(layer, cfg.mlp_dim, ("embed", "mlp"))(x, ctx)))
+            branches.append(FUNCTIONS[name](linear(layer, cfg.mlp_dim, ("embed", "mlp"))(x, ctx)))
         hidden = functools.reduce(operator.mul, branches)
         hidden = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(hidden, ctx.deterministic)
         hidden = with_sharding_constraint(hidden, ("batch", "length", "mlp"))

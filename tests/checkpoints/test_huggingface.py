@@ -108,7 +108,13 @@ def test_what_transformers_writes_is_read(tmp_path, dtype):
     torch = pytest.importorskip("torch", reason="PyTorch is the reference")
     transformers = pytest.importorskip("transformers", reason="transformers is the reference")
     torch.manual_seed(0)
-    for tied, activation in ((True, "relu"), (False, "gated-gelu"), (False, "gated-silu")):
+    exact = {"dense_act_fn": "gelu"}
+    for tied, activation, more in (
+        (True, "relu", {}),
+        (False, "gated-gelu", {}),
+        (False, "gated-silu", {}),
+        (False, "gated-gelu", exact),
+    ):
         config = transformers.T5Config(
             vocab_size=37,
             d_model=12,
@@ -119,7 +125,9 @@ def test_what_transformers_writes_is_read(tmp_path, dtype):
             num_heads=3,
             feed_forward_proj=activation,
             tie_word_embeddings=tied,
+            **more,
         )
+        activation += "-exact" if more else ""
         model = transformers.T5ForConditionalGeneration(config)
         if not tied:
             model.lm_head.weight = torch.nn.Parameter(torch.randn(37, 12))
@@ -128,9 +136,14 @@ def test_what_transformers_writes_is_read(tmp_path, dtype):
             model.save_pretrained(tmp_path / f"{activation}{shards}", max_shard_size=shards)
             found = open_base(tmp_path / f"{activation}{shards}")
             assert found.config.logits_via_embedding is tied
+            assert (found.config.mlp_activations[0] == "gelu_exact") is bool(more)
             assert np.max(np.abs(our_logits(found) - their_logits(model.float()))) < 1e-4
         files = list((tmp_path / f"{activation}8KB").glob("*.safetensors"))
         assert len(files) > 1
+        save_base(tmp_path / f"{activation} again", found, "huggingface")
+        again = transformers.T5Config.from_pretrained(tmp_path / f"{activation} again")
+        assert again.dense_act_fn == config.dense_act_fn
+        same(open_base(tmp_path / f"{activation} again"), found)
 
 
 @pytest.mark.reference

@@ -1,4 +1,4 @@
-"""Hugging Face's T5 folders: ``config.json`` and safetensors, single or sharded.
+"""Hugging Face's folders of T5, and of BLIP-2 around a T5: safetensors, single or sharded.
 
 Its linear layers store the transpose of T5X's kernels. Each stack's relative position biases are
 in its first block, also transposed. The encoder, the decoder and, in T5 1.0, the output layer
@@ -6,7 +6,10 @@ share one table; a file may hold it under several names. T5 1.0 scales the decod
 before its tied output layer. ``scale_decoder_outputs`` records this, or ``tie_word_embeddings`` in
 configurations of transformers before version 5; later versions set that to true for every T5.
 
-Source of the format: transformers 5.23, models/t5 and models/mt5.
+BLIP-2's folder is a T5 with a projection of image tokens; its image encoder is read on its own
+(`adalink_jax.checkpoints.formats.vision`).
+
+Source of the format: transformers 5.23, models/t5, models/mt5 and models/blip_2.
 """
 
 import dataclasses
@@ -27,15 +30,19 @@ from adalink_jax.checkpoints.formats.companions import (
     keep,
     read_settings,
 )
-from adalink_jax.checkpoints.formats.safetensors_files import Tensor, open_tensors, write_tensors
+from adalink_jax.checkpoints.formats.safetensors_files import (
+    SHARD_INDEX,
+    WEIGHTS,
+    Tensor,
+    open_folder,
+    write_tensors,
+)
 from adalink_jax.checkpoints.lazy import Array, StoredBase, Transposed, open_arrays
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -59,14 +66,27 @@ _FIELDS = {
     "num_layers": "num_encoder_layers",
     "num_decoder_layers": "num_decoder_layers",
 }
-# transformers' name of an activation → T5X's. Its "gelu" is exact GELU, which T5X does not have.
-_ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "silu": "silu", "swish": "swish"}
+# transformers' name of an activation → ours. T5X's "gelu" is the tanh formula.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu_new": "gelu",
+    "gelu": "gelu_exact",
+    "silu": "silu",
+    "swish": "swish",
+}
 _SHARED = "shared.weight"
 _ENCODER_TABLE = "encoder.embed_tokens.weight"
 _DECODER_TABLE = "decoder.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 # In early checkpoints. transformers ignores it, because cross-attention has no such bias.
 _IGNORED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+# In a folder of BLIP-2: its T5, its image encoder, and the layer between them.
+_LANGUAGE = "language_model."
+_IMAGE_ENCODER = re.compile(r"vision_model\.|qformer\.|query_tokens$")
+_PROJECTION = {
+    "encoder/image_projection/kernel": "language_projection.weight",
+    "encoder/image_projection/bias": "language_projection.bias",
+}
 _SHARD_BYTES = 5_000_000_000
 _COMPARED_ROWS = 4096
 
@@ -173,6 +193,11 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         not T5's.
     """
     settings = read_settings(folder, CONFIG)
+    with_images = settings.get("model_type") == "blip-2"
+    if with_images:
+        settings = settings.get("text_config")
+        if not isinstance(settings, dict):
+            raise UserError(f"{folder / CONFIG}: no text_config, which every BLIP-2 has")
     kind = settings.get("model_type")
     if kind == "umt5":
         raise UserError(
@@ -180,38 +205,43 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
             " their own; expected 't5' or 'mt5'"
         )
     if kind not in ("t5", "mt5"):
-        raise UserError(f"{folder / CONFIG}: model_type {kind!r}; expected 't5' or 'mt5'")
+        raise UserError(
+            f"{folder / CONFIG}: model_type {kind!r}; expected 't5', 'mt5', or 'blip-2' around one"
+        )
     check_ids(settings, str(folder / CONFIG))
     if folder.holds_file(GENERATION):
         check_ids(read_settings(folder, GENERATION), str(folder / GENERATION))
-    tensors = _open_tensors(folder)
+    arrays: dict[str, Array] = {}
+    if with_images:
+        tensors, arrays = _without_images(open_folder(folder, _IMAGE_ENCODER), folder)
+    else:
+        tensors = open_folder(folder)
     tensors.pop(_IGNORED, None)
     activations = _activations(settings, folder)
-    tables = _token_tables(tensors, settings, folder)
-    arrays: dict[str, Array] = dict(tables)
+    arrays |= _token_tables(tensors, settings, folder)
     arrays |= _renamed(tensors, len(activations), folder)
     base = open_arrays(arrays, str(folder), configured, activations)
     _check_settings(settings, base.config, folder)
     return dataclasses.replace(base, beside=folder)
 
 
-def _open_tensors(folder: Folder) -> dict[str, Tensor]:
-    if folder.holds_file(WEIGHTS):
-        return open_tensors(folder, WEIGHTS)
-    places = read_settings(folder, SHARD_INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(f, str) and f.isprintable() and "/" not in f for f in places.values()
-    ):
-        raise UserError(f"{folder / SHARD_INDEX}: no 'weight_map' of tensors to files")
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(set(places.values())):
-        held = open_tensors(folder, file)
-        listed = {name for name, place in places.items() if place == file}
-        if wrong := sorted(listed ^ held.keys()):
-            what = "lacks" if wrong[0] in listed else "holds beside what the index says"
-            raise UserError(f"{folder / file}: {what} {len(wrong)} tensors, such as {wrong[0]!r}")
-        tensors |= held
-    return tensors
+def _without_images(
+    held: Mapping[str, Tensor], folder: Folder
+) -> tuple[dict[str, Tensor], dict[str, Array]]:
+    """Returns the tensors of BLIP-2's T5, and those of its projection by their names here."""
+    found = {theirs: held[theirs] for theirs in _PROJECTION.values() if theirs in held}
+    for name in held:
+        if not name.startswith(_LANGUAGE) and name not in found:
+            raise UserError(f"{folder}: tensor {name}, which no BLIP-2 has")
+    if missing := [name for name in _PROJECTION.values() if name not in found]:
+        raise UserError(f"{folder}: no tensor {missing[0]}, which every BLIP-2 has")
+    kernel, bias = _PROJECTION
+    projection: dict[str, Array] = {
+        kernel: Transposed(found[_PROJECTION[kernel]]),
+        bias: found[_PROJECTION[bias]],
+    }
+    text = {n.removeprefix(_LANGUAGE): tensor for n, tensor in held.items() if n not in found}
+    return text, projection
 
 
 def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]:
@@ -219,7 +249,8 @@ def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]
     stated = settings.get("feed_forward_proj", "relu")
     *gate, function = str(stated).split("-")
     gated = gate == ["gated"]
-    function = "gelu_new" if stated == "gated-gelu" else function
+    if stated == "gated-gelu" and settings.get("dense_act_fn") != "gelu":
+        function = "gelu_new"  # What every T5 1.1 means by it; the FLAN-T5 of BLIP-2 says both.
     implied = {"dense_act_fn": function, "is_gated_act": gated}
     for name, value in implied.items():
         if settings.get(name, value) != value:
@@ -228,9 +259,7 @@ def _activations(settings: Mapping[str, Any], folder: Folder) -> tuple[str, ...]
             )
     if function not in _ACTIVATIONS or gate not in ([], ["gated"]):
         known = ", ".join(f"{name}, gated-{name}" for name in _ACTIVATIONS)
-        raise UserError(
-            f"{folder / CONFIG}: feed_forward_proj {stated!r}; expected gated-gelu, {known}"
-        )
+        raise UserError(f"{folder / CONFIG}: feed_forward_proj {stated!r}; expected {known}")
     return (_ACTIVATIONS[function], "linear") if gated else (_ACTIVATIONS[function],)
 
 
@@ -417,7 +446,7 @@ def _settings(base: StoredBase) -> dict[str, Any]:
             f"{base.where}: transformers' T5 has no MLP of {', '.join(config.mlp_activations)}"
         )
     name = functions[function]
-    gated = "gated-gelu" if name == "gelu_new" else f"gated-{name}"
+    gated = "gated-gelu" if name in ("gelu", "gelu_new") else f"gated-{name}"
     tied = config.logits_via_embedding
     return {
         "architectures": ["T5ForConditionalGeneration"],

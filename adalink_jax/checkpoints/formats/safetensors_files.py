@@ -12,15 +12,20 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from adalink_jax.checkpoints.formats.companions import read_settings
 from adalink_jax.checkpoints.lazy import Index
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError
+
+WEIGHTS = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
 
 _DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype("<f2")}
 _LENGTH_BYTES = 8
@@ -62,15 +67,18 @@ class Tensor:
         return array[rest]
 
 
-def open_tensors(folder: Folder, file: str) -> dict[str, Tensor]:
+def open_tensors(
+    folder: Folder, file: str, unread: re.Pattern[str] | None = None
+) -> dict[str, Tensor]:
     """Reads the header of a safetensors file and checks it against the file's size.
 
     Args:
       folder: the folder with the file.
       file: the file's name.
+      unread: matches the names of tensors that nobody reads, which may have any dtype.
 
     Returns:
-      Each tensor by its name.
+      Each tensor by its name, but those that are not read.
 
     Raises:
       UserError: the header is damaged, has wrong sizes or positions, or names a dtype other than
@@ -92,18 +100,51 @@ def open_tensors(folder: Folder, file: str) -> dict[str, Tensor]:
     first, end = _LENGTH_BYTES + length, 0
     tensors = {}
     for start, stop, name, dtype, shape in sorted(layout):
-        if dtype not in _DTYPES:
+        read = unread is None or not unread.match(name)
+        if read and dtype not in _DTYPES:
             raise UserError(
                 f"{where}: {name!r} has dtype {dtype!r}; expected float32, bfloat16 or float16"
             )
-        if start != end or stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+        size = math.prod(shape) * _DTYPES[dtype].itemsize if read else stop - start
+        if start != end or stop - start != size:
             raise UserError(
                 f"{where}: damaged: {name!r}, {dtype} of shape {list(shape)}, is said to lie at"
                 f" bytes {start} to {stop}, after what ends at {end}"
             )
-        tensors[name] = Tensor(folder, file, _DTYPES[dtype], shape, first + start)
+        if read:
+            tensors[name] = Tensor(folder, file, _DTYPES[dtype], shape, first + start)
         end = stop
     folder.check_size(file, first + end)
+    return tensors
+
+
+def open_folder(folder: Folder, unread: re.Pattern[str] | None = None) -> dict[str, Tensor]:
+    """Opens the tensors of a Hugging Face folder, in one file or in several with an index.
+
+    Args:
+      folder: the folder.
+      unread: as in `open_tensors`.
+
+    Raises:
+      UserError: as in `open_tensors`; or the index and the files do not agree.
+    """
+    if folder.holds_file(WEIGHTS):
+        return open_tensors(folder, WEIGHTS, unread)
+    places = read_settings(folder, SHARD_INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(f, str) and f.isprintable() and "/" not in f for f in places.values()
+    ):
+        raise UserError(f"{folder / SHARD_INDEX}: no 'weight_map' of tensors to files")
+    if unread is not None:
+        places = {name: file for name, file in places.items() if not unread.match(name)}
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        held = open_tensors(folder, file, unread)
+        listed = {name for name, place in places.items() if place == file}
+        if wrong := sorted(listed ^ held.keys()):
+            what = "lacks" if wrong[0] in listed else "holds beside what the index says"
+            raise UserError(f"{folder / file}: {what} {len(wrong)} tensors, such as {wrong[0]!r}")
+        tensors |= held
     return tensors
 
 

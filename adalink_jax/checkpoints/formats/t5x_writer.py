@@ -19,6 +19,7 @@ from flax import serialization, traverse_util
 from adalink_jax.checkpoints.formats.t5x import INDEX
 from adalink_jax.checkpoints.lazy import StoredBase
 from adalink_jax.checkpoints.storage import Folder
+from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
 
 _VERSION = 3
@@ -34,9 +35,14 @@ def write(folder: pathlib.Path, base: StoredBase) -> None:
       base: the base to write.
 
     Raises:
-      UserError: an array cannot be read.
+      UserError: T5X cannot compute the architecture, or an array cannot be read.
       OSError: the folder cannot be written.
     """
+    if "gelu_exact" in base.config.mlp_activations:
+        raise UserError(
+            f"{base.where}: T5X has no exact GELU, and would compute another function; write format"
+            " native"
+        )
     target: dict[str, Any] = {}
     for name in base.arrays:
         stored = f"target.{name.replace('/', '.')}"
