@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from tasks import ptb
 from tasks.errors import DataError
+from tasks.metrics import check_lengths
 
 Tokens = Sequence[str]
 Counts = collections.Counter[tuple[str, ...]]
@@ -26,18 +27,14 @@ _TINY, _SMALL = 1e-15, 1e-9  # coco-caption's, where a corpus has no n-gram in c
 _BETA = 1.2  # ROUGE-L's weight of recall
 
 
-def check(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> None:
+def check_references(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> None:
     """Raises an error unless every prediction has at least one reference.
 
     Raises:
       ValueError: another number of predictions, or none.
       DataError: an example without references.
     """
-    if len(targets) != len(predictions) or not len(targets):
-        raise ValueError(
-            f"metrics need as many predictions as targets and at least one of them, "
-            f"got {len(predictions)} predictions for {len(targets)} targets"
-        )
+    check_lengths(targets, predictions)
     for number, references in enumerate(targets):
         if not len(references):
             raise DataError(f"example {number} has no reference to score its prediction by")
@@ -66,8 +63,8 @@ def _mean(scores: Sequence[float]) -> float:
     return math.fsum(scores) / len(scores)
 
 
-def _tokenized(targets, predictions) -> tuple[list[list[Tokens]], list[Tokens]]:
-    check(targets, predictions)
+def _tokenized(targets, predictions) -> tuple[Sequence[Sequence[Tokens]], Sequence[Tokens]]:
+    check_references(targets, predictions)
     references = [[ptb.tokens(text) for text in texts] for texts in targets]
     return references, [ptb.tokens(text) for text in predictions]
 

@@ -14,7 +14,8 @@ import scipy.stats
 import sklearn.metrics
 
 
-def _check_lengths(targets: Sequence, predictions: Sequence) -> None:
+def check_lengths(targets: Sequence, predictions: Sequence) -> None:
+    """Raises `ValueError` unless there are as many predictions as targets, and some."""
     if len(targets) != len(predictions) or not len(targets):
         raise ValueError(
             f"metrics need as many predictions as targets and at least one of them, "
@@ -24,7 +25,7 @@ def _check_lengths(targets: Sequence, predictions: Sequence) -> None:
 
 def accuracy(targets, predictions) -> dict[str, float]:
     """Returns the percentage of predictions equal to their target. Works on ids and strings."""
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     return {
         "accuracy": 100
         * float(np.mean([t == p for t, p in zip(targets, predictions, strict=True)]))
@@ -41,7 +42,7 @@ def matthews_corrcoef(targets, predictions) -> dict[str, float]:
 
     Invalid predictions (-1) are a class of their own, as in T5.
     """
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     return {
         "matthews_corrcoef": 100 * float(sklearn.metrics.matthews_corrcoef(targets, predictions))
     }
@@ -52,7 +53,7 @@ def f1(targets, predictions) -> dict[str, float]:
 
     A prediction other than 0 or 1 counts as the wrong class (T5's `f1_score_with_invalid`).
     """
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     valid = (predictions == 0) | (predictions == 1)
     predictions = np.where(valid, predictions, 1 - targets)
@@ -62,7 +63,7 @@ def f1(targets, predictions) -> dict[str, float]:
 
 
 def _correlation(statistic, targets, predictions) -> float:
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     targets, predictions = np.asarray(targets, float), np.asarray(predictions, float)
     if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
         return 0.0

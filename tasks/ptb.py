@@ -44,7 +44,7 @@ _TOKEN = re.compile(
     rf"""
       https?://[^\s"<>|()]+
     | (?i:n['`]t|'(?:[smdt]|re|ve|ll)|'n'?)(?!{_C})            # what _CUT cut off
-    | (?i:'(?:em|till?|cause)\b) | '\d\ds?\b
+    | (?i:'(?:em|till?|cause)\b) | (?<!\d)'\d\ds?\b
     | (?i:[dol]'{_L}{_C}+|ma'ams?\b|c'mon\b|(?:ol|somethin)'(?!\w)|[jyl]'(?={_C}))
     | \w[\w.+-]*@\w[\w.-]*\w                                  # an address
     | [@#]{_L}+

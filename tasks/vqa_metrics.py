@@ -7,7 +7,7 @@ Which metric a data set is published with is said in `tasks.images`.
 import re
 from collections.abc import Sequence
 
-from tasks.caption_metrics import check
+from tasks.caption_metrics import check_references
 from tasks.errors import DataError
 
 # vqaEval.py's rules. A word that lacks one of these apostrophes gets it.
@@ -27,9 +27,8 @@ _CONTRACTIONS = {
     for i, character in enumerate(form)
     if character == "'"
 } | {"somebody'd": "somebodyd"}  # The wrong way round there, too.
-_NUMBERS = dict(
-    zip("zero one two three four five six seven eight nine ten".split(), map(str, range(11)))
-) | {"none": "0"}
+_COUNTED = "zero one two three four five six seven eight nine ten".split()
+_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
@@ -57,7 +56,7 @@ def soft_accuracy(targets, predictions) -> dict[str, float]:
     Raises:
       DataError: an example with fewer than four answers.
     """
-    check(targets, predictions)
+    check_references(targets, predictions)
     scores = [
         _soft(number, answers, prediction)
         for number, (answers, prediction) in enumerate(zip(targets, predictions, strict=True))
@@ -105,7 +104,7 @@ def anls(targets, predictions) -> dict[str, float]:
     where that distance is 0.5 or more. The best of all answers counts. Case and the amount of space
     make no difference.
     """
-    check(targets, predictions)
+    check_references(targets, predictions)
     best = [
         max(_similarity(_folded(answer), _folded(prediction)) for answer in answers)
         for answers, prediction in zip(targets, predictions, strict=True)
@@ -135,7 +134,7 @@ def _edits(first: str, second: str) -> int:
 
 def exact_match(targets, predictions) -> dict[str, float]:
     """Returns the share of predictions that are one of the answers, but for case and space."""
-    check(targets, predictions)
+    check_references(targets, predictions)
     right = [
         _folded(prediction) in map(_folded, answers)
         for answers, prediction in zip(targets, predictions, strict=True)
@@ -145,7 +144,7 @@ def exact_match(targets, predictions) -> dict[str, float]:
 
 def relaxed_accuracy(targets, predictions) -> dict[str, float]:
     """Returns the same, but a number may be off by 5 % of the answer (ChartQA)."""
-    check(targets, predictions)
+    check_references(targets, predictions)
     right = [
         any(_near(_folded(answer), _folded(prediction)) for answer in answers)
         for answers, prediction in zip(targets, predictions, strict=True)

@@ -43,6 +43,7 @@ class _Task:
     """A task that is ready to run: its metrics, labels and their tokens, and its splits."""
 
     metrics: TaskMetrics
+    scored_by: str | None
     labels: tuple[str, ...]
     options: np.ndarray  # int32 [C, L]: each label's tokens with EOS, then 0
     splits: Mapping[str, "_Split"]
@@ -179,7 +180,7 @@ class Evaluator:
         results = {}
         for name, task in self._tasks.items():
             splits = {name: self._split(params, task, one) for name, one in task.splits.items()}
-            results[name] = TaskResult(splits, task.absent_splits)
+            results[name] = TaskResult(splits, task.absent_splits, task.scored_by)
         return Results(self.mode, results)
 
     def _split(self, params: Params, task: _Task, split: _Split) -> SplitResult:
@@ -208,6 +209,7 @@ class Evaluator:
             labeled=examples.labeled,
             left_out=left_out,
             rows=split.rows,
+            of=None if examples.of == len(examples) else examples.of,
         )
 
     def _as_outputs(
@@ -342,8 +344,9 @@ def _load(
         present = (*present, HELD_OUT)
     absent = tuple(one for one in wanted if one not in present)
     metrics = TaskMetrics(seqio.TaskRegistry.get(name))
+    scored_by = tasks.SCORED_BY.get(name)
     if len(absent) == len(wanted):
-        return _Task(metrics, labels, np.zeros((0, 0), np.int32), {}, absent)
+        return _Task(metrics, scored_by, labels, np.zeros((0, 0), np.int32), {}, absent)
     if mode == "rank_classification" and not labels:
         raise UserError(
             f"task '{name}' has no labels to rank; evaluate it with Evaluation.mode = 'greedy'"
@@ -362,7 +365,7 @@ def _load(
             f"allows only {longest} generated tokens for targets"
         )
     splits = {one: _split(some, metrics, batch_size, route) for one, some in examples.items()}
-    return _Task(metrics, labels, options, splits, absent)
+    return _Task(metrics, scored_by, labels, options, splits, absent)
 
 
 def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ class SplitResult:
       left_out: names of the task's metrics that are not numbers.
       rows: of all examples of a benchmark's test split, also those that a limit leaves out: the row
         in the benchmark's file; None where there is nothing to submit.
+      of: the number of the split's examples where only some are evaluated; None for all.
     """
 
     metrics: Mapping[str, float]
@@ -78,6 +79,7 @@ class SplitResult:
     labeled: bool = True
     left_out: tuple[str, ...] = ()
     rows: tuple[int, ...] | None = None
+    of: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +89,23 @@ class TaskResult:
     Attributes:
       splits: results by the split's name.
       absent_splits: evaluation splits that the task's source lacks.
+      scored_by: the metric that is the score; None for the mean of all.
     """
 
     splits: Mapping[str, SplitResult]
     absent_splits: tuple[str, ...] = ()
+    scored_by: str | None = None
 
     @property
     def score(self) -> float | None:
-        """The mean of each split's metrics, averaged over the splits; None without metrics."""
-        return _mean(_mean(split.metrics.values()) for split in self.splits.values())
+        """The mean of each split's metrics, averaged over the splits; None without metrics.
+
+        Where one metric is the score, it is that one's mean over the splits.
+        """
+        return _mean(_mean(self._counted(split)) for split in self.splits.values())
+
+    def _counted(self, split: SplitResult) -> list[float]:
+        return [v for name, v in split.metrics.items() if self.scored_by in (None, name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +142,7 @@ def report(results: Results, training: Mapping[str, Any] | None = None) -> dict[
                 name: {
                     "metrics": {key: _rounded(value) for key, value in split.metrics.items()},
                     "examples": len(split.predictions),
+                    **({} if split.of is None else {"of_examples": split.of}),
                     "truncated_inputs": split.truncated,
                     "invalid_share": _rounded(split.invalid),
                 }
@@ -330,6 +341,12 @@ def _notes(results: Results) -> list[str]:
         for name, split in result.splits.items():
             if not split.labeled:
                 notes.append(f"{task} {name}: its labels are not known, so there is no score")
+            if split.of is not None and "cider" in split.metrics:
+                notes.append(
+                    f"{task} {name}: CIDEr weighs words by the {len(split.predictions):,} of "
+                    f"{split.of:,} examples that are evaluated, so it is on another scale than "
+                    "the whole split's"
+                )
             if split.left_out:
                 metrics = ", ".join(split.left_out)
                 notes.append(f"{task} {name}: metrics that are no numbers are left out: {metrics}")
