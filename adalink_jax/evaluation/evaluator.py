@@ -57,6 +57,7 @@ class _Split:
     examples: EvalExamples
     features: Sequence[Mapping[str, Any]]
     targets: Sequence[Any]
+    references: Sequence[Sequence[str] | None]  # Of each example, if its task has some.
     batches: Sequence[Mapping[str, np.ndarray]]
     rows: tuple[int, ...] | None  # Of all examples in a benchmark's test file, if it has one.
 
@@ -191,7 +192,7 @@ class Evaluator:
                 if index >= 0:
                     rows[index] = {name: values[place] for name, values in found.items()}
         predictions = tuple(
-            self._prediction(task, examples, i, row["output"]) for i, row in enumerate(rows)
+            self._prediction(task, split, i, row["output"]) for i, row in enumerate(rows)
         )
         generated = self.mode != "rank_classification"
         invalid = [p.prediction not in task.labels for p in predictions]
@@ -248,16 +249,17 @@ class Evaluator:
         if pending is not None:
             yield pending[0], {name: np.asarray(v) for name, v in pending[1].items()}
 
-    def _prediction(
-        self, task: _Task, examples: EvalExamples, index: int, output: np.ndarray
-    ) -> Prediction:
+    def _prediction(self, task: _Task, split: _Split, index: int, output: np.ndarray) -> Prediction:
+        examples, references = split.examples, split.references[index]
         inputs, target = examples.input_texts[index], examples.target_texts[index]
         if self.mode == "rank_classification":
             if not np.isfinite(output).all():
                 raise UserError(_BROKEN)
             scores = dict(zip(task.labels, output.tolist(), strict=True))
-            return Prediction(inputs, target, task.labels[int(np.argmax(output))], scores)
-        return Prediction(inputs, target, _text(examples.vocabulary, output.tolist()))
+            label = task.labels[int(np.argmax(output))]
+            return Prediction(inputs, target, label, scores, references)
+        text = _text(examples.vocabulary, output.tolist())
+        return Prediction(inputs, target, text, references=references)
 
 
 # The evaluators of one run (of several splits) share a program.
@@ -382,6 +384,7 @@ def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:
 
 def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route: int) -> _Split:
     from tasks import glue_rows
+    from tasks import references as references_of
 
     features: Sequence[Mapping[str, Any]]
     if metrics.reads_examples and examples.labeled:
@@ -394,9 +397,13 @@ def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route:
     targets = []
     if examples.labeled:
         targets = metrics.postprocessed(examples.target_texts, features, is_target=True)
+    references = [
+        references_of("", example=one, is_target=True) if "references" in one else None
+        for one in features
+    ]
     batches = examples.batches(batch_size, route, targets=TARGET_SCORES in metrics.needed)
     rows = None if examples.labeled else glue_rows(examples.task, examples.split)
-    return _Split(examples, features, targets, tuple(batches), rows)
+    return _Split(examples, features, targets, references, tuple(batches), rows)
 
 
 def _text(vocabulary: Any, tokens: list[int]) -> str:

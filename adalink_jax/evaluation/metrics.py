@@ -1,6 +1,7 @@
 """A task's metrics and postprocessing, called as SeqIO calls them."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,9 +72,10 @@ class TaskMetrics:
         step = task.postprocessor
         while hasattr(step, "func"):  # functools.partial
             step = step.func
-        # The postprocessors of this project read texts only.
-        ours = step is None or getattr(step, "__module__", "").split(".")[0] == "tasks"
-        self.reads_examples = bool(self._objects) or not ours
+        # The postprocessors of this project that read more than a text name the example.
+        ours = getattr(step, "__module__", "").split(".")[0] == "tasks"
+        texts_only = step is None or (ours and "example" not in inspect.signature(step).parameters)
+        self.reads_examples = bool(self._objects) or not texts_only
 
     def postprocessed(
         self, texts: Sequence[str], examples: Sequence[Mapping[str, Any]], is_target: bool

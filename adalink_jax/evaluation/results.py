@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -45,12 +45,14 @@ class Prediction:
       target: the target text.
       prediction: the label with the highest score, or the generated text.
       scores: each label's log-likelihood; None if the prediction was generated.
+      references: all texts that the metrics compare with; None where the target is the only one.
     """
 
     inputs: str
     target: str
     prediction: str
     scores: Mapping[str, float] | None = None
+    references: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,11 +216,11 @@ def write(
 ) -> None:
     """Writes ``results.json`` and ``predictions/TASK-SPLIT.jsonl``, each whole or not at all.
 
-    A line of the JSONL holds the example's index in its split, its texts, the prediction and,
-    in rank classification, each label's log-likelihood. Where targets are unknown, predictions of
-    a GLUE task are also written as its server wants them, in ``submission/``, unless a limit left
-    examples out. ``results.json`` is written last: if it is new, the others are too. In a
-    multi-host run, only one process calls this.
+    A line of the JSONL holds the example's index in its split, its texts, the prediction, the
+    references if there are some and, in rank classification, each label's log-likelihood. Where
+    targets are unknown, predictions of a GLUE task are also written as its server wants them, in
+    ``submission/``, unless a limit left examples out. ``results.json`` is written last: if it is
+    new, the others are too. In a multi-host run, only one process calls this.
 
     Args:
       results: results of an `Evaluator`.
@@ -370,6 +372,8 @@ def _line(index: int, prediction: Prediction) -> str:
         "target": prediction.target,
         "prediction": prediction.prediction,
     }
+    if prediction.references is not None:
+        content["references"] = list(prediction.references)
     if prediction.scores is not None:
         content["scores"] = {label: _rounded(s) for label, s in prediction.scores.items()}
     return json.dumps(content, ensure_ascii=False, allow_nan=False)
