@@ -17,6 +17,7 @@ DEFAULT = "default"
 # their meaning.
 ENVIRONMENT: Mapping[str, str] = {
     "GLUE_DIR": "GLUE's folder in the official layout. Without it GLUE comes from TFDS.",
+    "IMAGE_DIR": "The folder of data sets of images: a folder for each, in its official layout.",
     "TEXT_FILE": "A text file to pre-train on, one text a line.",
     "VOCABULARY": "T5's SentencePiece file. The mini world needs none.",
 }

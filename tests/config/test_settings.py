@@ -56,7 +56,7 @@ MACROS = {
     **dict.fromkeys(("EVAL_PERIOD", "CHECKPOINT_PERIOD"), "count"),
     **dict.fromkeys(("METHOD", "OPTIMIZER"), "object"),
     **dict.fromkeys(("MODEL_DIR", "EVAL_OUTPUT_DIR"), "path"),
-    **dict.fromkeys(("GLUE_DIR", "TEXT_FILE", "VOCABULARY"), "path"),
+    **dict.fromkeys(("GLUE_DIR", "IMAGE_DIR", "TEXT_FILE", "VOCABULARY"), "path"),
     **dict.fromkeys(("INITIAL_CHECKPOINT_PATH", "INITIAL_ADAPTER_PATH", "ADAPTER_PATH"), "path?"),
     "MODEL": "object?",
     "SEED": "seed",
@@ -233,7 +233,7 @@ def parsed(text: str, where: str) -> list:
 def says(tmp_path, monkeypatch, capsys):
     """Runs a command up to its work; returns its one line of error, or None where it begins."""
     monkeypatch.chdir(tmp_path)
-    for name in ("GLUE_DIR", "TEXT_FILE", "VOCABULARY"):
+    for name in ("GLUE_DIR", "IMAGE_DIR", "TEXT_FILE", "VOCABULARY"):
         monkeypatch.delenv(name, raising=False)
     for module in (training, scoring):
         monkeypatch.setattr(module, "prepared_base", begins)
