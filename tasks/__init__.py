@@ -1,16 +1,18 @@
-"""SeqIO tasks: GLUE, SuperGLUE, robustness sets, pre-training, and the embedded mini world.
+"""SeqIO tasks: GLUE, SuperGLUE, robustness, images, pre-training, and the embedded mini world.
 
 Importing this package registers all tasks without reading anything: no network, TFDS metadata,
 vocabulary or data file is used before a task is opened. Then environment variables give the paths:
 VOCABULARY, T5's SentencePiece file; GLUE_DIR, a folder in GLUE's official layout (without it, GLUE
-comes from TFDS); SUPER_GLUE_DIR and ROBUSTNESS_DIR, folders of other sets; TEXT_FILE, a text for
-pre-training. TEMPLATE_SEED chooses FLAN's prompts. The tasks also run in T5X without changes.
+comes from TFDS); SUPER_GLUE_DIR and ROBUSTNESS_DIR, folders of other sets; IMAGE_DIR, the folder of
+data sets of images; TEXT_FILE, a text for pre-training. TEMPLATE_SEED chooses FLAN's prompts. The
+tasks of text also run in T5X without changes.
 """
 
 from tasks.errors import DataError
 from tasks.examples import add_examples
 from tasks.flan import FLAN_TASKS
 from tasks.glue import GLUE_FILES, GLUE_TASKS, glue_file, glue_rows, glue_submission
+from tasks.images import CAPTION_TASKS, VQA_TASKS, add_image_task, references
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
 from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
 from tasks.mini_vocabulary import VOCABULARY as MINI_VOCABULARY
@@ -19,6 +21,7 @@ from tasks.pretraining import add_instructions, add_span_corruption
 from tasks.registry import (
     EVAL_SPLITS,
     LABELS,
+    SCORED_BY,
     UNLABELED,
     add_classification,
     available_splits,
@@ -33,6 +36,7 @@ from tasks.vocabulary import UserVocabulary
 __all__ = [
     "ADV_GLUE_TASKS",
     "ANLI_TASKS",
+    "CAPTION_TASKS",
     "EVAL_SPLITS",
     "FLAN_TASKS",
     "GLUE_FILES",
@@ -41,12 +45,15 @@ __all__ = [
     "MINI_GLUE_TASKS",
     "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
+    "SCORED_BY",
     "SUPER_GLUE_TASKS",
     "UNLABELED",
+    "VQA_TASKS",
     "DataError",
     "UserVocabulary",
     "add_classification",
     "add_examples",
+    "add_image_task",
     "add_instructions",
     "add_span_corruption",
     "available_splits",
@@ -55,6 +62,7 @@ __all__ = [
     "glue_submission",
     "output_features",
     "proportional_rate",
+    "references",
     "source_identity",
     "text_to_text",
     "write_glue_folder",

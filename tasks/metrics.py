@@ -17,7 +17,8 @@ import scipy.stats
 import sklearn.metrics
 
 
-def _check_lengths(targets: Sequence, predictions: Sequence) -> None:
+def check_lengths(targets: Sequence, predictions: Sequence) -> None:
+    """Raises `ValueError` unless there are as many predictions as targets, and some."""
     if len(targets) != len(predictions) or not len(targets):
         raise ValueError(
             f"metrics need as many predictions as targets and at least one of them, "
@@ -27,7 +28,7 @@ def _check_lengths(targets: Sequence, predictions: Sequence) -> None:
 
 def accuracy(targets, predictions) -> dict[str, float]:
     """Returns the percentage of predictions equal to their target. Works on ids and strings."""
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     return {
         "accuracy": 100
         * float(np.mean([t == p for t, p in zip(targets, predictions, strict=True)]))
@@ -44,7 +45,7 @@ def matthews_corrcoef(targets, predictions) -> dict[str, float]:
 
     Invalid predictions (-1) are a class of their own, as in T5.
     """
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     return {
         "matthews_corrcoef": 100 * float(sklearn.metrics.matthews_corrcoef(targets, predictions))
     }
@@ -55,7 +56,7 @@ def f1(targets, predictions) -> dict[str, float]:
 
     A prediction other than 0 or 1 counts as the wrong class (T5's `f1_score_with_invalid`).
     """
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     valid = (predictions == 0) | (predictions == 1)
     predictions = np.where(valid, predictions, 1 - targets)
@@ -65,7 +66,7 @@ def f1(targets, predictions) -> dict[str, float]:
 
 
 def _correlation(statistic, targets, predictions) -> float:
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     targets, predictions = np.asarray(targets, float), np.asarray(predictions, float)
     if np.ptp(targets) == 0 or np.ptp(predictions) == 0:
         return 0.0
@@ -84,7 +85,7 @@ def spearman_corrcoef(targets, predictions) -> dict[str, float]:
 
 def mean_3class_f1(targets, predictions) -> dict[str, float]:
     """Returns the mean of the F1 of classes 0, 1 and 2, in percent; other predictions are wrong."""
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     score = sklearn.metrics.f1_score(
         targets, predictions, labels=range(3), average="macro", zero_division=cast(Any, 0)
     )
@@ -97,7 +98,7 @@ def mean_3class_f1(targets, predictions) -> dict[str, float]:
 
 def by_group(targets, predictions) -> dict[Any, tuple[list, list]]:
     """Returns the values of targets and of predictions by the targets' group, in their order."""
-    _check_lengths(targets, predictions)
+    check_lengths(targets, predictions)
     groups: dict[Any, tuple[list, list]] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         values = groups.setdefault(target["group"], ([], []))

@@ -14,6 +14,8 @@ from tasks.vocabulary import UserVocabulary
 LABELS: dict[str, tuple[str, ...]] = {}
 #: Task name → the splits for its evaluation.
 EVAL_SPLITS: dict[str, tuple[str, ...]] = {}
+#: Task name → the metric that is its score; of other tasks it is the mean of all metrics.
+SCORED_BY: dict[str, str] = {}
 #: The target text of examples whose label is not known, as T5 writes it.
 UNLABELED = "<unk>"
 

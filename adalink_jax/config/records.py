@@ -29,6 +29,9 @@ ENVIRONMENT: Mapping[str, Variable] = {
     "GLUE_DIR": Variable(
         AnyPath, "GLUE's folder in the official layout. Without it GLUE comes from TFDS."
     ),
+    "IMAGE_DIR": Variable(
+        AnyPath, "The folder of data sets of images: a folder for each, in its official layout."
+    ),
     "ROBUSTNESS_DIR": Variable(AnyPath, "The folder of AdvGLUE, ANLI, SNLI, SciTail, PAWS, HANS."),
     "SUPER_GLUE_DIR": Variable(AnyPath, "SuperGLUE's folder in the official layout."),
     "TEMPLATE_SEED": Variable(Seed, "Chooses one prompt for the tasks of FLAN. Without it, all."),

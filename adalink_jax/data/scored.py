@@ -30,6 +30,7 @@ class EvalExamples:
       vocabulary: the SeqIO vocabulary.
       targets: int32 token sequences by example, not truncated.
       input_texts, target_texts: the texts by example.
+      of: the number of examples that there are, of which `limit` and `few` take some.
       labeled: whether the targets are known; those of a benchmark's test split may not be.
       truncated: {"inputs": n}, examples whose input is longer than the configured length.
       long_targets: number of targets that are longer than the configured length.
@@ -83,6 +84,7 @@ class EvalExamples:
             return trained.parted(held_out, split == HELD_OUT)
 
         data = read(split)
+        self.of = len(data)
         if few is not None:
             data = data.few(min(few, len(data)), seed)
         self.labeled = set(data.target_texts.counts()) != {UNLABELED}

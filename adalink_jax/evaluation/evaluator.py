@@ -45,6 +45,7 @@ class _Task:
     """A task that is ready to run: its metrics, labels and their tokens, and its splits."""
 
     metrics: TaskMetrics
+    scored_by: str | None
     labels: tuple[str, ...]
     options: np.ndarray  # int32 [C, L]: each label's tokens with EOS, then 0
     splits: Mapping[str, "_Split"]
@@ -58,6 +59,7 @@ class _Split:
     examples: EvalExamples
     features: Sequence[Mapping[str, Any]]
     targets: Sequence[Any]
+    references: Sequence[Sequence[str] | None]  # Of each example, if its task has some.
     batches: Sequence[Mapping[str, np.ndarray]]
     rows: tuple[int, ...] | None  # Of all examples in a benchmark's test file, if it has one.
 
@@ -182,7 +184,7 @@ class Evaluator:
         results = {}
         for name, task in self._tasks.items():
             splits = {name: self._split(params, task, one) for name, one in task.splits.items()}
-            results[name] = TaskResult(splits, task.absent_splits)
+            results[name] = TaskResult(splits, task.absent_splits, task.scored_by)
         return Results(self.mode, results)
 
     def _split(self, params: Params, task: _Task, split: _Split) -> SplitResult:
@@ -193,7 +195,7 @@ class Evaluator:
                 if index >= 0:
                     rows[index] = {name: values[place] for name, values in found.items()}
         predictions = tuple(
-            self._prediction(task, examples, i, row["output"]) for i, row in enumerate(rows)
+            self._prediction(task, split, i, row["output"]) for i, row in enumerate(rows)
         )
         generated = self.mode != "rank_classification"
         invalid = [p.prediction not in task.labels for p in predictions]
@@ -211,6 +213,7 @@ class Evaluator:
             labeled=examples.labeled,
             left_out=left_out,
             rows=split.rows,
+            of=None if examples.of == len(examples) else examples.of,
         )
 
     def _as_outputs(
@@ -263,16 +266,17 @@ class Evaluator:
             number = min(of, sum(one[1:] == key[1:] for one in self._met))
             bar.says(f"compiling {number} of {of} length{'s' if of > 1 else ''}", line=False)
 
-    def _prediction(
-        self, task: _Task, examples: EvalExamples, index: int, output: np.ndarray
-    ) -> Prediction:
+    def _prediction(self, task: _Task, split: _Split, index: int, output: np.ndarray) -> Prediction:
+        examples, references = split.examples, split.references[index]
         inputs, target = examples.input_texts[index], examples.target_texts[index]
         if self.mode == "rank_classification":
             if not np.isfinite(output).all():
                 raise UserError(_BROKEN)
             scores = dict(zip(task.labels, output.tolist(), strict=True))
-            return Prediction(inputs, target, task.labels[int(np.argmax(output))], scores)
-        return Prediction(inputs, target, _text(examples.vocabulary, output.tolist()))
+            label = task.labels[int(np.argmax(output))]
+            return Prediction(inputs, target, label, scores, references)
+        text = _text(examples.vocabulary, output.tolist())
+        return Prediction(inputs, target, text, references=references)
 
 
 # The evaluators of one run (of several splits) share a program.
@@ -359,8 +363,9 @@ def _load(
         present = (*present, HELD_OUT)
     absent = tuple(one for one in wanted if one not in present)
     metrics = TaskMetrics(seqio.TaskRegistry.get(name))
+    scored_by = tasks.SCORED_BY.get(name)
     if len(absent) == len(wanted):
-        return _Task(metrics, labels, np.zeros((0, 0), np.int32), {}, absent)
+        return _Task(metrics, scored_by, labels, np.zeros((0, 0), np.int32), {}, absent)
     if mode == "rank_classification" and not labels:
         raise UserError(
             f"task '{name}' has no labels to rank; evaluate it with Evaluation.mode = 'greedy'"
@@ -379,7 +384,7 @@ def _load(
             f"allows only {longest} generated tokens for targets"
         )
     splits = {one: _split(some, metrics, batch_size, route) for one, some in examples.items()}
-    return _Task(metrics, labels, options, splits, absent)
+    return _Task(metrics, scored_by, labels, options, splits, absent)
 
 
 def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:
@@ -396,6 +401,7 @@ def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:
 
 def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route: int) -> _Split:
     from tasks import glue_rows
+    from tasks import references as references_of
 
     features: Sequence[Mapping[str, Any]]
     if metrics.reads_examples and examples.labeled:
@@ -408,9 +414,13 @@ def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route:
     targets = []
     if examples.labeled:
         targets = metrics.postprocessed(examples.target_texts, features, is_target=True)
+    references = [
+        references_of("", example=one, is_target=True) if "references" in one else None
+        for one in features
+    ]
     batches = examples.batches(batch_size, route, targets=TARGET_SCORES in metrics.needed)
     rows = None if examples.labeled else glue_rows(examples.task, examples.split)
-    return _Split(examples, features, targets, tuple(batches), rows)
+    return _Split(examples, features, targets, references, tuple(batches), rows)
 
 
 def _text(vocabulary: Any, tokens: list[int]) -> str:

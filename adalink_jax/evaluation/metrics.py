@@ -72,10 +72,10 @@ class TaskMetrics:
         step = task.postprocessor
         while hasattr(step, "func"):  # functools.partial
             step = step.func
-        # Those of this project name the example if they read it; others may read it anyway.
-        ours = step is None or getattr(step, "__module__", "").split(".")[0] == "tasks"
-        reads = not ours or (step is not None and "example" in inspect.signature(step).parameters)
-        self.reads_examples = bool(self._objects) or reads
+        # The postprocessors of this project that read more than a text name the example.
+        ours = getattr(step, "__module__", "").split(".")[0] == "tasks"
+        texts_only = step is None or (ours and "example" not in inspect.signature(step).parameters)
+        self.reads_examples = bool(self._objects) or not texts_only
 
     def postprocessed(
         self, texts: Sequence[str], examples: Sequence[Mapping[str, Any]], is_target: bool

@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -45,12 +45,14 @@ class Prediction:
       target: the target text.
       prediction: the label with the highest score, or the generated text.
       scores: each label's log-likelihood; None if the prediction was generated.
+      references: all texts that the metrics compare with; None where the target is the only one.
     """
 
     inputs: str
     target: str
     prediction: str
     scores: Mapping[str, float] | None = None
+    references: Sequence[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,7 @@ class SplitResult:
       left_out: names of the task's metrics that are not numbers.
       rows: of all examples of a benchmark's test split, also those that a limit leaves out: the row
         in the benchmark's file; None where there is nothing to submit.
+      of: the number of the split's examples where only some are evaluated; None for all.
     """
 
     metrics: Mapping[str, float]
@@ -78,6 +81,7 @@ class SplitResult:
     labeled: bool = True
     left_out: tuple[str, ...] = ()
     rows: tuple[int, ...] | None = None
+    of: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +91,23 @@ class TaskResult:
     Attributes:
       splits: results by the split's name.
       absent_splits: evaluation splits that the task's source lacks.
+      scored_by: the metric that is the score; None for the mean of all.
     """
 
     splits: Mapping[str, SplitResult]
     absent_splits: tuple[str, ...] = ()
+    scored_by: str | None = None
 
     @property
     def score(self) -> float | None:
-        """The mean of each split's metrics, averaged over the splits; None without metrics."""
-        return _mean(_mean(split.metrics.values()) for split in self.splits.values())
+        """The mean of each split's metrics, averaged over the splits; None without metrics.
+
+        Where one metric is the score, it is that one's mean over the splits.
+        """
+        return _mean(_mean(self._counted(split)) for split in self.splits.values())
+
+    def _counted(self, split: SplitResult) -> list[float]:
+        return [v for name, v in split.metrics.items() if self.scored_by in (None, name)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +144,7 @@ def report(results: Results, training: Mapping[str, Any] | None = None) -> dict[
                 name: {
                     "metrics": {key: _rounded(value) for key, value in split.metrics.items()},
                     "examples": len(split.predictions),
+                    **({} if split.of is None else {"of_examples": split.of}),
                     "truncated_inputs": split.truncated,
                     "invalid_share": _rounded(split.invalid),
                 }
@@ -203,11 +216,11 @@ def write(
 ) -> None:
     """Writes ``results.json`` and ``predictions/TASK-SPLIT.jsonl``, each whole or not at all.
 
-    A line of the JSONL holds the example's index in its split, its texts, the prediction and,
-    in rank classification, each label's log-likelihood. Where targets are unknown, predictions of
-    a GLUE task are also written as its server wants them, in ``submission/``, unless a limit left
-    examples out. ``results.json`` is written last: if it is new, the others are too. In a
-    multi-host run, only one process calls this.
+    A line of the JSONL holds the example's index in its split, its texts, the prediction, the
+    references if there are some and, in rank classification, each label's log-likelihood. Where
+    targets are unknown, predictions of a GLUE task are also written as its server wants them, in
+    ``submission/``, unless a limit left examples out. ``results.json`` is written last: if it is
+    new, the others are too. In a multi-host run, only one process calls this.
 
     Args:
       results: results of an `Evaluator`.
@@ -329,6 +342,12 @@ def _notes(results: Results) -> list[str]:
         for name, split in result.splits.items():
             if not split.labeled:
                 notes.append(f"{task} {name}: its labels are not known, so there is no score")
+            if split.of is not None and "cider" in split.metrics:
+                notes.append(
+                    f"{task} {name}: CIDEr weighs words by the {len(split.predictions):,} of "
+                    f"{split.of:,} examples that are evaluated, so it is on another scale than "
+                    "the whole split's"
+                )
             if split.left_out:
                 metrics = ", ".join(split.left_out)
                 notes.append(f"{task} {name}: metrics that are no numbers are left out: {metrics}")
@@ -352,6 +371,8 @@ def _line(index: int, prediction: Prediction) -> str:
         "target": prediction.target,
         "prediction": prediction.prediction,
     }
+    if prediction.references is not None:
+        content["references"] = list(prediction.references)
     if prediction.scores is not None:
         content["scores"] = {label: _rounded(s) for label, s in prediction.scores.items()}
     return json.dumps(content, ensure_ascii=False, allow_nan=False)

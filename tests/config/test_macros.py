@@ -18,7 +18,7 @@ def test_every_macro_of_every_file_has_a_meaning():
         for name in re.findall(r"^([A-Z][A-Z_0-9]+) *=", path.read_text(), re.MULTILINE)
     ]
     assert sorted((m.file, m.name) for m in found if m.file) == sorted(lines)
-    folders = {"GLUE_DIR", "ROBUSTNESS_DIR", "SUPER_GLUE_DIR"}
+    folders = {"GLUE_DIR", "IMAGE_DIR", "ROBUSTNESS_DIR", "SUPER_GLUE_DIR"}
     assert {m.name for m in found if not m.file} == folders | {
         *("TEMPLATE_SEED", "TEXT_FILE", "VOCABULARY")
     }

@@ -58,7 +58,7 @@ MACROS = {
     **dict.fromkeys(("METHOD", "OPTIMIZER"), "object"),
     **dict.fromkeys(("MODEL_DIR", "EVAL_OUTPUT_DIR"), "path"),
     **dict.fromkeys(("GLUE_DIR", "SUPER_GLUE_DIR", "ROBUSTNESS_DIR"), "path"),
-    **dict.fromkeys(("TEXT_FILE", "VOCABULARY"), "path"),
+    **dict.fromkeys(("IMAGE_DIR", "TEXT_FILE", "VOCABULARY"), "path"),
     "TEMPLATE_SEED": "seed",
     **dict.fromkeys(("INITIAL_CHECKPOINT_PATH", "INITIAL_ADAPTER_PATH", "ADAPTER_PATH"), "path?"),
     "MODEL": "object?",

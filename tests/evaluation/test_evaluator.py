@@ -1,6 +1,7 @@
 """The evaluator on tasks and a model of which everything is known."""
 
 import dataclasses
+import json
 import types
 
 import flax.linen as nn
@@ -11,8 +12,10 @@ import pytest
 import sklearn.metrics
 
 from adalink_jax.errors import UserError
-from adalink_jax.evaluation import Evaluator, report
+from adalink_jax.evaluation import Evaluator, report, write
 from adalink_jax.models.t5 import T5Config, Transformer
+from tasks.caption_metrics import cider
+from tasks.vqa_metrics import exact_match
 
 LENGTHS = {"inputs": 24, "targets": 12}
 LABELS = ("no", "yes", "perhaps")
@@ -85,6 +88,24 @@ def accuracy(targets, predictions):
     return {"accuracy": 100 * sklearn.metrics.accuracy_score(targets, predictions)}
 
 
+SEEN = []
+
+
+def seen(targets, predictions):
+    SEEN.append((targets, predictions))
+    return {}
+
+
+def _with_references(dataset):
+    """Adds a picture and two references to each example: its target, and "no"."""
+    import tensorflow as tf
+
+    def add(example):
+        return {**example, "image": "a.jpg", "references": tf.stack([example["targets"], "no"])}
+
+    return dataset.map(add)
+
+
 def f1_macro(targets, predictions):
     score = sklearn.metrics.f1_score(targets, predictions, average="macro", labels=[0, 1, 2])
     return {"f1_macro": 100 * score}
@@ -121,6 +142,14 @@ def registered():
     tasks.add_classification("known_train_only", source(("train",)), None, LABELS, [], **added)
     # Bytes beyond the vocabulary's text all become one token.
     tasks.add_classification("known_prefix", source(), None, ("no", "no"[:1]), [accuracy], **added)
+    tasks.add_image_task(
+        "known_references",
+        source(),
+        _with_references,
+        [cider, exact_match, seen],
+        scored_by="exact_match",
+        vocabulary=vocabulary,
+    )
     seqio.TaskRegistry.add(
         "known_open",
         source=source(),
@@ -179,6 +208,26 @@ def test_open_tasks_are_generated_and_not_ranked(model):
     split = evaluator(model, "known_open", mode="greedy")(table(SAYS)).tasks["known_open"].splits
     assert split["validation"].metrics == {"sequence_accuracy": 50.0}
     assert split["validation"].invalid is None
+
+
+def test_references_reach_the_metrics_and_the_predictions(model, tmp_path):
+    results = evaluator(model, "known_references", mode="greedy", limit=7)(table(SAYS))
+    split = results.tasks["known_references"].splits["validation"]
+    said = [SAYS[text[0]] for text, _ in EXAMPLES[:7]]
+    expected = [[target, "no"] for _, target in EXAMPLES[:7]]
+    assert SEEN == [(expected, said)]
+    assert [one.references for one in split.predictions] == expected
+    right = sum(text in {*some} for text, some in zip(said, expected, strict=True))
+    assert split.metrics["exact_match"] == pytest.approx(100 * right / 7)
+    # The score is the metric that the task names, not the mean with CIDEr.
+    assert results.tasks["known_references"].score == split.metrics["exact_match"]
+    found = report(results)["tasks"]["known_references"]["splits"]["validation"]
+    assert (found["examples"], found["of_examples"]) == (7, 10)
+    write(results, tmp_path)
+    lines = (tmp_path / "predictions/known_references-validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["references"] for line in lines] == expected
+    whole = evaluator(model, "known_references", mode="greedy")(table(SAYS))
+    assert "of_examples" not in json.dumps(report(whole))
 
 
 def test_absent_splits_are_left_out_and_named(model):

@@ -75,6 +75,20 @@ def test_scores_are_means_of_metrics_and_of_splits(found):
     }
 
 
+def test_a_limit_is_said_where_cider_depends_on_it():
+    def said(**more):
+        split = SplitResult({"cider": 90.0, "bleu4": 30.0}, predictions(3), **more)
+        found = Results("greedy", {"a": TaskResult({"validation": split}, scored_by="cider")})
+        print_table(found, text := io.StringIO())
+        return report(found)["tasks"]["a"], text.getvalue()
+
+    content, table = said(of=5000)
+    assert content["score"] == 90.0 and content["splits"]["validation"]["of_examples"] == 5000
+    assert "a validation: CIDEr weighs words by the 3 of 5,000 examples" in table
+    content, table = said()
+    assert "of_examples" not in content["splits"]["validation"] and "CIDEr weighs" not in table
+
+
 def test_a_training_run_says_its_step(found, tmp_path):
     write(found, tmp_path, {"step": 30})
     content = json.loads((tmp_path / "results.json").read_text())

@@ -57,7 +57,7 @@ def test_import_reads_nothing_and_needs_no_network(pytestconfig):
     permitted = shutil.which("unshare") and not subprocess.run([*prefix, "true"]).returncode
     if not permitted:
         prefix = ()  # the audit of connections in SCRIPT still holds
-    assert _import(pytestconfig.rootpath, *prefix) == "registered 28 8"
+    assert _import(pytestconfig.rootpath, *prefix) == "registered 39 10"
 
 
 def test_everything_is_registered():
@@ -65,8 +65,9 @@ def test_everything_is_registered():
     assert set(tasks.GLUE_TASKS) == expected
     mini = {name.replace("glue", "mini") for name in expected}
     assert set(tasks.MINI_GLUE_TASKS) == mini
+    seeing = {*tasks.CAPTION_TASKS, *tasks.VQA_TASKS}
     generated = {*tasks.MINI_INSTRUCTIONS, "mini_spans", "text_spans"}
-    assert expected | mini | generated <= set(seqio.TaskRegistry.names())
+    assert expected | mini | generated | seeing <= set(seqio.TaskRegistry.names())
     assert {"glue_proportional", "glue_equal", "mini_glue_equal", "mini_instructions"} <= set(
         seqio.MixtureRegistry.names()
     )
