@@ -17,6 +17,7 @@ from tasks.pretraining import add_instructions, add_span_corruption
 from tasks.registry import (
     EVAL_SPLITS,
     LABELS,
+    PICTURES,
     UNLABELED,
     add_classification,
     available_splits,
@@ -34,6 +35,7 @@ __all__ = [
     "MINI_GLUE_TASKS",
     "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
+    "PICTURES",
     "UNLABELED",
     "DataError",
     "UserVocabulary",

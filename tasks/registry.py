@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import seqio
 
 from tasks import sources
@@ -14,6 +15,9 @@ from tasks.vocabulary import UserVocabulary
 LABELS: dict[str, tuple[str, ...]] = {}
 #: Task name → the splits for its evaluation.
 EVAL_SPLITS: dict[str, tuple[str, ...]] = {}
+#: Name of a source of drawn pictures → a function from a picture's index to uint8 [H, W, 3]. The
+#: feature `image` of an example is ``name:index`` of such a picture, or a file's path.
+PICTURES: dict[str, Callable[[int], np.ndarray]] = {}
 #: The target text of examples whose label is not known, as T5 writes it.
 UNLABELED = "<unk>"
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from adalink_jax.data import HELD_OUT, EvalExamples
+from adalink_jax.data.images import Pictures
 from adalink_jax.distributed import hosts
 from adalink_jax.distributed.sharding import (
     check_divisible,
@@ -97,6 +98,7 @@ class Evaluator:
         beam_size: int | None = None,
         held_out: float | None = None,
         few: int | None = None,
+        pictures: Pictures | None = None,
     ):
         """Tokenizes the splits, or reads their caches.
 
@@ -119,6 +121,7 @@ class Evaluator:
           held_out: the share of "train" that is not trained on; None for none.
           few: evaluate at most this many examples of each split, chosen by `seed` as few-shot
             training does; None for all.
+          pictures: sees the pictures of tasks that have some; None for no such task.
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
@@ -150,6 +153,7 @@ class Evaluator:
                     seed=seed,
                     held_out=held_out,
                     few=few,
+                    pictures=pictures,
                 ),
                 lengths["targets"],
                 batch_size,
@@ -234,6 +238,7 @@ class Evaluator:
         for batch in split.batches:
             hosts.reached(f"the evaluation of {split.examples.task}")
             indices = batch["indices"]
+            batch = {**batch, **split.examples.images(batch)}
             arrays = place_batch({k: v for k, v in batch.items() if k != "indices"}, self._mesh)
             inputs, targets = to_decode(arrays), arrays.get("decoder_target_tokens")
             with on_mesh(self._mesh):

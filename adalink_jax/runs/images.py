@@ -1,0 +1,48 @@
+"""The pictures of a run: opens its image encoder, and checks that the base takes what it gives."""
+
+from adalink_jax.checkpoints import load_image_encoder
+from adalink_jax.data.images import Pictures
+from adalink_jax.errors import UserError
+from adalink_jax.models.t5 import T5Config
+from adalink_jax.runs.options import Data, Images
+from adalink_jax.runs.setup import say
+
+
+def pictures_of(images: Images, data: Data, config: T5Config) -> Pictures | None:
+    """Opens the image encoder of a run.
+
+    Args:
+      images: the settings of its images.
+      data: the task, with the folder of its cache.
+      config: the base's architecture.
+
+    Returns:
+      What sees the pictures of the run's tasks; None if no encoder is set.
+
+    Raises:
+      UserError: the encoder cannot be read, or is not one of the base.
+    """
+    encoder = images.encoder
+    if encoder is None:
+        return None
+    if isinstance(encoder, str):
+        encoder = load_image_encoder(encoder)
+    if config.image_width is None:
+        raise UserError(
+            "Images.encoder is set, but the base reads text alone: it has no projection of images "
+            "(image_width)"
+        )
+    if config.image_width != encoder.width:
+        raise UserError(
+            f"the image encoder's tokens have {encoder.width} numbers, but the base takes "
+            f"{config.image_width} (image_width); give the encoder that it was trained with"
+        )
+    return Pictures(
+        encoder,
+        images.folder,
+        dtype=images.dtype,
+        stored=images.stored,
+        cache_dir=data.cache_dir,
+        batch_size=images.batch_size,
+        say=say,
+    )
