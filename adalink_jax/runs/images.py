@@ -1,6 +1,5 @@
 """The pictures of a run: opens its image encoder, and checks that the base takes what it gives."""
 
-from adalink_jax.checkpoints import load_image_encoder
 from adalink_jax.data.images import Pictures
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
@@ -26,6 +25,8 @@ def pictures_of(images: Images, data: Data, config: T5Config) -> Pictures | None
     if encoder is None:
         return None
     if isinstance(encoder, str):
+        from adalink_jax.checkpoints import load_image_encoder
+
         encoder = load_image_encoder(encoder)
     if config.image_width is None:
         raise UserError(
