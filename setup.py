@@ -27,6 +27,7 @@ RUNS = [
     "gin-config>=0.5,<0.6",
     "importlib_resources>=6,<8",  # tensorflow-datasets 4.9 imports it without saying so.
     "matplotlib>=3.9,<4",
+    "pillow>=11.3,<14",
     "protobuf>=5,<8",
     "pyarrow>=17,<30",  # tensorflow-datasets brings it too.
     "rich>=13.7,<16",

@@ -253,9 +253,10 @@ def _optional_features(task, spec: Mapping[str, Any]) -> list[str]:
             "expected a string, the path of a file below Images.folder; leave it out to train on "
             "the text alone"
         )
-    several = references is not None and references.dtype.name == "string"
-    several = several and references.shape.rank == 1
-    return ["image"] * (image is not None) + ["references"] * several
+    found = ["image"] if image is not None else []
+    if references is not None and references.dtype.name == "string" and references.shape.rank == 1:
+        found.append("references")
+    return found
 
 
 def _is_text(spec) -> bool:

@@ -81,11 +81,11 @@ class EvalExamples:
         self.vocabulary = mixture(task_name).vocabulary
 
         def read(split: str, drawn: int = 0) -> Tokens:
-            parted = held_out is not None and split in ("train", HELD_OUT)
-            named = "train" if parted else split
+            share = held_out if split in ("train", HELD_OUT) else None
+            named = split if share is None else "train"
             found = tokens(task_name, named, cache_dir, lengths, drawn)
             found = with_pictures(found, pictures, task_name)
-            return found.parted(held_out, split == HELD_OUT) if parted else found
+            return found if share is None else found.parted(share, split == HELD_OUT)
 
         data = read(split)
         if few is not None:

@@ -189,7 +189,7 @@ def _identity_of(digests: np.ndarray) -> dict[str, Any]:
     shown = digests[digests.any(axis=1)]
     return {
         "pictures": len(np.unique(shown, axis=0)),
-        "sha256": hashlib.sha256(np.ascontiguousarray(digests)).hexdigest(),
+        "sha256": hashlib.sha256(digests.tobytes()).hexdigest(),
     }
 
 

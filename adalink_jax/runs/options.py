@@ -109,7 +109,8 @@ class Images(Checked):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.encoder is None and self != type(self)(None):
+        changed = any(getattr(self, one.name) != one.default for one in dataclasses.fields(self))
+        if self.encoder is None and changed:
             raise UserError("Images.encoder is not set, but other settings of images are")
 
 

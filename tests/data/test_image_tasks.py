@@ -31,12 +31,14 @@ def tasks_of_pictures(tmp_path_factory):
         "some_pictures", [(one if i % 3 else "", *rest) for i, (one, *rest) in enumerate(TRIPLES)]
     )
     references = [[answer, f"a {answer}"][: 1 + i % 2] for i, (_, _, answer) in enumerate(TRIPLES)]
-    register("captions", TRIPLES, references=tf.ragged.constant(references))
+    register("captions_of_pictures", TRIPLES, references=tf.ragged.constant(references))
     register(
-        "raw", [(None, text, answer) for _, text, answer in TRIPLES], image=np.zeros((24, 2, 2))
+        "raw_pictures",
+        [(None, text, answer) for _, text, answer in TRIPLES],
+        image=np.zeros((24, 2, 2)),
     )
-    register_text("words", [(f"word {i}", "red") for i in range(24)])
-    seqio.MixtureRegistry.add("pictures_and_words", ["pictures", "words"], default_rate=1.0)
+    register_text("words_beside", [(f"word {i}", "red") for i in range(24)])
+    seqio.MixtureRegistry.add("pictures_and_words", ["pictures", "words_beside"], default_rate=1.0)
     folder = tmp_path_factory.mktemp("seen") / "pictures"
     save(folder, range(12))
     return folder
@@ -79,7 +81,7 @@ def number_of(images) -> int:
 
 
 def test_tokens_carry_the_picture_and_the_references(tasks_of_pictures, tmp_path):
-    found = corpus.tokens("captions", "train", tmp_path)
+    found = corpus.tokens("captions_of_pictures", "train", tmp_path)
     assert list(found.images) == [image for image, *_ in TRIPLES]
     assert [json.loads(one) for one in found.references][:3] == [
         ["red"],
@@ -87,7 +89,7 @@ def test_tokens_carry_the_picture_and_the_references(tasks_of_pictures, tmp_path
         ["green"],
     ]
     assert [one.tolist() for one in found.inputs] == [byte_tokens(text) for _, text, _ in TRIPLES]
-    plain = corpus.tokens("words", "train", tmp_path)
+    plain = corpus.tokens("words_beside", "train", tmp_path)
     assert plain.images is None and plain.references is None and "images" not in plain.identity
 
 
@@ -155,7 +157,7 @@ def test_rows_without_a_picture_have_a_mask_of_zeros(pictures):
 
 
 def test_evaluation_sees_each_example_once_with_its_picture(pictures):
-    found = EvalExamples("captions", "validation", LENGTHS, limit=21, pictures=pictures)
+    found = EvalExamples("captions_of_pictures", "validation", LENGTHS, limit=21, pictures=pictures)
     assert found.references[:2] == [["red"], ["red", "a red"]] and len(found.references) == 21
     indices = []
     for batch in found.batches(8, targets=True):
@@ -167,7 +169,7 @@ def test_evaluation_sees_each_example_once_with_its_picture(pictures):
             indices.append(index)
             assert TRIPLES[index] == (f"{number_of(row[2])}.png", *row[:2])
     assert sorted(indices) == list(range(21))
-    plain = EvalExamples("words", "validation", LENGTHS, pictures=pictures)
+    plain = EvalExamples("words_beside", "validation", LENGTHS, pictures=pictures)
     assert plain.images(next(plain.batches(8))) == {} and "image_encoder" not in plain.identity
 
 
@@ -189,27 +191,31 @@ def test_the_identity_of_data_is_that_of_its_pictures(pictures, tasks_of_picture
     assert changed["tasks"][0]["images"]["sha256"] != expected["sha256"]
     scored = EvalExamples("pictures", "validation", LENGTHS, pictures=pictures).identity
     assert scored["images"] == expected and scored["image_encoder"] == identity["image_encoder"]
-    blind = train("words", None).identity
+    blind = train("words_beside", None).identity
     assert "image_encoder" not in blind and "images" not in blind["tasks"][0]
 
 
 def test_few_shots_and_held_out_examples_are_chosen_by_the_picture(pictures):
     """With equal texts, as of captions, only the pictures tell examples apart."""
-    register("caption", [(f"{i}.png", "caption:", "a picture") for i in range(12)])
+    register("one_caption", [(f"{i}.png", "caption:", "a picture") for i in range(12)])
     reverse = [(f"{i}.png", "caption:", "a picture") for i in reversed(range(12))]
-    register("caption_reversed", reverse)
+    register("one_caption_reversed", reverse)
 
     def chosen(name, **given):
         made = train(name, pictures, **given)
         return {number_of(row[2]) for step in range(6) for row in examples_in(made.batch(step))}
 
-    few = chosen("caption", few_shot=3)
-    assert len(few) == 3 and few < chosen("caption", few_shot=6)
-    assert few == chosen("caption_reversed", few_shot=3) != chosen("caption", few_shot=3, seed=1)
-    made = train("caption", pictures, few_shot=3).identity["tasks"][0]
+    few = chosen("one_caption", few_shot=3)
+    assert len(few) == 3 and few < chosen("one_caption", few_shot=6)
+    assert (
+        few
+        == chosen("one_caption_reversed", few_shot=3)
+        != chosen("one_caption", few_shot=3, seed=1)
+    )
+    made = train("one_caption", pictures, few_shot=3).identity["tasks"][0]
     assert made["images"]["pictures"] == 3
-    kept = chosen("caption", held_out=0.4)
-    held = EvalExamples("caption", "held_out", LENGTHS, held_out=0.4, pictures=pictures)
+    kept = chosen("one_caption", held_out=0.4)
+    held = EvalExamples("one_caption", "held_out", LENGTHS, held_out=0.4, pictures=pictures)
     out = {
         number_of(images)
         for batch in held.batches(4)
@@ -238,9 +244,15 @@ def test_what_has_no_place_for_a_picture_is_refused(pictures, tasks_of_pictures)
             ),
             "leave in_context out",
         ),
-        (lambda: train("words", pictures), "Images.encoder is set, but no task of words has pic"),
-        (lambda: train("raw", pictures), "'image' is float64 of shape .2, 2.; expected a string"),
-        (lambda: train("raw", None), "leave it out to train on the text alone"),
+        (
+            lambda: train("words_beside", pictures),
+            "Images.encoder is set, but no task of words has pic",
+        ),
+        (
+            lambda: train("raw_pictures", pictures),
+            "'image' is float64 of shape .2, 2.; expected a string",
+        ),
+        (lambda: train("raw_pictures", None), "leave it out to train on the text alone"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             call()
