@@ -20,13 +20,14 @@ from adalink_jax.config import gin_files
 from adalink_jax.data import own
 from adalink_jax.data.corpus import load_tasks
 from adalink_jax.data.examples import check_division, held_out, longest, pairs
+from adalink_jax.data.images import Encoder
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Prediction
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
-from adalink_jax.runs.options import Evaluation, Lengths, MethodSetting
+from adalink_jax.runs.options import Evaluation, Images, Lengths, MethodSetting
 from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
@@ -93,7 +94,8 @@ def finetune(
       learning_rate: learning rate; None takes the method's default.
       seed: seed of initialization, dropout and the order of the data.
       lengths: {"inputs": T, "targets": L} in tokens; None takes the longest example's, up to 512.
-      options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``.
+      options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``; for a
+        task with pictures ``[Images(encoder=…, folder=…)]``.
 
     Returns:
       Folder, adapter, scores and history.
@@ -135,6 +137,9 @@ def finetune(
     arguments = gin_files.build(configuration)
     if not isinstance(base, str):
         arguments["initial_checkpoint_path"] = base
+    for group in options:
+        if isinstance(group, Images):  # Its encoder may be an object.
+            arguments["images"] = group
     runs.train(**arguments, configuration=configuration)
     return load_result(configuration.values["model_dir"])
 
@@ -396,7 +401,10 @@ def _name_of(base: Base) -> str:
 
 
 def _settings(configured: Any) -> list[str]:
-    """Returns the gin bindings of an object's fields."""
+    """Returns the gin bindings of an object's fields; an image encoder is named as a base is."""
+    if isinstance(configured, Images) and isinstance(configured.encoder, Encoder):
+        named = f"memory:{configured.encoder.fingerprint[:12]}"
+        configured = dataclasses.replace(configured, encoder=named)
     kind = type(configured)
     module = kind.__module__.rpartition(".")[2]
     values = {f.name: getattr(configured, f.name) for f in dataclasses.fields(configured)}

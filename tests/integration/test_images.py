@@ -1,0 +1,218 @@
+"""Runs on a task of pictures: what they see, that a stored feature is a fresh one, and resuming."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import adalink_jax as al
+from adalink_jax import runs
+from adalink_jax.models.parameters import init_base
+from adalink_jax.runs.images import pictures_of
+from adalink_jax.runs.options import Data, Evaluation, Images
+from tests.data.seeing import COLORS, Eye, color, drawn
+
+RANK = "rank_classification"
+LENGTHS = {"inputs": 8, "targets": 8}
+CONFIG = al.T5Config(
+    vocab_size=264, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=32, num_encoder_layers=1,
+    num_decoder_layers=1, dropout_rate=0.0, image_width=6, logits_via_embedding=True,
+)  # fmt: skip
+NUMBERS = {"train": range(96), "validation": range(96, 126)}
+
+
+def register() -> None:
+    """Adds a task whose answer is the picture's color, and the same without its picture."""
+    import seqio
+    import tensorflow as tf
+
+    import tasks
+
+    def accuracy(targets, predictions):
+        right = [
+            target == prediction for target, prediction in zip(targets, predictions, strict=True)
+        ]
+        return {"accuracy": 100 * sum(right) / len(right)}
+
+    for name in ("colors", "colors_unseen"):
+        if name in seqio.TaskRegistry.names():
+            continue
+
+        def source(split, shuffle_files, seed=None, seen=name == "colors"):
+            numbers = NUMBERS[split]
+            columns = {"inputs": ["color?"] * len(numbers), "targets": [*map(color, numbers)]}
+            columns |= {"image": [f"drawn:{i}" for i in numbers]} if seen else {}
+            return tf.data.Dataset.from_tensor_slices(columns)
+
+        tasks.add_classification(
+            name,
+            seqio.FunctionDataSource(source, splits=tuple(NUMBERS)),
+            None,
+            tuple(COLORS),
+            [accuracy],
+            vocabulary=seqio.ByteVocabulary(),
+        )
+    tasks.PICTURES.setdefault("drawn", drawn)
+
+
+def train(folder: pathlib.Path, *, task="colors", steps=60, stop=None, **images) -> al.Result:
+    """Trains all of a tiny network with random weights: it learns the colors if it sees them."""
+    register()
+    base = CONFIG, jax.device_get(init_base(CONFIG, jax.random.key(0)))
+    options = [al.Periods(eval_period=20, checkpoint_period=10, log_period=10)]
+    options += [Images(**{"encoder": Eye(), "batch_size": 8} | images)] if task == "colors" else []
+    return al.finetune(
+        base,
+        al.Full(),
+        task,
+        lengths=LENGTHS,
+        model_dir=folder,
+        train_steps=stop or steps,
+        batch_size=16,
+        learning_rate=0.05,
+        options=options,
+    )
+
+
+def outcome(folder: pathlib.Path) -> dict[str, bytes]:
+    """What equal runs have in common, to the byte."""
+    names = ("metrics.jsonl", "results.json", "adapter/adapter.safetensors")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("ADALINK_CACHE_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory, cache) -> al.Result:
+    return train(tmp_path_factory.mktemp("seeing") / "run")
+
+
+def test_stored_features_and_fresh_ones_give_the_same_run(seeing, cache, tmp_path):
+    fresh = Eye()
+    again = train(tmp_path / "run", encoder=fresh, stored=False)
+    assert outcome(again.folder) == outcome(seeing.folder)
+    assert len(fresh.seen) > 60  # At least once a step.
+    assert seeing.scores["colors"] > 95
+
+
+def test_the_record_says_what_was_seen(seeing):
+    record = json.loads((seeing.folder / "run.json").read_text())
+    assert record["data"]["image_encoder"]["fingerprint"] == Eye().fingerprint
+    assert record["data"]["tasks"][0]["images"]["pictures"] == 96
+    recorded = record["configuration"]
+    assert recorded["image_encoder"] == f"memory:{Eye().fingerprint[:12]}"
+    assert recorded["image_batch_size"] == 8
+
+
+def scored(seeing: al.Result, folder: pathlib.Path, mode: str, **images) -> float:
+    runs.evaluate(
+        output_dir=str(folder),
+        data=Data("colors", LENGTHS),
+        adapter_path=str(seeing.folder),
+        images=Images(**{"encoder": Eye(), "batch_size": 8} | images),
+        evaluation=Evaluation(mode=mode, batch_size=8),
+    )
+    return json.loads((folder / "results.json").read_text())["tasks"]["colors"]["score"]
+
+
+@pytest.mark.parametrize(
+    "mode", ["greedy", *(pytest.param(one, marks=pytest.mark.slow) for one in ("beam", RANK))]
+)
+def test_a_trained_model_answers_by_what_it_sees(seeing, cache, tmp_path, monkeypatch, mode):
+    import tasks
+
+    assert scored(seeing, tmp_path / "seen", mode) > 95
+    monkeypatch.setitem(tasks.PICTURES, "drawn", lambda index: drawn(index + 1))
+    assert scored(seeing, tmp_path / "wrong", mode, stored=False) < 5  # Each is another color.
+
+
+@pytest.mark.slow
+def test_a_model_without_pictures_is_blind(cache, tmp_path):
+    blind = train(tmp_path / "blind", task="colors_unseen")
+    assert blind.scores["colors_unseen"] < 50  # There are three colors.
+
+
+def test_a_run_goes_on_with_its_pictures_and_no_others(seeing, cache, monkeypatch):
+    import tasks
+
+    with pytest.raises(al.UserError, match="holds a run of another data: image_encoder.fingerpr"):
+        train(seeing.folder, stop=70, encoder=Eye(seed=1))
+    with pytest.raises(al.UserError, match="another configuration: image_dtype was 'float32'"):
+        train(seeing.folder, stop=70, dtype="float16")
+    monkeypatch.setitem(tasks.PICTURES, "drawn", lambda index: drawn(index + 1))
+    with pytest.raises(al.UserError, match="another data: tasks.0.images.sha256 was"):
+        train(seeing.folder, stop=70)
+
+
+def test_a_base_and_an_encoder_that_do_not_fit_are_refused(seeing, tmp_path):
+    for eye, config, message in (
+        (Eye(width=5), {}, "the image encoder's tokens have 5 numbers, but the base takes 6"),
+        (Eye(), {"image_width": None}, "Images.encoder is set, but the base reads text alone"),
+    ):
+        given = dataclasses.replace(CONFIG, **config)
+        with pytest.raises(al.UserError, match=message):
+            pictures_of(Images(encoder=eye), Data("colors", LENGTHS), given)
+    with pytest.raises(al.UserError, match="task 'colors' has pictures, such as 'drawn:0'"):
+        train(tmp_path / "run", encoder=None, batch_size=32)
+    with pytest.raises(al.UserError, match="Images.encoder is not set, but other settings"):
+        Images(folder="pictures")
+
+
+KILLED = """
+import os, signal, sys
+from adalink_jax.runs.folder import RunFolder
+from tests.data.seeing import Eye
+from tests.integration.test_images import pathlib, train
+from adalink_jax.data.images import store
+
+store._PICTURES = 16
+folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
+
+class Mortal(Eye):
+    def __call__(self, pixels):
+        if moment == "encoding" and len(self.seen) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(pixels)
+
+log = RunFolder.log
+
+def logging(self, step, *given, **more):
+    log(self, step, *given, **more)
+    if moment == "training" and step == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunFolder.log = logging
+train(folder, encoder=Mortal())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(seeing, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("ADALINK_CACHE_DIR", str(cache))
+    root = pathlib.Path(__file__).resolve().parents[2]
+    for moment in ("encoding", "training"):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path / "run"), moment],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            cwd=root,
+            capture_output=True,
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    stored = sorted((cache / "images").rglob("*.safetensors"))
+    assert len(stored) == 8  # 2 of the first process; 4 more of training, 2 of evaluation.
+    eye = Eye()
+    assert outcome(train(tmp_path / "run", encoder=eye).folder) == outcome(seeing.folder)
+    assert eye.seen == []
