@@ -1,19 +1,21 @@
 """The pictures of a run: opens its image encoder, and checks that the base takes what it gives."""
 
+import os
+
 from adalink_jax.data.images import Pictures
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
-from adalink_jax.runs.options import Data, Images
+from adalink_jax.runs.options import Images
 from adalink_jax.runs.setup import say
 
 
-def pictures_of(images: Images, data: Data, config: T5Config) -> Pictures | None:
+def pictures_of(images: Images, config: T5Config, cache_dir: str | None = None) -> Pictures | None:
     """Opens the image encoder of a run.
 
     Args:
       images: the settings of its images.
-      data: the task, with the folder of its cache.
       config: the base's architecture.
+      cache_dir: the cache, as for `adalink_jax.runs.options.Data`.
 
     Returns:
       What sees the pictures of the run's tasks; None if no encoder is set.
@@ -40,10 +42,10 @@ def pictures_of(images: Images, data: Data, config: T5Config) -> Pictures | None
         )
     return Pictures(
         encoder,
-        images.folder,
+        images.folder or os.environ.get("IMAGE_DIR") or None,
         dtype=images.dtype,
         stored=images.stored,
-        cache_dir=data.cache_dir,
+        cache_dir=cache_dir,
         batch_size=images.batch_size,
         say=say,
     )

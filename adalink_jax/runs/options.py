@@ -93,7 +93,8 @@ class Images(Checked):
 
     Attributes:
       encoder: the folder of an image encoder; None for tasks of text alone.
-      folder: the folder that the paths of pictures begin in; None where all are drawn.
+      folder: the folder that the paths of pictures begin in; None for that of the environment
+        variable IMAGE_DIR, or where all pictures are drawn.
       stored: whether the encoder's features are computed once, before training, and stored in the
         folder ``images`` of the cache (`Data.cache_dir`); else they are computed for each batch.
       dtype: what features are rounded to: "float32", which is exact, or "float16", which takes

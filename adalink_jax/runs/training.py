@@ -147,7 +147,7 @@ def train(
         base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings, fits)
         base = with_adapter(base, initial_adapter_path, method)
         folder.claim("base", base.identity)
-        pictures = pictures_of(images, data, base.config)
+        pictures = pictures_of(images, base.config, data.cache_dir)
         source = TrainBatches(
             data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out, pictures,

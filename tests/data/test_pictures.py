@@ -156,7 +156,9 @@ def test_what_cannot_be_found_is_one_line(tmp_path):
         assert message in str(caught.value)
     with pytest.raises(UserError, match="Images.folder is .*nowhere, where there is no folder"):
         read("cat.png", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="'cat.png' is a file, but Images.folder is not set"):
+    with pytest.raises(
+        UserError, match="'cat.png' is a file, but neither Images.folder nor IMAGE_DIR is set"
+    ):
         read("cat.png")
 
 

@@ -163,7 +163,7 @@ def test_a_base_and_an_encoder_that_do_not_fit_are_refused(seeing, tmp_path):
     ):
         given = dataclasses.replace(CONFIG, **config)
         with pytest.raises(al.UserError, match=message):
-            pictures_of(Images(encoder=eye), Data("colors", LENGTHS), given)
+            pictures_of(Images(encoder=eye), given)
     with pytest.raises(al.UserError, match="task 'colors' has pictures, such as 'drawn:0'"):
         train(tmp_path / "run", encoder=None, batch_size=32)
     with pytest.raises(al.UserError, match="Images.encoder is not set, but other settings"):

@@ -62,7 +62,9 @@ def fetched(key: str, folder: str | os.PathLike[str] | None = None) -> tuple[Con
     if not parts or key.startswith("/") or ".." in parts or "\0" in key:
         raise UserError(f"picture {key!r:.200} is not a path below Images.folder")
     if folder is None:
-        raise UserError(f"picture '{key}' is a file, but Images.folder is not set")
+        raise UserError(
+            f"picture '{key}' is a file, but neither Images.folder nor IMAGE_DIR is set"
+        )
     path = pathlib.Path(folder, key)
     try:
         return path.read_bytes(), str(path)
