@@ -27,6 +27,7 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
+from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Evaluation, Images, Lengths, MethodSetting
 from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
@@ -193,6 +194,8 @@ def predict(
     vocabulary: Any = None,
     max_length: Length = 64,
     batch_size: Size = 64,
+    pictures: Sequence[str] | None = None,
+    images: Images = Images(),
 ) -> list[Prediction]:
     """Predicts labels or texts with a base and an adapter.
 
@@ -207,6 +210,9 @@ def predict(
       vocabulary: as in `finetune`.
       max_length: maximum number of generated tokens.
       batch_size: number of rows of a batch.
+      pictures: the picture of each text, a path below `images.folder`; None for texts alone.
+      images: the image encoder, and the folder of the pictures. An encoder that was opened before
+        (`load_image_encoder`) is not opened again.
 
     Returns:
       One `Prediction` per text. With labels, `scores` holds their log-likelihoods; `target` is
@@ -226,7 +232,8 @@ def predict(
     if not examples:
         return []
     results = _run(
-        model, params, loaded, examples, labels, base, vocabulary, route, max_length, batch_size
+        *(model, params, loaded, examples, labels, base, vocabulary, route, max_length),
+        *(batch_size, pictures, images),
     )
     return [dataclasses.replace(one, target="") for one in results.predictions]
 
@@ -243,6 +250,8 @@ def evaluate(
     vocabulary: Any = None,
     max_length: Length = 64,
     batch_size: Size = 64,
+    pictures: Sequence[str] | None = None,
+    images: Images = Images(),
 ) -> dict[str, float]:
     """Scores a base and an adapter on examples.
 
@@ -256,6 +265,8 @@ def evaluate(
       vocabulary: as in `finetune`.
       max_length: maximum number of generated tokens.
       batch_size: number of rows of a batch.
+      pictures: the picture of each example, as in `predict`.
+      images: as in `predict`.
 
     Returns:
       The metrics in percent: "accuracy" with labels, else "sequence_accuracy".
@@ -271,21 +282,26 @@ def evaluate(
     labels = _labels(loaded) or None if labels is None else tuple(labels)
     rows, labels = pairs(examples, labels, columns)
     results = _run(
-        model, params, loaded, rows, labels, base, vocabulary, route, max_length, batch_size
+        *(model, params, loaded, rows, labels, base, vocabulary, route, max_length),
+        *(batch_size, pictures, images),
     )
     return dict(results.metrics)
 
 
 def _run(
-    model, params, adapter, rows, labels, base, vocabulary, route, max_length, batch_size
-) -> Any:
+    model, params, adapter, rows, labels, base, vocabulary, route, max_length, batch_size, pictures,
+    images,
+) -> Any:  # fmt: skip
     """Evaluates pairs as the validation split of a new task."""
     from tasks import add_examples
 
     if adapter is None and route is not None:
         raise UserError(f"route={route!r} is given, but no adapter")
+    if pictures is not None and len(pictures) != len(rows):
+        raise UserError(f"there are {len(pictures)} pictures for {len(rows)} texts")
     encoder = _vocabulary(base, vocabulary)
-    task = add_examples({"validation": rows}, labels, encoder)
+    keys = None if pictures is None else {"validation": [os.fspath(one) for one in pictures]}
+    task = add_examples({"validation": rows}, labels, encoder, images=keys)
     most = longest(encoder, rows)
     evaluator = Evaluator(
         model,
@@ -294,6 +310,7 @@ def _run(
         batch_size=batch_size,
         mode="rank_classification" if labels else "greedy",
         routes={task: adapter.route(route) if adapter else 0},
+        pictures=pictures_of(images, model.config),
     )
     result = evaluator(params).tasks[task].splits["validation"]
     if result.truncated:

@@ -76,7 +76,7 @@ class TrainBatches:
       max_routes_per_row: maximum number of distinct routes in a row, as routing needs it.
       epoch_size: number of examples in an epoch of the mixture; see `plan.quotas`.
       steps_per_draw: number of batches from one draw; None if nothing is drawn anew.
-      image_shape: (M, Dv), number and width of the image tokens of a row; None without pictures.
+      image_tokens: M, the number of image tokens of a row; 0 without pictures.
       truncated: {task: {"inputs": n, "targets": n}}, examples longer than the configured lengths.
       identity: JSON-able record of everything that determines the data, without paths.
     """
@@ -150,8 +150,8 @@ class TrainBatches:
             )
         self._data = data
         self._first = self._laid_out(data, 0)
-        self.image_shape = self._first.images.shape if self._first.images else None
-        if pictures is not None and self.image_shape is None:
+        self.image_tokens = self._first.images.shape[0] if self._first.images else 0
+        if pictures is not None and not self.image_tokens:
             raise UserError(f"Images.encoder is set, but no task of {self.name} has pictures")
         self._at = functools.lru_cache(maxsize=2)(self._drawn_anew)
         self.truncated = {
@@ -291,9 +291,8 @@ class TrainBatches:
             often = f"every {self.steps_per_draw:,} steps" if self.steps_per_draw else "once"
             parts.append(f"drawn at random {often}: {', '.join(self.drawn)}")
         shown = [data.identity["images"]["pictures"] for data in self._data if data.images]
-        if self.image_shape and shown:
-            tokens_, width = self.image_shape
-            parts.append(f"{sum(shown):,} pictures of {tokens_} tokens of {width}")
+        if shown:
+            parts.append(f"{sum(shown):,} pictures of {self.image_tokens} tokens")
         if self.untrained:
             parts.append(f"not trained on, without a train split: {', '.join(self.untrained)}")
         for feature in FEATURES:

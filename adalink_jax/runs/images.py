@@ -42,7 +42,7 @@ def pictures_of(images: Images, config: T5Config, cache_dir: str | None = None) 
         )
     return Pictures(
         encoder,
-        images.folder or os.environ.get("IMAGE_DIR") or None,
+        images.folder or os.path.expanduser(os.environ.get("IMAGE_DIR", "")) or None,
         dtype=images.dtype,
         stored=images.stored,
         cache_dir=cache_dir,

@@ -155,7 +155,8 @@ def train(
         folder.claim("data", source.identity)
         hosts.agree(data=source.identity, base=base.identity)
         check_fit(method, base, source)
-        memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
+        rows = batches.batch_size // parts
+        memory.check_batch(base.config, mesh, rows, source.shapes, source.image_tokens)
         say(source.summary)
         network = Transformer(base.config, method, source.max_routes_per_row)
         train_step = make_train_step(

@@ -16,7 +16,7 @@ from adalink_jax import runs
 from adalink_jax.models.parameters import init_base
 from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Data, Evaluation, Images
-from tests.data.seeing import COLORS, Eye, color, drawn
+from tests.data.seeing import COLORS, Eye, color, drawn, save
 
 RANK = "rank_classification"
 LENGTHS = {"inputs": 8, "targets": 8}
@@ -136,6 +136,24 @@ def test_a_trained_model_answers_by_what_it_sees(seeing, cache, tmp_path, monkey
     assert scored(seeing, tmp_path / "seen", mode) > 95
     monkeypatch.setitem(tasks.PICTURES, "drawn", lambda index: drawn(index + 1))
     assert scored(seeing, tmp_path / "wrong", mode, stored=False) < 5  # Each is another color.
+
+
+@pytest.mark.slow
+def test_predictions_in_python_are_of_the_pictures(seeing, cache, tmp_path):
+    import seqio
+
+    save(tmp_path / "files", range(3))
+    images = Images(encoder=Eye(), folder=str(tmp_path / "files"), batch_size=8)
+    given = {"images": images, "vocabulary": seqio.ByteVocabulary(), "batch_size": 8}
+    keys, base = ["2.png", "drawn:100", "0.png"], (CONFIG, seeing.adapter.tree)
+    for labels in (tuple(COLORS), ()):
+        found = al.predict(base, seeing, ["color?"] * 3, labels, pictures=keys, **given)
+        assert [one.prediction for one in found] == [color(2), color(100), color(0)]
+    pairs = [("color?", color(i)) for i in (2, 100, 1)]
+    score = al.evaluate(base, seeing, pairs, tuple(COLORS), pictures=keys, **given)
+    assert score["accuracy"] == pytest.approx(200 / 3)
+    with pytest.raises(al.UserError, match="there are 3 pictures for 2 texts"):
+        al.predict(base, seeing, ["color?"] * 2, (), pictures=keys, **given)
 
 
 @pytest.mark.slow
