@@ -195,6 +195,7 @@ def test_the_identity_of_data_is_that_of_its_pictures(pictures, tasks_of_picture
     assert "image_encoder" not in blind and "images" not in blind["tasks"][0]
 
 
+@pytest.mark.slow
 def test_few_shots_and_held_out_examples_are_chosen_by_the_picture(pictures):
     """With equal texts, as of captions, only the pictures tell examples apart."""
     register("one_caption", [(f"{i}.png", "caption:", "a picture") for i in range(12)])
@@ -246,7 +247,7 @@ def test_what_has_no_place_for_a_picture_is_refused(pictures, tasks_of_pictures)
         ),
         (
             lambda: train("words_beside", pictures),
-            "Images.encoder is set, but no task of words has pic",
+            "Images.encoder is set, but no task of words_beside has",
         ),
         (
             lambda: train("raw_pictures", pictures),

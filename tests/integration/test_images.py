@@ -18,7 +18,6 @@ from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Data, Evaluation, Images
 from tests.data.seeing import COLORS, Eye, color, drawn, save
 
-RANK = "rank_classification"
 LENGTHS = {"inputs": 8, "targets": 8}
 CONFIG = al.T5Config(
     vocab_size=264, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=32, num_encoder_layers=1,
@@ -28,52 +27,43 @@ NUMBERS = {"train": range(96), "validation": range(96, 126)}
 
 
 def register() -> None:
-    """Adds a task whose answer is the picture's color, and the same without its picture."""
+    """Adds a task whose answer is the picture's color."""
     import seqio
     import tensorflow as tf
 
     import tasks
 
-    def accuracy(targets, predictions):
-        right = [
-            target == prediction for target, prediction in zip(targets, predictions, strict=True)
-        ]
-        return {"accuracy": 100 * sum(right) / len(right)}
+    def source(split, shuffle_files, seed=None):
+        numbers = NUMBERS[split]
+        columns = {"inputs": ["color?"] * len(numbers), "targets": [*map(color, numbers)]}
+        columns["image"] = [f"drawn:{i}" for i in numbers]
+        return tf.data.Dataset.from_tensor_slices(columns)
 
-    for name in ("colors", "colors_unseen"):
-        if name in seqio.TaskRegistry.names():
-            continue
-
-        def source(split, shuffle_files, seed=None, seen=name == "colors"):
-            numbers = NUMBERS[split]
-            columns = {"inputs": ["color?"] * len(numbers), "targets": [*map(color, numbers)]}
-            columns |= {"image": [f"drawn:{i}" for i in numbers]} if seen else {}
-            return tf.data.Dataset.from_tensor_slices(columns)
-
+    if "colors" not in seqio.TaskRegistry.names():
         tasks.add_classification(
-            name,
+            "colors",
             seqio.FunctionDataSource(source, splits=tuple(NUMBERS)),
             None,
             tuple(COLORS),
-            [accuracy],
+            [tasks.metrics.accuracy],
             vocabulary=seqio.ByteVocabulary(),
         )
     tasks.PICTURES.setdefault("drawn", drawn)
 
 
-def train(folder: pathlib.Path, *, task="colors", steps=60, stop=None, **images) -> al.Result:
+def train(folder: pathlib.Path, stop: int = 60, **images) -> al.Result:
     """Trains all of a tiny network with random weights: it learns the colors if it sees them."""
     register()
     base = CONFIG, jax.device_get(init_base(CONFIG, jax.random.key(0)))
-    options = [al.Periods(eval_period=20, checkpoint_period=10, log_period=10)]
-    options += [Images(**{"encoder": Eye(), "batch_size": 8} | images)] if task == "colors" else []
+    options = [al.Periods(eval_period=30, checkpoint_period=30, log_period=10)]
+    options += [Images(**{"encoder": Eye(), "batch_size": 8} | images)]
     return al.finetune(
         base,
         al.Full(),
-        task,
+        "colors",
         lengths=LENGTHS,
         model_dir=folder,
-        train_steps=stop or steps,
+        train_steps=stop,
         batch_size=16,
         learning_rate=0.05,
         options=options,
@@ -99,12 +89,12 @@ def seeing(tmp_path_factory, cache) -> al.Result:
     return train(tmp_path_factory.mktemp("seeing") / "run")
 
 
+@pytest.mark.slow
 def test_stored_features_and_fresh_ones_give_the_same_run(seeing, cache, tmp_path):
     fresh = Eye()
     again = train(tmp_path / "run", encoder=fresh, stored=False)
     assert outcome(again.folder) == outcome(seeing.folder)
     assert len(fresh.seen) > 60  # At least once a step.
-    assert seeing.scores["colors"] > 95
 
 
 def test_the_record_says_what_was_seen(seeing):
@@ -127,15 +117,18 @@ def scored(seeing: al.Result, folder: pathlib.Path, mode: str, **images) -> floa
     return json.loads((folder / "results.json").read_text())["tasks"]["colors"]["score"]
 
 
-@pytest.mark.parametrize(
-    "mode", ["greedy", *(pytest.param(one, marks=pytest.mark.slow) for one in ("beam", RANK))]
-)
-def test_a_trained_model_answers_by_what_it_sees(seeing, cache, tmp_path, monkeypatch, mode):
+def test_a_model_answers_by_what_it_sees(seeing, cache, tmp_path, monkeypatch):
     import tasks
 
-    assert scored(seeing, tmp_path / "seen", mode) > 95
+    assert seeing.scores["colors"] > 95
     monkeypatch.setitem(tasks.PICTURES, "drawn", lambda index: drawn(index + 1))
-    assert scored(seeing, tmp_path / "wrong", mode, stored=False) < 5  # Each is another color.
+    assert scored(seeing, tmp_path / "wrong", "greedy", stored=False) < 5  # All are other colors.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["greedy", "beam", "rank_classification"])
+def test_every_evaluation_sees(seeing, cache, tmp_path, mode):
+    assert scored(seeing, tmp_path / "seen", mode) > 95
 
 
 @pytest.mark.slow
@@ -157,24 +150,21 @@ def test_predictions_in_python_are_of_the_pictures(seeing, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_without_pictures_is_blind(cache, tmp_path):
-    blind = train(tmp_path / "blind", task="colors_unseen")
-    assert blind.scores["colors_unseen"] < 50  # There are three colors.
-
-
-def test_a_run_goes_on_with_its_pictures_and_no_others(seeing, cache, monkeypatch):
+def test_a_run_goes_on_with_its_own_pictures_alone(seeing, cache, tmp_path, monkeypatch):
     import tasks
 
     with pytest.raises(al.UserError, match="holds a run of another data: image_encoder.fingerpr"):
         train(seeing.folder, stop=70, encoder=Eye(seed=1))
     with pytest.raises(al.UserError, match="another configuration: image_dtype was 'float32'"):
         train(seeing.folder, stop=70, dtype="float16")
+    with pytest.raises(al.UserError, match="task 'colors' has pictures, such as 'drawn:0'"):
+        train(tmp_path / "run", encoder=None, batch_size=32)
     monkeypatch.setitem(tasks.PICTURES, "drawn", lambda index: drawn(index + 1))
     with pytest.raises(al.UserError, match="another data: tasks.0.images.sha256 was"):
         train(seeing.folder, stop=70)
 
 
-def test_a_base_and_an_encoder_that_do_not_fit_are_refused(seeing, tmp_path):
+def test_a_base_and_an_encoder_that_do_not_fit_are_refused():
     for eye, config, message in (
         (Eye(width=5), {}, "the image encoder's tokens have 5 numbers, but the base takes 6"),
         (Eye(), {"image_width": None}, "Images.encoder is set, but the base reads text alone"),
@@ -182,55 +172,38 @@ def test_a_base_and_an_encoder_that_do_not_fit_are_refused(seeing, tmp_path):
         given = dataclasses.replace(CONFIG, **config)
         with pytest.raises(al.UserError, match=message):
             pictures_of(Images(encoder=eye), given)
-    with pytest.raises(al.UserError, match="task 'colors' has pictures, such as 'drawn:0'"):
-        train(tmp_path / "run", encoder=None, batch_size=32)
     with pytest.raises(al.UserError, match="Images.encoder is not set, but other settings"):
         Images(folder="pictures")
 
 
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 from adalink_jax.runs.folder import RunFolder
-from tests.data.seeing import Eye
-from tests.integration.test_images import pathlib, train
-from adalink_jax.data.images import store
-
-store._PICTURES = 16
-folder, moment = pathlib.Path(sys.argv[1]), sys.argv[2]
-
-class Mortal(Eye):
-    def __call__(self, pixels):
-        if moment == "encoding" and len(self.seen) == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(pixels)
+from tests.integration.test_images import train
 
 log = RunFolder.log
 
 def logging(self, step, *given, **more):
     log(self, step, *given, **more)
-    if moment == "training" and step == 40:
+    if step == 40:
         os.kill(os.getpid(), signal.SIGKILL)
 
 RunFolder.log = logging
-train(folder, encoder=Mortal())
+train(pathlib.Path(sys.argv[1]))
 """
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(seeing, tmp_path, monkeypatch):
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("ADALINK_CACHE_DIR", str(cache))
+    monkeypatch.setenv("ADALINK_CACHE_DIR", str(tmp_path / "cache"))
     root = pathlib.Path(__file__).resolve().parents[2]
-    for moment in ("encoding", "training"):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path / "run"), moment],
-            env={**os.environ, "PYTHONPATH": str(root)},
-            cwd=root,
-            capture_output=True,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    stored = sorted((cache / "images").rglob("*.safetensors"))
-    assert len(stored) == 8  # 2 of the first process; 4 more of training, 2 of evaluation.
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=root,
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     eye = Eye()
     assert outcome(train(tmp_path / "run", encoder=eye).folder) == outcome(seeing.folder)
-    assert eye.seen == []
+    assert eye.seen == []  # The killed run has stored all features.
