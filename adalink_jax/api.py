@@ -300,6 +300,8 @@ def _run(
     if pictures is not None and len(pictures) != len(rows):
         raise UserError(f"there are {len(pictures)} pictures for {len(rows)} texts")
     encoder = _vocabulary(base, vocabulary)
+    data = adapter.metadata.get("data") if adapter else None
+    trained = data if isinstance(data, dict) else None
     keys = None if pictures is None else {"validation": [os.fspath(one) for one in pictures]}
     task = add_examples({"validation": rows}, labels, encoder, images=keys)
     most = longest(encoder, rows)
@@ -310,7 +312,7 @@ def _run(
         batch_size=batch_size,
         mode="rank_classification" if labels else "greedy",
         routes={task: adapter.route(route) if adapter else 0},
-        pictures=pictures_of(images, model.config),
+        pictures=pictures_of(images, model.config, trained=trained),
     )
     result = evaluator(params).tasks[task].splits["validation"]
     if result.truncated:

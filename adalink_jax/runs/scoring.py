@@ -114,7 +114,7 @@ def evaluate(
             check_adapter(base.config, method, adapter.tree, adapter_path)
             params = merge(params, adapter.tree)
         tasks = mixture(data.mixture_or_task_name).tasks
-        pictures = pictures_of(images, base.config, data.cache_dir)
+        pictures = pictures_of(images, base.config, data.cache_dir, trained)
         with sharding.on_mesh(mesh):
             names = adapter.route_names if adapter else ()
             scored = evaluator(

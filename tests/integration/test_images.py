@@ -18,6 +18,7 @@ from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Data, Evaluation, Images
 from tests.data.seeing import COLORS, Eye, color, drawn, save
 
+RANK = "rank_classification"
 LENGTHS = {"inputs": 8, "targets": 8}
 CONFIG = al.T5Config(
     vocab_size=264, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=32, num_encoder_layers=1,
@@ -126,7 +127,7 @@ def test_a_model_answers_by_what_it_sees(seeing, cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["greedy", "beam", "rank_classification"])
+@pytest.mark.parametrize("mode", ["greedy", "beam", RANK])
 def test_every_evaluation_sees(seeing, cache, tmp_path, mode):
     assert scored(seeing, tmp_path / "seen", mode) > 95
 
@@ -155,6 +156,8 @@ def test_a_run_goes_on_with_its_own_pictures_alone(seeing, cache, tmp_path, monk
 
     with pytest.raises(al.UserError, match="holds a run of another data: image_encoder.fingerpr"):
         train(seeing.folder, stop=70, encoder=Eye(seed=1))
+    with pytest.raises(al.UserError, match="trained with another image encoder: its fingerprint"):
+        scored(seeing, tmp_path / "other", RANK, encoder=Eye(seed=1))
     with pytest.raises(al.UserError, match="another configuration: image_dtype was 'float32'"):
         train(seeing.folder, stop=70, dtype="float16")
     with pytest.raises(al.UserError, match="task 'colors' has pictures, such as 'drawn:0'"):
