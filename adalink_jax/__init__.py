@@ -44,7 +44,7 @@ _HOMES = {
     "models.t5": ("T5Config", "Transformer"),
     "runs.options": (
         *("Batches", "Data", "Evaluation", "Layers", "Layout", "Loss", "Periods", "Precision"),
-        *("Selection", "Table"),
+        *("Images", "Selection", "Table"),
     ),
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}

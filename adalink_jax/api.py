@@ -20,13 +20,15 @@ from adalink_jax.config import gin_files
 from adalink_jax.data import own
 from adalink_jax.data.corpus import load_tasks
 from adalink_jax.data.examples import check_division, held_out, longest, pairs
+from adalink_jax.data.images import Encoder
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Prediction
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
-from adalink_jax.runs.options import Evaluation, Lengths, MethodSetting
+from adalink_jax.runs.images import pictures_of
+from adalink_jax.runs.options import Evaluation, Images, Lengths, MethodSetting
 from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
@@ -93,7 +95,8 @@ def finetune(
       learning_rate: learning rate; None takes the method's default.
       seed: seed of initialization, dropout and the order of the data.
       lengths: {"inputs": T, "targets": L} in tokens; None takes the longest example's, up to 512.
-      options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``.
+      options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``; for a
+        task with pictures ``[Images(encoder=…, folder=…)]``.
 
     Returns:
       Folder, adapter, scores and history.
@@ -135,6 +138,9 @@ def finetune(
     arguments = gin_files.build(configuration)
     if not isinstance(base, str):
         arguments["initial_checkpoint_path"] = base
+    for group in options:
+        if isinstance(group, Images):  # Its encoder may be an object.
+            arguments["images"] = group
     runs.train(**arguments, configuration=configuration)
     return load_result(configuration.values["model_dir"])
 
@@ -189,6 +195,8 @@ def predict(
     vocabulary: Any = None,
     max_length: Length = 64,
     batch_size: Size = 64,
+    pictures: Sequence[str] | None = None,
+    images: Images = Images(),
 ) -> list[Prediction]:
     """Predicts labels or texts with a base and an adapter.
 
@@ -203,6 +211,9 @@ def predict(
       vocabulary: as in `finetune`.
       max_length: maximum number of generated tokens.
       batch_size: number of rows of a batch.
+      pictures: the picture of each text, a path below `images.folder`; None for texts alone.
+      images: the image encoder, and the folder of the pictures. An encoder that was opened before
+        (`load_image_encoder`) is not opened again.
 
     Returns:
       One `Prediction` per text. With labels, `scores` holds their log-likelihoods; `target` is
@@ -222,7 +233,8 @@ def predict(
     if not examples:
         return []
     results = _run(
-        model, params, loaded, examples, labels, base, vocabulary, route, max_length, batch_size
+        *(model, params, loaded, examples, labels, base, vocabulary, route, max_length),
+        *(batch_size, pictures, images),
     )
     return [dataclasses.replace(one, target="") for one in results.predictions]
 
@@ -240,6 +252,8 @@ def evaluate(
     vocabulary: Any = None,
     max_length: Length = 64,
     batch_size: Size = 64,
+    pictures: Sequence[str] | None = None,
+    images: Images = Images(),
 ) -> dict[str, float]:
     """Scores a base and an adapter on examples.
 
@@ -253,6 +267,8 @@ def evaluate(
       vocabulary: as in `finetune`.
       max_length: maximum number of generated tokens.
       batch_size: number of rows of a batch.
+      pictures: the picture of each example, as in `predict`.
+      images: as in `predict`.
 
     Returns:
       The metrics in percent: "accuracy" with labels, else "sequence_accuracy".
@@ -268,21 +284,28 @@ def evaluate(
     labels = _labels(loaded) or None if labels is None else tuple(labels)
     rows, labels = pairs(examples, labels, columns)
     results = _run(
-        model, params, loaded, rows, labels, base, vocabulary, route, max_length, batch_size
+        *(model, params, loaded, rows, labels, base, vocabulary, route, max_length),
+        *(batch_size, pictures, images),
     )
     return dict(results.metrics)
 
 
 def _run(
-    model, params, adapter, rows, labels, base, vocabulary, route, max_length, batch_size
-) -> Any:
+    model, params, adapter, rows, labels, base, vocabulary, route, max_length, batch_size, pictures,
+    images,
+) -> Any:  # fmt: skip
     """Evaluates pairs as the validation split of a new task."""
     from tasks import add_examples
 
     if adapter is None and route is not None:
         raise UserError(f"route={route!r} is given, but no adapter")
+    if pictures is not None and len(pictures) != len(rows):
+        raise UserError(f"there are {len(pictures)} pictures for {len(rows)} texts")
     encoder = _vocabulary(base, vocabulary)
-    task = add_examples({"validation": rows}, labels, encoder)
+    data = adapter.metadata.get("data") if adapter else None
+    trained = data if isinstance(data, dict) else None
+    keys = None if pictures is None else {"validation": [os.fspath(one) for one in pictures]}
+    task = add_examples({"validation": rows}, labels, encoder, images=keys)
     most = longest(encoder, rows)
     evaluator = Evaluator(
         model,
@@ -291,6 +314,7 @@ def _run(
         batch_size=batch_size,
         mode="rank_classification" if labels else "greedy",
         routes={task: adapter.route(route) if adapter else 0},
+        pictures=pictures_of(images, model.config, trained=trained),
     )
     result = evaluator(params).tasks[task].splits["validation"]
     if result.truncated:
@@ -398,7 +422,10 @@ def _name_of(base: Base) -> str:
 
 
 def _settings(configured: Any) -> list[str]:
-    """Returns the gin bindings of an object's fields."""
+    """Returns the gin bindings of an object's fields; an image encoder is named as a base is."""
+    if isinstance(configured, Images) and isinstance(configured.encoder, Encoder):
+        named = f"memory:{configured.encoder.fingerprint[:12]}"
+        configured = dataclasses.replace(configured, encoder=named)
     kind = type(configured)
     module = kind.__module__.rpartition(".")[2]
     values = {f.name: getattr(configured, f.name) for f in dataclasses.fields(configured)}

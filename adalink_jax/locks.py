@@ -34,6 +34,10 @@ _KEY = 16  # Digits of the name of what guards the removal of a dead lock.
 logger = logging.getLogger(__name__)
 
 
+class InUse(UserError):
+    """Another process holds a lock."""
+
+
 @contextlib.contextmanager
 def locked(path: pathlib.Path, what: str) -> Iterator[Callable[[], None]]:
     """Holds a lock: no other process can hold it until the block ends.
@@ -51,7 +55,7 @@ def locked(path: pathlib.Path, what: str) -> Iterator[Callable[[], None]]:
       stood still for so long that another thought it dead.
 
     Raises:
-      UserError: another process holds the lock.
+      InUse: another process holds the lock.
       OSError: the file cannot be written.
     """
     descriptor = _acquired(path, what)
@@ -147,7 +151,7 @@ def _clear(path: pathlib.Path, what: str) -> None:
     """Removes a dead owner's lock.
 
     Raises:
-      UserError: the owner lives.
+      InUse: the owner lives.
     """
     found = _lock_at(path)
     if found is None:
@@ -156,7 +160,7 @@ def _clear(path: pathlib.Path, what: str) -> None:
     if _lives(owner, path, found):
         who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
         since = f" since {owner.get('since')}" if owner else ""
-        raise UserError(f"{what} is in use by {who}{since}; wait for it or end it ({path})")
+        raise InUse(f"{what} is in use by {who}{since}; wait for it or end it ({path})")
     # Two may find the same lock dead. Only one of them at a time may remove it, and only this one:
     # the other would remove the first one's new lock.
     key = hashlib.sha256(b"%d %b" % (found[1], found[0])).hexdigest()[:_KEY]

@@ -21,6 +21,7 @@ from tasks.pretraining import add_instructions, add_span_corruption
 from tasks.registry import (
     EVAL_SPLITS,
     LABELS,
+    PICTURES,
     SCORED_BY,
     UNLABELED,
     add_classification,
@@ -45,6 +46,7 @@ __all__ = [
     "MINI_GLUE_TASKS",
     "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
+    "PICTURES",
     "SCORED_BY",
     "SUPER_GLUE_TASKS",
     "UNLABELED",

@@ -28,12 +28,14 @@ class ExamplesSource(seqio.DataSource):
         splits: Mapping[str, Examples],
         labels: Sequence[str],
         record: Mapping[str, Any] | None = None,
+        images: Mapping[str, Sequence[str]] | None = None,
     ):
-        """Takes the splits, the labels used as targets, which may be empty, and more to record."""
+        """Takes the splits, labels (which may be empty), more to record, and keys of pictures."""
         super().__init__(splits=tuple(splits))
         self._splits = {split: list(pairs) for split, pairs in splits.items()}
         self._labels = list(labels)
         self._record = dict(record or {})
+        self._images = {split: list(keys) for split, keys in (images or {}).items()}
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -48,9 +50,11 @@ class ExamplesSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused,
     ) -> tf.data.Dataset:
-        """Returns examples with the strings `inputs` and `targets`."""
+        """Returns examples with the strings `inputs` and `targets`, perhaps also `image`."""
         inputs, targets = zip(*self._splits[split], strict=True)
         columns = {"inputs": np.array(inputs, object), "targets": np.array(targets, object)}
+        if split in self._images:
+            columns["image"] = np.array(self._images[split], object)
         return dataset_from_columns(columns, shuffle, seed, shard_info)
 
     def list_shards(self, split: str) -> Sequence[str]:
@@ -65,10 +69,12 @@ class ExamplesSource(seqio.DataSource):
         """Returns the hash and labels of a split's examples; JSON-able."""
         digest = examples_digest(self._splits[split])
         identity = {"kind": "examples", "split": split, "sha256": digest, "labels": self._labels}
+        if split in self._images:
+            identity["images"] = examples_digest([(key,) for key in self._images[split]])
         return identity | self._record
 
 
-def examples_digest(examples: Examples) -> str:
+def examples_digest(examples: Sequence[Sequence[str]]) -> str:
     """Returns the SHA-256 of pairs of texts, in their order."""
     content = json.dumps([list(pair) for pair in examples], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
@@ -87,6 +93,7 @@ def add_examples(
     name: str | None = None,
     numbers: bool = False,
     record: Mapping[str, Any] | None = None,
+    images: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Registers pairs of texts as a task; equal pairs give the same task.
 
@@ -99,6 +106,7 @@ def add_examples(
         ``examples_`` with a hash of the content.
       numbers: whether the labels are numbers, whose correlations are the metrics.
       record: more for the identity of the splits, JSON-able.
+      images: the key of each example's picture, by split; None for texts alone.
 
     Returns:
       The task's name.
@@ -106,7 +114,7 @@ def add_examples(
     Raises:
       DataError: the name is that of another task or of a mixture, or cannot be one.
     """
-    source = ExamplesSource(splits, labels, record)
+    source = ExamplesSource(splits, labels, record, images)
     vocabulary = vocabulary or UserVocabulary()
     name = _free(name) if name else _named(source, splits, vocabulary)
     if name in seqio.TaskRegistry.names():

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import seqio
 
 from tasks import sources
@@ -16,6 +17,9 @@ LABELS: dict[str, tuple[str, ...]] = {}
 EVAL_SPLITS: dict[str, tuple[str, ...]] = {}
 #: Task name → the metric that is its score; of other tasks it is the mean of all metrics.
 SCORED_BY: dict[str, str] = {}
+#: Name of a source of drawn pictures → a function from a picture's index to uint8 [H, W, 3]. The
+#: feature `image` of an example is ``name:index`` of such a picture, or a file's path.
+PICTURES: dict[str, Callable[[int], np.ndarray]] = {}
 #: The target text of examples whose label is not known, as T5 writes it.
 UNLABELED = "<unk>"
 

@@ -4,7 +4,8 @@ Importing this package only imports NumPy. SeqIO and TensorFlow are imported whe
 """
 
 from adalink_jax.data.batches import TrainBatches, prefetch
-from adalink_jax.data.corpus import HELD_OUT, Tokens, tokens
+from adalink_jax.data.corpus import tokens
 from adalink_jax.data.scored import EvalExamples
+from adalink_jax.data.tokenized import HELD_OUT, Tokens
 
 __all__ = ["HELD_OUT", "EvalExamples", "Tokens", "TrainBatches", "prefetch", "tokens"]

@@ -14,12 +14,13 @@ from adalink_jax.data import plan
 from adalink_jax.data.arrays import Sequences, assemble
 from adalink_jax.data.corpus import (
     FEATURES,
-    Tokens,
     check_labels,
     mixture,
     tokens,
     vocabulary_identity,
 )
+from adalink_jax.data.images import Features, Pictures
+from adalink_jax.data.tokenized import Tokens
 from adalink_jax.errors import UserError
 
 # A packed row has at most one example per this many tokens. This bounds the routes of a row.
@@ -39,12 +40,14 @@ class _Draw:
     Attributes:
       inputs, targets: the sequences of all tasks.
       plan: places their examples.
+      images: the features of their pictures; None if no task has any.
       first_step: the step that is batch 0 of the plan.
     """
 
     inputs: Sequences
     targets: Sequences
     plan: plan.Packed | plan.Bucketed
+    images: Features | None = None
     first_step: int = 0
 
 
@@ -60,6 +63,9 @@ class TrainBatches:
     A task whose preprocessors draw at random (templates, noise) is drawn anew about every epoch,
     each time from the seed and the number of the draw. With `few_shot` it is drawn once.
 
+    Of a task with pictures (`Tokens.images`), batches hold the pictures' features. A picture is
+    always whole, so rows are not packed.
+
     Attributes:
       name: the mixture or task.
       tasks: names of its tasks that have a train split; the index of a task is its route.
@@ -73,6 +79,7 @@ class TrainBatches:
       max_routes_per_row: maximum number of distinct routes in a row, as routing needs it.
       epoch_size: number of examples in an epoch of the mixture; see `plan.quotas`.
       steps_per_draw: number of batches from one draw; None if nothing is drawn anew.
+      image_tokens: M, the number of image tokens of a row; 0 without pictures.
       truncated: {task: {"inputs": n, "targets": n}}, examples longer than the configured lengths.
       identity: JSON-able record of everything that determines the data, without paths.
     """
@@ -89,6 +96,7 @@ class TrainBatches:
         held_out: float | None = None,
         padded_to: Sequence[int] = (),
         steps: int | None = None,
+        pictures: Pictures | None = None,
     ):
         """Tokenizes the train splits, or reads their caches.
 
@@ -102,15 +110,16 @@ class TrainBatches:
           cache_dir: where token arrays are cached; default ADALINK_CACHE_DIR, else
             ~/.cache/adalink_jax.
           few_shot: train on this many examples of each task, chosen by `seed`
-            (`corpus.Tokens.few`); None for all.
+            (`Tokens.few`); None for all.
           held_out: the share of each task's examples that is not trained on
-            (`corpus.Tokens.parted`); None for none.
+            (`Tokens.parted`); None for none.
           padded_to: padded lengths of inputs, ascending; those of `plan.INPUT_BUCKETS` if empty.
           steps: choose the cheapest of them for so many steps (`plan.cheapest`); None for all.
+          pictures: sees the pictures of tasks that have some; None for no such task.
 
         Raises:
-          UserError: an unknown name; invalid lengths, few_shot, held_out or batch size; or an error
-            of `tokens` or `mixture`.
+          UserError: an unknown name; invalid lengths, few_shot, held_out or batch size; pictures
+            without `pictures`, or with packing; or an error of `tokens`, `mixture` or `pictures`.
         """
         self.lengths = checked_lengths(lengths)
         if batch_size < 1:
@@ -132,6 +141,7 @@ class TrainBatches:
                     f"{sum(mix.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
         self._seed, self._cache_dir, self.held_out = seed, cache_dir, held_out
+        self._pictures = pictures
         data = [self._tokens(task, 0) for task in self.tasks]
         for task, tokens_ in zip(self.tasks, data, strict=True):
             check_labels(task, "train", tokens_.target_texts)
@@ -140,6 +150,11 @@ class TrainBatches:
             data = [examples.parted(held_out, False) for examples in data]
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
+        if packing and (seeing := [t for t, d in zip(self.tasks, data, strict=True) if d.images]):
+            raise UserError(
+                f"task '{seeing[0]}' has pictures, which rows of several examples have no place "
+                "for; set Batches.packing to False"
+            )
         self._data, self._padded_to = data, tuple(padded_to)
         self._first = self._laid_out(data, 0)
         if steps is not None and isinstance(placed := self._first.plan, plan.Bucketed):
@@ -147,6 +162,9 @@ class TrainBatches:
             # The longest of all is needed, whether or not it is in the sample.
             self._padded_to = plan.cheapest([*sample, placed.input_buckets[-1]], steps)
             self._first = self._laid_out(data, 0)
+        self.image_tokens = self._first.images.shape[0] if self._first.images else 0
+        if pictures is not None and not self.image_tokens:
+            raise UserError(f"Images.encoder is set, but no task of {self.name} has pictures")
         self._at = functools.lru_cache(maxsize=2)(self._drawn_anew)
         self.truncated = {
             task: {
@@ -167,7 +185,8 @@ class TrainBatches:
 
     def _tokens(self, task: str, draw: int) -> Tokens:
         seed = plan.draw_seed(self._seed, draw)
-        return tokens(task, "train", self._cache_dir, self.lengths, seed)
+        found = tokens(task, "train", self._cache_dir, self.lengths, seed)
+        return with_pictures(found, self._pictures, task)
 
     def _laid_out(self, data: list[Tokens], draw: int) -> _Draw:
         inputs, targets = _sequences(data, self.lengths, eos_of(self.vocabulary))
@@ -179,9 +198,22 @@ class TrainBatches:
         if self.packing:
             segments = max(1, length // TOKENS_PER_SEGMENT)
             first_step = draw * self.steps_per_draw if draw and self.steps_per_draw else 0
-            return _Draw(inputs, targets, plan.Packed(stream, *sizes, segments), first_step)
+            packed = plan.Packed(stream, *sizes, segments)
+            return _Draw(inputs, targets, packed, first_step=first_step)
         known = self._padded_to or plan.INPUT_BUCKETS
-        return _Draw(inputs, targets, plan.Bucketed(stream, *sizes, known))
+        laid = plan.Bucketed(stream, *sizes, known)
+        return _Draw(inputs, targets, laid, self._features(data))
+
+    def _features(self, data: list[Tokens]) -> Features | None:
+        """Returns the features of the pictures of all tasks."""
+        if self._pictures is None or all(tokens_.digests is None for tokens_ in data):
+            return None
+        none = (np.zeros((len(tokens_), 32), np.uint8) for tokens_ in data)
+        digests = [
+            without if tokens_.digests is None else tokens_.digests
+            for tokens_, without in zip(data, none, strict=True)
+        ]
+        return self._pictures.features(np.concatenate(digests))
 
     def _drawn_anew(self, draw: int) -> _Draw:
         data = [
@@ -216,6 +248,7 @@ class TrainBatches:
             "lengths": dict(self.lengths),
             "packing": self.packing,
             **({"padded_to": list(self._padded_to)} if self._padded_to else {}),
+            **({"image_encoder": self._pictures.identity} if self._pictures else {}),
         }
 
     def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -226,7 +259,8 @@ class TrainBatches:
           rows: int64, ascending, the rows to return; None for all.
 
         Returns:
-          Features as in `arrays.assemble`, with these rows.
+          Features as in `arrays.assemble`, with these rows; with pictures also those of
+          `images.Features.batch`.
         """
         now, placed = self._placed(step)
         count, places, examples = self.batch_size, placed.rows, placed.examples
@@ -235,7 +269,8 @@ class TrainBatches:
             count, examples = len(rows), examples[wanted]
             places = np.searchsorted(rows, places[wanted])
         shape = (count, placed.input_length, placed.target_length)
-        return assemble(now.inputs, now.targets, examples, places, shape, self.packing)
+        made = assemble(now.inputs, now.targets, examples, places, shape, self.packing)
+        return made | (now.images.batch(examples, places, count) if now.images else {})
 
     def _placed(self, step: int) -> tuple[_Draw, plan.Placement]:
         draw = step // self.steps_per_draw if self.steps_per_draw else 0
@@ -280,6 +315,9 @@ class TrainBatches:
         if self.drawn:
             often = f"every {self.steps_per_draw:,} steps" if self.steps_per_draw else "once"
             parts.append(f"drawn at random {often}: {', '.join(self.drawn)}")
+        shown = [data.identity["images"]["pictures"] for data in self._data if data.images]
+        if shown:
+            parts.append(f"{sum(shown):,} pictures of {self.image_tokens} tokens")
         if self.untrained:
             parts.append(f"not trained on, without a train split: {', '.join(self.untrained)}")
         for feature in FEATURES:
@@ -329,6 +367,23 @@ def _steps_of_an_epoch(placed: plan.Packed | plan.Bucketed) -> int:
         return max(1, (len(placed.epoch(0)[1]) - 1) // placed.batch_size)
     window = placed.window
     return window * max(1, placed.stream.epoch_size // (placed.batch_size * window))
+
+
+def with_pictures(found: Tokens, pictures: Pictures | None, task: str) -> Tokens:
+    """Returns a task's examples with the digests of their pictures, if it has any.
+
+    Raises:
+      UserError: it has pictures, and nothing to see them with; or an error of `Pictures.digests`.
+    """
+    if found.images is None:
+        return found
+    if pictures is None:
+        shown = next((key for key in found.images if key), "")
+        raise UserError(
+            f"task '{task}' has pictures, such as '{shown}', to which a model of text alone is "
+            "blind; set Images.encoder, and Images.folder if they are files"
+        )
+    return found.pictured(pictures.digests(found.images))
 
 
 def eos_of(vocabulary) -> int:

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from adalink_jax import files
 
-_DTYPES = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
+_DTYPES = {"U8": "|u1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
 
 
 class Damaged(Exception):
@@ -41,7 +41,7 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray], about: dict) -> Non
 
     Args:
       path: the file; its folder is created if needed.
-      arrays: the arrays to store: uint8, int32, int64 or float32.
+      arrays: the arrays to store: uint8, int32, int64, float16 or float32.
       about: JSON-able facts to store with them.
 
     Raises:
@@ -67,6 +67,22 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
     Raises:
       Damaged: the file is missing, incomplete or was changed.
     """
+    arrays, facts, sha256 = _mapped(path)
+    if _sha256(arrays, facts) != sha256:
+        raise Damaged("its contents do not match their SHA-256")
+    return arrays, json.loads(facts)
+
+
+def glance(path: pathlib.Path, name: str) -> np.ndarray:
+    """Memory-maps one array of a file of `write` without checking it; see `read`."""
+    arrays, _, _ = _mapped(path)
+    if name not in arrays:
+        raise Damaged(f"it has no {name}")
+    return arrays[name]
+
+
+def _mapped(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str, str]:
+    """Returns a file's arrays, memory-mapped, the facts stored with them, and their SHA-256."""
     try:
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -78,6 +94,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
         stored = json.loads(header.pop("__metadata__")["cache"])
+        facts, sha256 = stored["about"], stored["sha256"]
+        json.loads(facts)
         arrays = {
             name: np.ndarray(
                 entry["shape"],
@@ -87,11 +105,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
             )
             for name, entry in header.items()
         }
-        if _sha256(arrays, stored["about"]) != stored["sha256"]:
-            raise Damaged("its contents do not match their SHA-256")
-        return arrays, json.loads(stored["about"])
-    except Damaged:
-        raise
+        return arrays, facts, sha256
     except Exception as error:  # Changed bytes raise a dozen unrelated classes.
         raise Damaged(f"not a token cache ({type(error).__name__})") from error
 

@@ -22,15 +22,13 @@ import numpy as np
 
 import adalink_jax
 from adalink_jax.data import cache, reading
-from adalink_jax.data.ragged import Ragged, Texts
+from adalink_jax.data.ragged import Texts
 from adalink_jax.data.reading import FEATURES
+from adalink_jax.data.tokenized import Tokens, as_tokens
 from adalink_jax.errors import UserError, nearest
 
-# The split of the training examples that are held out (`Tokens.parted`).
-HELD_OUT = "held_out"
-
 # Part of every cache key. Increase it when the same text would give other arrays.
-FORMAT = 1
+FORMAT = 2
 
 # The two lines that TensorFlow prints on every machine without CUDA.
 _NOTICE = re.compile(
@@ -39,127 +37,6 @@ _NOTICE = re.compile(
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """One split of one task.
-
-    Attributes:
-      inputs: int32 token sequences, not truncated; they end with the end-of-sequence token if the
-        task adds one.
-      targets: the same for the targets.
-      input_texts: the text of each input.
-      target_texts: the text of each target.
-      identity: JSON-able record: where the data came from (None if the task does not say), the
-        number of examples, the SHA-256 of the token arrays, and the seed if they are drawn at
-        random.
-      numbers: int64, the place of each example in its split; None where all are there, in order.
-    """
-
-    inputs: Ragged
-    targets: Ragged
-    input_texts: Texts
-    target_texts: Texts
-    identity: dict
-    numbers: np.ndarray | None = None
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the task draws at random, so that another seed gives other tokens."""
-        return "drawn" in self.identity
-
-    def few(self, count: int, seed: int) -> "Tokens":
-        """Returns some of the examples, chosen by a hash of seed and tokens.
-
-        The choice does not depend on the order of the examples. A smaller choice is part of every
-        larger one with the same seed. Labels are not balanced.
-
-        Args:
-          count: number of examples.
-          seed: seed of the choice.
-
-        Raises:
-          UserError: `count` is below 1, or there are fewer examples.
-        """
-        if not 1 <= count <= len(self):
-            raise UserError(f"{count} of the task's {len(self):,} training examples were asked for")
-        prefix = f"{seed}\n".encode()
-        keys = [
-            hashlib.sha256(prefix + self.inputs[i].tobytes() + self.targets[i].tobytes()).digest()
-            for i in range(len(self))
-        ]
-        chosen = np.array(sorted(range(len(self)), key=keys.__getitem__)[:count])
-        return self._taken(chosen, {"few_shot": {"of": len(self), "seed": seed}})
-
-    def parted(self, share: float, held_out: bool) -> "Tokens":
-        """Returns the examples that are held out of training, or the rest of them.
-
-        An example is held out if a hash of its input's text is among the lowest `share` of all
-        hashes. So it is so in every order, beside any other examples, with any vocabulary and
-        seed; and examples with equal inputs are on the same side. About `share` of them are.
-
-        Args:
-          share: in (0, 1).
-          held_out: which of the two to return.
-
-        Raises:
-          UserError: one side is empty; or the task draws its texts at random, so that an example
-            would be on one side in one draw and on the other in the next.
-        """
-        if self.drawn:
-            raise UserError(
-                f"held_out is {share}, but the task draws its texts at random, so its examples "
-                "cannot be told apart by them; leave held_out out"
-            )
-        limit = int(share * 2**64)
-        hashes = (hashlib.sha256(f"held out\n{text}".encode()) for text in self.input_texts)
-        among = np.array([int.from_bytes(one.digest()[:8], "big") < limit for one in hashes])
-        if among.all() or not among.any():
-            left = "left to train on" if among.all() else "held out"
-            raise UserError(
-                f"held_out is {share}: of {len(self):,} training examples none would be {left}"
-            )
-        note = {HELD_OUT: {"share": share, "of": len(self)}}
-        return self._taken(np.flatnonzero(among == held_out), note)
-
-    def _taken(self, chosen: np.ndarray, note: Mapping[str, Any]) -> "Tokens":
-        inputs, targets = self.inputs.take(chosen), self.targets.take(chosen)
-        arrays = {"inputs": inputs.flat, "inputs_offsets": inputs.offsets}
-        arrays |= {"targets": targets.flat, "targets_offsets": targets.offsets}
-        identity = {
-            **self.identity,
-            "examples": len(chosen),
-            "sha256": cache.digest(arrays),
-            **note,
-        }
-        texts = (self.input_texts.take(chosen), self.target_texts.take(chosen))
-        numbers = chosen if self.numbers is None else self.numbers[chosen]
-        return Tokens(inputs, targets, *texts, identity, numbers)
-
-    def after(self, shown: "Tokens", eos_id: int | None) -> "Tokens":
-        """Returns the examples with solved examples in front of each input.
-
-        Args:
-          shown: the examples to put in front, each with its input, then its target.
-          eos_id: the end-of-sequence token, which is left out between examples.
-        """
-        pairs = zip(shown.inputs, shown.targets, strict=True)
-        prefix = np.concatenate([sequence for pair in pairs for sequence in pair])
-        prefix = prefix[prefix != eos_id]
-        text = "".join(
-            f"{given} {target} "
-            for given, target in zip(shown.input_texts, shown.target_texts, strict=True)
-        )
-        return dataclasses.replace(
-            self,
-            inputs=Ragged.of([np.concatenate([prefix, sequence]) for sequence in self.inputs]),
-            input_texts=Texts.of([f"{text}{one}".encode() for one in self.input_texts]),
-            identity={**self.identity, "in_context": shown.identity},
-        )
-
-    def __len__(self) -> int:
-        return len(self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +230,7 @@ def tokens(
     task = _task(task_name, split)
     key = _cache_key(task, split, lengths)
     if key is None:
-        return _as_tokens(*reading.tokenize(task, split, lengths, draw_seed, None))
+        return as_tokens(*reading.tokenize(task, split, lengths, draw_seed, None))
     hashed = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     stem = re.sub(r"[^\w.-]", "_", f"{task_name}.{split}")
     path = cache.folder(cache_dir) / f"{stem}.{hashed[:32]}.safetensors"
@@ -462,12 +339,12 @@ def _cached(
 ) -> Tokens:
     if path.exists():
         try:
-            return _as_tokens(*cache.read(path))
+            return as_tokens(*cache.read(path))
         except cache.Damaged as error:
             logger.warning("token cache %s is damaged (%s): building it anew", path, error)
     arrays, identity = tokenize()
     if "drawn" in identity:  # The key knows no seed.
-        return _as_tokens(arrays, identity)
+        return as_tokens(arrays, identity)
     try:
         cache.write(path, arrays, identity)
     except UserError as error:
@@ -476,19 +353,5 @@ def _cached(
         ) from error
     # Read again, because memory-mapped pages can be shared and dropped; the arrays cannot.
     with contextlib.suppress(cache.Damaged):  # Another process may have removed it.
-        return _as_tokens(*cache.read(path))
-    return _as_tokens(arrays, identity)
-
-
-def _as_tokens(arrays: dict[str, np.ndarray], identity: dict) -> Tokens:
-    ragged = {
-        name: Ragged(arrays[name], arrays[f"{name}_offsets"])
-        for name in (*FEATURES, "input_texts", "target_texts")
-    }
-    return Tokens(
-        ragged["inputs"],
-        ragged["targets"],
-        Texts(ragged["input_texts"]),
-        Texts(ragged["target_texts"]),
-        identity,
-    )
+        return as_tokens(*cache.read(path))
+    return as_tokens(arrays, identity)

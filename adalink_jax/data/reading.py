@@ -8,9 +8,11 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import hashlib
 import inspect
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,8 +65,8 @@ def tokenize(
       source: the source's part of the identity.
 
     Returns:
-      The arrays of `corpus.Tokens` (each with its offsets), and its identity. This has "drawn" if
-      the pipeline draws random numbers.
+      The arrays of `tokenized.Tokens` (each with its offsets), and its identity. This has "drawn"
+      if the pipeline draws random numbers.
 
     Raises:
       UserError: the task cannot be read, has no examples, or its features are no tokens.
@@ -75,7 +77,8 @@ def tokenize(
     said = f"{count:,} examples of " if count else ""
     logger.info("tokenizing %stask '%s', split '%s'", said, task.name, split)
     texts = _checked_features(task, dataset.element_spec)
-    wanted = (*FEATURES, *texts.values())
+    more = _optional_features(task, dataset.element_spec)
+    wanted = (*FEATURES, *texts.values(), *more)
     parts = {name: [] for name in wanted}
     dataset = dataset.map(lambda example: {name: example[name] for name in wanted})
     with _reading(task, split), progress.bar("tokenizing", count, "examples") as bar:
@@ -101,9 +104,13 @@ def tokenize(
             vocabulary = task.output_features[feature].vocabulary
             ragged = Ragged(arrays[feature], arrays[f"{feature}_offsets"])
             strings = [_decoded(vocabulary, sequence) for sequence in ragged]
-        ragged = Texts.of(strings).ragged
-        name = f"{feature[:-1]}_texts"
-        arrays[name], arrays[f"{name}_offsets"] = ragged.flat, ragged.offsets
+        _add_texts(arrays, f"{feature[:-1]}_texts", strings)
+    if "image" in more:
+        _add_texts(arrays, "images", [key for part in parts["image"] for key in part.numpy()])
+    if "references" in more:
+        lists = [one for part in parts["references"] for one in _lists(part)]
+        _add_texts(arrays, "references", [json.dumps(one).encode() for one in lists])
+        identity["references"] = hashlib.sha256(arrays["references"]).hexdigest()
     return arrays, identity
 
 
@@ -113,6 +120,17 @@ def _count(task, split: str) -> int:
         return task.num_input_examples(split) or 0
     except (KeyError, TypeError, ValueError, NotImplementedError):
         return 0
+
+
+def _add_texts(arrays: dict[str, np.ndarray], name: str, texts: Sequence[bytes]) -> None:
+    ragged = Texts.of(texts).ragged
+    arrays[name], arrays[f"{name}_offsets"] = ragged.flat, ragged.offsets
+
+
+def _lists(part) -> list[list[str]]:
+    """Returns a batch of lists of strings, [n, k] or ragged."""
+    rows = part.to_list() if hasattr(part, "row_lengths") else part.numpy().tolist()
+    return [[text.decode("utf-8", errors="replace") for text in row] for row in rows]
 
 
 def examples(
@@ -232,6 +250,25 @@ def _checked_features(task, spec: Mapping[str, Any]) -> dict[str, str]:
         for feature in FEATURES
         if _is_text(spec.get(f"{feature}_pretokenized"))
     }
+
+
+def _optional_features(task, spec: Mapping[str, Any]) -> list[str]:
+    """Returns which of `image`, a string, and `references`, a list of strings, a task has.
+
+    Raises:
+      UserError: `image` is something else, to which a model would be blind.
+    """
+    image, references = spec.get("image"), spec.get("references")
+    if image is not None and not _is_text(image):
+        raise UserError(
+            f"task '{task.name}': feature 'image' is {image.dtype.name} of shape {image.shape}; "
+            "expected a string, the path of a file below Images.folder; leave it out to train on "
+            "the text alone"
+        )
+    found = ["image"] if image is not None else []
+    if references is not None and references.dtype.name == "string" and references.shape.rank == 1:
+        found.append("references")
+    return found
 
 
 def _is_text(spec) -> bool:

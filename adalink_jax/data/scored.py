@@ -1,5 +1,6 @@
 """The examples of one split for evaluation, as NumPy arrays."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,16 +9,16 @@ import numpy as np
 
 from adalink_jax.data import plan
 from adalink_jax.data.arrays import Sequences
-from adalink_jax.data.batches import checked_lengths, eos_of
+from adalink_jax.data.batches import checked_lengths, eos_of, with_pictures
 from adalink_jax.data.corpus import (
-    HELD_OUT,
-    Tokens,
     check_labels,
     examples,
     mixture,
     tokens,
     vocabulary_identity,
 )
+from adalink_jax.data.images import Pictures
+from adalink_jax.data.tokenized import HELD_OUT, Tokens
 from adalink_jax.errors import UserError
 
 
@@ -31,6 +32,7 @@ class EvalExamples:
       targets: int32 token sequences by example, not truncated.
       input_texts, target_texts: the texts by example.
       of: the number of examples that there are, of which `limit` and `few` take some.
+      references: the reference texts by example; None if the task has none beside its targets.
       labeled: whether the targets are known; those of a benchmark's test split may not be.
       truncated: {"inputs": n}, examples whose input is longer than the configured length.
       long_targets: number of targets that are longer than the configured length.
@@ -48,6 +50,7 @@ class EvalExamples:
         seed: int = 0,
         held_out: float | None = None,
         few: int | None = None,
+        pictures: Pictures | None = None,
     ):
         """Tokenizes the split, or reads its cache.
 
@@ -64,6 +67,7 @@ class EvalExamples:
           seed: seed of the choice of these examples, and of `few`.
           held_out: the share of "train" that is not trained on, and in no context; None for none.
           few: take at most this many examples, chosen by `seed` as few-shot training does.
+          pictures: as for `TrainBatches`.
 
         Raises:
           UserError: as for `TrainBatches`; also if `limit` is below 1, targets are none of the
@@ -78,10 +82,11 @@ class EvalExamples:
         self.vocabulary = mixture(task_name).vocabulary
 
         def read(split: str, drawn: int = 0) -> Tokens:
-            if held_out is None or split not in ("train", HELD_OUT):
-                return tokens(task_name, split, cache_dir, lengths, drawn)
-            trained = tokens(task_name, "train", cache_dir, lengths, drawn)
-            return trained.parted(held_out, split == HELD_OUT)
+            share = held_out if split in ("train", HELD_OUT) else None
+            named = split if share is None else "train"
+            found = tokens(task_name, named, cache_dir, lengths, drawn)
+            found = with_pictures(found, pictures, task_name)
+            return found if share is None else found.parted(share, split == HELD_OUT)
 
         data = read(split)
         self.of = len(data)
@@ -108,6 +113,12 @@ class EvalExamples:
         )
         self.input_texts = data.input_texts.head(self._count)
         self.target_texts = data.target_texts.head(self._count)
+        self.references = None
+        if data.references is not None:
+            self.references = [json.loads(one) for one in data.references.head(self._count)]
+        self._images = None
+        if pictures is not None and data.digests is not None:
+            self._images = pictures.features(data.digests[: self._count])
         self._numbers = np.arange(self._count) if data.numbers is None else data.numbers
         self.truncated = {"inputs": self._inputs.truncated(0)}
         self.long_targets = self._targets.truncated(0)
@@ -120,6 +131,7 @@ class EvalExamples:
             "truncated": self.truncated,
             "vocabulary": vocabulary_identity(self.vocabulary),
             "lengths": lengths,
+            **({"image_encoder": pictures.identity} if pictures and self._images else {}),
         }
 
     def __len__(self) -> int:
@@ -131,6 +143,19 @@ class EvalExamples:
         split = "train" if self.split == HELD_OUT else self.split
         found = examples(self.task, split, self._lengths, int(numbers.max()) + 1)
         return [found[number] for number in numbers]
+
+    def images(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the part of a batch of `batches` that holds images, if there are pictures.
+
+        It is made when the batch is used, as a whole split's would not fit in memory.
+
+        Returns:
+          The arrays of `images.Features.batch`; none if the task has no pictures.
+        """
+        if self._images is None:
+            return {}
+        rows = np.flatnonzero(batch["indices"] >= 0)
+        return self._images.batch(batch["indices"][rows], rows, len(batch["indices"]))
 
     def batches(
         self, batch_size: int, route: int = 0, targets: bool = False

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from adalink_jax import progress
 from adalink_jax.data import HELD_OUT, EvalExamples
+from adalink_jax.data.images import Pictures
 from adalink_jax.distributed import hosts
 from adalink_jax.distributed.sharding import (
     check_divisible,
@@ -100,6 +101,7 @@ class Evaluator:
         beam_size: int | None = None,
         held_out: float | None = None,
         few: int | None = None,
+        pictures: Pictures | None = None,
     ):
         """Tokenizes the splits, or reads their caches.
 
@@ -122,6 +124,7 @@ class Evaluator:
           held_out: the share of "train" that is not trained on; None for none.
           few: evaluate at most this many examples of each split, chosen by `seed` as few-shot
             training does; None for all.
+          pictures: sees the pictures of tasks that have some; None for no such task.
 
         Raises:
           UserError: an unknown mode or task, a task without labels in rank classification, labels
@@ -153,6 +156,7 @@ class Evaluator:
                     seed=seed,
                     held_out=held_out,
                     few=few,
+                    pictures=pictures,
                 ),
                 lengths["targets"],
                 batch_size,
@@ -240,6 +244,7 @@ class Evaluator:
             for batch in split.batches:
                 hosts.reached(f"the evaluation of {name}")
                 indices = batch["indices"]
+                batch = {**batch, **split.examples.images(batch)}
                 arrays = place_batch({k: v for k, v in batch.items() if k != "indices"}, self._mesh)
                 inputs, targets = to_decode(arrays), arrays.get("decoder_target_tokens")
                 self._say_compiling(bar, task, split, arrays["encoder_input_tokens"].shape)

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from adalink_jax.data.images import Encoder
 from adalink_jax.data.own import Table
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
@@ -45,9 +46,16 @@ ModelSetting = Annotated[
     T5Config | None,
     Says("an architecture, such as @t5.T5Config(), which the files of gin/models have, or None"),
 ]
+EncoderSetting = Annotated[
+    LocalPath | Encoder | None, Says("the path of an image encoder's folder, or None for none")
+]
 BaseSetting = Annotated[
     AnyPath | tuple[T5Config, Params] | None, Says("the path of a base, or None for none")
 ]
+
+
+def _image(name: str, default: Any = None) -> Any:
+    return dataclasses.field(default=default, metadata={"recorded_as": f"image_{name}"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +85,34 @@ class Data(Checked):
                 f"{self.mixture_or_task_name} give them, such as {{'inputs': 512, 'targets': 16}}"
             )
         return self.task_feature_lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Images(Checked):
+    """The pictures of tasks that have some, and the frozen encoder that sees them.
+
+    Attributes:
+      encoder: the folder of an image encoder; None for tasks of text alone.
+      folder: the folder that the paths of pictures begin in; None for that of the environment
+        variable IMAGE_DIR, or where all pictures are drawn.
+      stored: whether the encoder's features are computed once, before training, and stored in the
+        folder ``images`` of the cache (`Data.cache_dir`); else they are computed for each batch.
+      dtype: what features are rounded to: "float32", which is exact, or "float16", which takes
+        half the space.
+      batch_size: number of pictures that the encoder gets at a time.
+    """
+
+    encoder: EncoderSetting = _image("encoder")
+    folder: LocalPath | None = _image("folder")
+    stored: bool = _image("stored", True)
+    dtype: Annotated[str, OneOf(("float32", "float16"))] = _image("dtype", "float32")
+    batch_size: Size = _image("batch_size", 32)
+
+    def __post_init__(self):
+        super().__post_init__()
+        changed = any(getattr(self, one.name) != one.default for one in dataclasses.fields(self))
+        if self.encoder is None and changed:
+            raise UserError("Images.encoder is not set, but other settings of images are")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +220,10 @@ class Loss(Checked):
     label_smoothing: Rate = 0.0
 
 
-GROUPS = (Data, Table, Batches, Evaluation, Periods, Selection, Precision, Layout, Layers, Loss)
+GROUPS = (
+    *(Data, Table, Images, Batches, Evaluation, Periods, Selection, Precision, Layout, Layers),
+    Loss,
+)
 _BY_NAME = {f"{group.__module__}.{group.__qualname__}": group for group in GROUPS}
 
 
@@ -204,6 +243,8 @@ def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if group is Table and not any(value[field.name] for field in dataclasses.fields(Table)):
             continue  # There is no table, as in all earlier records.
+        if group is Images and not value["encoder"]:
+            continue  # There are no images, as in all earlier records.
         for field in dataclasses.fields(group):
             if field.name in value:
                 flat[field.metadata.get("recorded_as", field.name)] = value[field.name]

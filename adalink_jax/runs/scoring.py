@@ -14,10 +14,12 @@ from adalink_jax.evaluation import print_table, write
 from adalink_jax.methods.base import Method, merge
 from adalink_jax.runs import memory
 from adalink_jax.runs.folder import RunFolder
+from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import (
     BaseSetting,
     Data,
     Evaluation,
+    Images,
     Layers,
     Precision,
     recorded,
@@ -46,6 +48,7 @@ def evaluate(
     output_dir: LocalPath,
     data: Data,
     table: Table = Table(),
+    images: Images = Images(),
     initial_checkpoint_path: BaseSetting = None,
     adapter_path: LocalPath | None = None,
     in_context: Annotated[int, Range(0)] = 0,
@@ -64,6 +67,7 @@ def evaluate(
       data: the task and its lengths.
       table: a table of the user's own, which becomes the task. The columns, labels and lengths that
         it leaves open are those that the adapter was trained with.
+      images: the pictures of tasks that have some, and the encoder that sees them.
       initial_checkpoint_path: the base's path, or the result of `load_base`; None if the adapter
         is a whole model (full fine-tuning).
       adapter_path: the folder of an adapter or of its run; None scores the base without one.
@@ -112,11 +116,13 @@ def evaluate(
             check_adapter(base.config, method, adapter.tree, adapter_path)
             params = merge(params, adapter.tree)
         tasks = mixture(data.mixture_or_task_name).tasks
+        pictures = pictures_of(images, base.config, data.cache_dir, trained)
         with sharding.on_mesh(mesh):
             names = adapter.route_names if adapter else ()
             scored = evaluator(
-                base.config, method, tasks, data, evaluation, mesh, names, in_context, seed
-            )
+                base.config, method, tasks, data, evaluation, mesh, names, in_context, seed,
+                pictures=pictures,
+            )  # fmt: skip
             if not any(scored.identity.values()):
                 raise UserError(f"{data.mixture_or_task_name}: there is no split to score")
             placed = states.place_params(

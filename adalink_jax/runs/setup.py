@@ -43,6 +43,7 @@ from adalink_jax.training import state as states
 if TYPE_CHECKING:
     from adalink_jax.config.records import Configuration
     from adalink_jax.data import TrainBatches
+    from adalink_jax.data.images import Pictures
 
 # Hosts compare this many values along each dimension of a parameter.
 _CORNER = 8
@@ -395,6 +396,7 @@ def evaluator(
     in_context: int = 0,
     seed: int = 0,
     few: int | None = None,
+    pictures: "Pictures | None" = None,
 ) -> Evaluator:
     """Makes the evaluator of these tasks, each on its route; says which have nothing to score."""
     generated = 0 if evaluation.mode == "rank_classification" else data.lengths["targets"]
@@ -416,6 +418,7 @@ def evaluator(
         beam_size=evaluation.beam_size,
         held_out=data.held_out,
         few=few,
+        pictures=pictures,
     )
     from tasks import available_splits
 
@@ -460,6 +463,6 @@ def agree_on_code(configuration: "Configuration | None") -> None:
     values = recorded(configuration.values) if configuration else {}
     # Paths may differ; their contents are compared later.
     paths = ("model_dir", "output_dir", "adapter_path", "cache_dir")
-    paths += ("initial_checkpoint_path", "initial_adapter_path")
+    paths += ("initial_checkpoint_path", "initial_adapter_path", "image_encoder", "image_folder")
     settings = {name: value for name, value in values.items() if name not in paths}
     hosts.agree(code={**code(), "source": hosts.code_digest()}, configuration=settings)

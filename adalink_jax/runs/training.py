@@ -22,11 +22,13 @@ from adalink_jax.models.stacking import unstack_layers
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import dashboard, memory
 from adalink_jax.runs.folder import RunFolder, comparable
+from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import (
     BaseSetting,
     Batches,
     Data,
     Evaluation,
+    Images,
     Layers,
     Loss,
     MethodSetting,
@@ -73,6 +75,7 @@ def train(
     model_dir: LocalPath,
     data: Data,
     table: Table = Table(),
+    images: Images = Images(),
     train_steps: Steps,
     method: MethodSetting,
     optimizer: Optimizer,
@@ -103,6 +106,7 @@ def train(
       model_dir: the run's folder; see `adalink_jax.runs.folder.RunFolder`.
       data: the task and its lengths.
       table: a table of the user's own, which becomes the task.
+      images: the pictures of tasks that have some, and the encoder that sees them.
       train_steps: total number of steps, including those before a resume.
       method: the method to train.
       optimizer: learning rate -> optax transformation, e.g. `optimizers.adafactor`.
@@ -150,15 +154,17 @@ def train(
         base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings, fits)
         base = with_adapter(base, initial_adapter_path, method)
         folder.claim("base", base.identity)
+        pictures = pictures_of(images, base.config, data.cache_dir)
         source = TrainBatches(
             data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out,
-            **_padding(batches, folder, train_steps),
+            **_padding(batches, folder, train_steps), pictures=pictures,
         )  # fmt: skip
         folder.claim("data", source.identity)
         hosts.agree(data=source.identity, base=base.identity)
         check_fit(method, base, source)
-        memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
+        rows = batches.batch_size // parts
+        memory.check_batch(base.config, mesh, rows, source.shapes, source.image_tokens)
         say(source.summary)
         network = Transformer(base.config, method, source.max_routes_per_row)
         train_step = make_train_step(
@@ -166,8 +172,12 @@ def train(
             ema_decay=ema_decay,
         )  # fmt: skip
         with sharding.on_mesh(mesh):
-            new = functools.partial(evaluator, base.config, method, data=data, mesh=mesh, seed=seed)
+            new = functools.partial(
+                evaluator, base.config, method, data=data, mesh=mesh, seed=seed, pictures=pictures
+            )
             scorer = _Scorer(new, source, method, evaluation, selection)
+            if pictures is not None and not source.drawn:
+                pictures.let_go()
             state = initial_state(
                 base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )

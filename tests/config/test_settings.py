@@ -78,7 +78,7 @@ PARAMETERS = {
     "runs.train": {
         **dict.fromkeys(("data", "method", "optimizer", "learning_rate"), "object"),
         **dict.fromkeys(("batches", "evaluation", "periods", "precision"), "object"),
-        "selection": "object",
+        **{"selection": "object", "images": "object"},
         **dict.fromkeys(("layout", "layers", "loss", "table"), "object"),
         **dict.fromkeys(("initial_checkpoint_path", "initial_adapter_path"), "path?"),
         **{"model_dir": "path", "train_steps": "size", "model": "object?", "seed": "seed"},
@@ -87,7 +87,7 @@ PARAMETERS = {
     },
     "runs.evaluate": {
         **dict.fromkeys(("data", "evaluation", "precision", "layout", "layers"), "object"),
-        "table": "object",
+        **{"table": "object", "images": "object"},
         **dict.fromkeys(("initial_checkpoint_path", "adapter_path"), "path?"),
         **{"output_dir": "path", "in_context": "number from 0", "seed": "seed"},
     },
@@ -108,6 +108,10 @@ PARAMETERS = {
             "step": "positive?",
             "quotes": "flag?",
         },
+    },
+    "Images": {
+        **{"encoder": "path?", "folder": "path?", "stored": "flag", "dtype": "name"},
+        "batch_size": "size",
     },
     "Batches": {
         **{"batch_size": "size", "gradient_accumulation_steps": "size", "packing": "flag"},
