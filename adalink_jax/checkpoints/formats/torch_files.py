@@ -156,5 +156,5 @@ def _made(function: _Name, arguments: tuple[Any, ...]) -> Any:
     if function.text != "torch._utils _rebuild_tensor_v2":
         raise ValueError(function.text)
     storage, offset, shape, stride, *_ = arguments
-    _, kind, key, *_ = storage
-    return _Tensor(key, _DTYPES[kind.text.removeprefix("torch ")], offset, shape, stride)
+    _, storage_class, key, *_ = storage
+    return _Tensor(key, _DTYPES[storage_class.text.removeprefix("torch ")], offset, shape, stride)
