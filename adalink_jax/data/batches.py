@@ -79,6 +79,7 @@ class TrainBatches:
       max_routes_per_row: maximum number of distinct routes in a row, as routing needs it.
       epoch_size: number of examples in an epoch of the mixture; see `plan.quotas`.
       steps_per_draw: number of batches from one draw; None if nothing is drawn anew.
+      pictures: what sees the pictures; None without any.
       image_tokens: M, the number of image tokens of a row; 0 without pictures.
       truncated: {task: {"inputs": n, "targets": n}}, examples longer than the configured lengths.
       identity: JSON-able record of everything that determines the data, without paths.
@@ -141,7 +142,7 @@ class TrainBatches:
                     f"{sum(mix.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
         self._seed, self._cache_dir, self.held_out = seed, cache_dir, held_out
-        self._pictures = pictures
+        self.pictures = pictures
         data = [self._tokens(task, 0) for task in self.tasks]
         for task, tokens_ in zip(self.tasks, data, strict=True):
             check_labels(task, "train", tokens_.target_texts)
@@ -186,7 +187,7 @@ class TrainBatches:
     def _tokens(self, task: str, draw: int) -> Tokens:
         seed = plan.draw_seed(self._seed, draw)
         found = tokens(task, "train", self._cache_dir, self.lengths, seed)
-        return with_pictures(found, self._pictures, task)
+        return with_pictures(found, self.pictures, task)
 
     def _laid_out(self, data: list[Tokens], draw: int) -> _Draw:
         inputs, targets = _sequences(data, self.lengths, eos_of(self.vocabulary))
@@ -206,14 +207,14 @@ class TrainBatches:
 
     def _features(self, data: list[Tokens]) -> Features | None:
         """Returns the features of the pictures of all tasks."""
-        if self._pictures is None or all(tokens_.digests is None for tokens_ in data):
+        if self.pictures is None or all(tokens_.digests is None for tokens_ in data):
             return None
         none = (np.zeros((len(tokens_), 32), np.uint8) for tokens_ in data)
         digests = [
             without if tokens_.digests is None else tokens_.digests
             for tokens_, without in zip(data, none, strict=True)
         ]
-        return self._pictures.features(np.concatenate(digests))
+        return self.pictures.features(np.concatenate(digests))
 
     def _drawn_anew(self, draw: int) -> _Draw:
         data = [
@@ -248,7 +249,7 @@ class TrainBatches:
             "lengths": dict(self.lengths),
             "packing": self.packing,
             **({"padded_to": list(self._padded_to)} if self._padded_to else {}),
-            **({"image_encoder": self._pictures.identity} if self._pictures else {}),
+            **({"image_encoder": self.pictures.identity} if self.pictures else {}),
         }
 
     def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -285,11 +286,14 @@ class TrainBatches:
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The (T, L) that batches of the first draw may have; each is compiled at most once."""
-        placed = self._first.plan
+        """The (T, L) that batches of the first draw may have; each is compiled at most once.
+
+        T counts the image tokens in front of the text, too.
+        """
+        placed, images = self._first.plan, self.image_tokens
         if isinstance(placed, plan.Packed):
             return ((self.lengths["inputs"], self.lengths["targets"]),)
-        return tuple((t, n) for t in placed.input_buckets for n in placed.target_buckets)
+        return tuple((images + t, n) for t in placed.input_buckets for n in placed.target_buckets)
 
     @property
     def summary(self) -> str:

@@ -58,8 +58,9 @@ def pictures_of(
         batch_size=images.batch_size,
         say=say,
     )
-    before = (trained or {}).get("image_encoder")
-    for name in ("fingerprint", "preprocessing") if isinstance(before, Mapping) else ():
+    recorded = (trained or {}).get("image_encoder")
+    before = recorded if isinstance(recorded, Mapping) else pictures.identity
+    for name in ("fingerprint", "preprocessing"):
         if before.get(name) != pictures.identity[name]:
             raise UserError(
                 f"the adapter was trained with another image encoder: its {name} was "

@@ -89,9 +89,7 @@ def check_state(
     )
 
 
-def check_batch(
-    config: T5Config, mesh: Mesh, rows: int, shapes: Iterable[tuple[int, int]], images: int = 0
-) -> None:
+def check_batch(config: T5Config, mesh: Mesh, rows: int, shapes: Iterable[tuple[int, int]]) -> None:
     """Raises `UserError` unless a device can hold the activations of a training step.
 
     Counted are the encoder's input, one layer's attention, and the logits.
@@ -101,10 +99,8 @@ def check_batch(
       mesh: the mesh.
       rows: rows in memory at a time, on all devices.
       shapes: the lengths (T, L) of batches.
-      images: M, the image tokens in front of a row's text.
     """
     inputs, targets = map(max, zip(*shapes, strict=True))
-    inputs += images
     each = inputs * (config.emb_dim + config.num_heads * inputs) * config.dtype.itemsize
     _check(mesh, rows, each + 4 * targets * config.vocab_size, "BATCH_SIZE")
 

@@ -154,17 +154,16 @@ def train(
         base = prepared_base(initial_checkpoint_path, model, method, seed, run_settings, fits)
         base = with_adapter(base, initial_adapter_path, method)
         folder.claim("base", base.identity)
-        pictures = pictures_of(images, base.config, data.cache_dir)
         source = TrainBatches(
             data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out,
-            **_padding(batches, folder, train_steps), pictures=pictures,
+            **_padding(batches, folder, train_steps),
+            pictures=pictures_of(images, base.config, data.cache_dir),
         )  # fmt: skip
         folder.claim("data", source.identity)
         hosts.agree(data=source.identity, base=base.identity)
         check_fit(method, base, source)
-        rows = batches.batch_size // parts
-        memory.check_batch(base.config, mesh, rows, source.shapes, source.image_tokens)
+        memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
         say(source.summary)
         network = Transformer(base.config, method, source.max_routes_per_row)
         train_step = make_train_step(
@@ -172,12 +171,8 @@ def train(
             ema_decay=ema_decay,
         )  # fmt: skip
         with sharding.on_mesh(mesh):
-            new = functools.partial(
-                evaluator, base.config, method, data=data, mesh=mesh, seed=seed, pictures=pictures
-            )
+            new = functools.partial(evaluator, base.config, method, data=data, mesh=mesh, seed=seed)
             scorer = _Scorer(new, source, method, evaluation, selection)
-            if pictures is not None and not source.drawn:
-                pictures.let_go()
             state = initial_state(
                 base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )
@@ -236,6 +231,7 @@ class _Scorer:
         selection: Selection,
     ):
         self._selection = selection
+        new = functools.partial(new, pictures=source.pictures)
         # A task without a train split has no route of its own.
         scored = source.tasks + (source.untrained if method.routes == 1 else ())
         self._reported = new(tasks=scored, evaluation=evaluation)
@@ -256,6 +252,8 @@ class _Scorer:
         if count := selection.train_examples:
             part = dataclasses.replace(evaluation, split="train", limit=None)
             self._beside = new(tasks=source.tasks, evaluation=part, few=count)
+        if source.pictures is not None and not source.drawn:
+            source.pictures.let_go()  # All that is trained on and scored is encoded.
         self._latest: tuple[int, Results] | None = None
 
     def __call__(self, state: states.TrainState) -> dict[str, float]:

@@ -136,6 +136,7 @@ def test_a_batch_has_the_features_of_each_row_s_picture(pictures):
         for name, array in batch.items():
             assert np.array_equal(some[name], array[[1, 4, 5]]), name
     assert "12 pictures of 4 tokens" in made.summary
+    assert made.shapes == ((4 + 16, 8),)
 
 
 def test_rows_without_a_picture_have_a_mask_of_zeros(pictures):

@@ -30,14 +30,6 @@ _THREADS = min(8, os.cpu_count() or 1)
 _PERIOD = 10.0
 
 
-class Preparing(Protocol):
-    """How an encoder wants its pictures; a frozen dataclass that JSON can hold."""
-
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns float32 [S, S, 3] of uint8 [H, W, 3]."""
-        ...
-
-
 @runtime_checkable
 class Encoder(Protocol):
     """A frozen encoder of images.
@@ -50,16 +42,24 @@ class Encoder(Protocol):
     """
 
     @property
-    def width(self) -> int: ...  # noqa: D102
+    def width(self) -> int:
+        """Dv."""
+        ...
 
     @property
-    def tokens(self) -> int: ...  # noqa: D102
+    def tokens(self) -> int:
+        """M."""
+        ...
 
     @property
-    def preprocessing(self) -> Any: ...  # noqa: D102
+    def preprocessing(self) -> Any:
+        """A frozen dataclass that JSON can hold, with ``prepare``: uint8 [H, W, 3] to [S, S, 3]."""
+        ...
 
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102
+    def fingerprint(self) -> str:
+        """64 digits."""
+        ...
 
     def __call__(self, pixels: Any) -> Any:
         """Returns float32 [B, M, Dv] of float32 [B, S, S, 3]."""
