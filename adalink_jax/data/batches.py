@@ -151,11 +151,6 @@ class TrainBatches:
             data = [examples.parted(held_out, False) for examples in data]
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
-        if packing and (seeing := [t for t, d in zip(self.tasks, data, strict=True) if d.images]):
-            raise UserError(
-                f"task '{seeing[0]}' has pictures, which rows of several examples have no place "
-                "for; set Batches.packing to False"
-            )
         self._data, self._padded_to = data, tuple(padded_to)
         self._first = self._laid_out(data, 0)
         if steps is not None and isinstance(placed := self._first.plan, plan.Bucketed):
@@ -187,6 +182,11 @@ class TrainBatches:
     def _tokens(self, task: str, draw: int) -> Tokens:
         seed = plan.draw_seed(self._seed, draw)
         found = tokens(task, "train", self._cache_dir, self.lengths, seed)
+        if self.packing and found.images is not None:
+            raise UserError(
+                f"task '{task}' has pictures, which rows of several examples have no place for; "
+                "set Batches.packing to False"
+            )
         return with_pictures(found, self.pictures, task)
 
     def _laid_out(self, data: list[Tokens], draw: int) -> _Draw:
@@ -279,10 +279,16 @@ class TrainBatches:
         return now, now.plan.batch(step - now.first_step)
 
     def size(self, step: int) -> tuple[int, tuple[int, int, int]]:
-        """Returns the tokens of global batch `step` without padding, and its rows, T and L."""
+        """Returns the tokens of global batch `step` without padding, and its rows, T and L.
+
+        Image tokens are tokens of the input.
+        """
         now, placed = self._placed(step)
         tokens = sum(int(one.lengths[placed.examples].sum()) for one in (now.inputs, now.targets))
-        return tokens, (self.batch_size, placed.input_length, placed.target_length)
+        if now.images:
+            tokens += self.image_tokens * now.images.shown(placed.examples)
+        length = self.image_tokens + placed.input_length
+        return tokens, (self.batch_size, length, placed.target_length)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from adalink_jax.checkpoints import load_image_encoder
 from adalink_jax.data.images import Pictures
 from adalink_jax.errors import UserError
 from adalink_jax.models.t5 import T5Config
@@ -36,8 +37,6 @@ def pictures_of(
     if encoder is None:
         return None
     if isinstance(encoder, str):
-        from adalink_jax.checkpoints import load_image_encoder
-
         encoder = load_image_encoder(encoder)
     if config.image_width is None:
         raise UserError(

@@ -137,6 +137,11 @@ def test_a_batch_has_the_features_of_each_row_s_picture(pictures):
             assert np.array_equal(some[name], array[[1, 4, 5]]), name
     assert "12 pictures of 4 tokens" in made.summary
     assert made.shapes == ((4 + 16, 8),)
+    batch, (tokens, shape) = made.batch(0), made.size(0)
+    text = sum(
+        np.count_nonzero(batch[f"{one}_tokens"]) for one in ("encoder_input", "decoder_target")
+    )
+    assert tokens == text + 8 * 4 and shape == (8, 4 + 16, 8)
 
 
 def test_rows_without_a_picture_have_a_mask_of_zeros(pictures):

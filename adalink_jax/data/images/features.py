@@ -83,6 +83,10 @@ class Features:
         self.shape = shape
         self._digests, self._take = digests, take
 
+    def shown(self, examples: np.ndarray) -> int:
+        """Returns how many of these examples have a picture."""
+        return int(np.count_nonzero(self._digests[examples].any(axis=1)))
+
     def batch(self, examples: np.ndarray, rows: np.ndarray, count: int) -> dict[str, np.ndarray]:
         """Returns the part of a batch that holds images.
 
