@@ -4,6 +4,7 @@ Every function takes `targets`, N lists of answers, and `predictions`, N texts, 
 Which metric a data set is published with is said in `tasks.images`.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -82,6 +83,7 @@ def _trimmed(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@functools.lru_cache(maxsize=2**16)
 def normalized(text: str) -> str:
     """Returns an answer as vqaEval.py compares it.
 

@@ -60,7 +60,6 @@ class _Split:
     examples: EvalExamples
     features: Sequence[Mapping[str, Any]]
     targets: Sequence[Any]
-    references: Sequence[Sequence[str] | None]  # Of each example, if its task has some.
     batches: Sequence[Mapping[str, np.ndarray]]
     rows: tuple[int, ...] | None  # Of all examples in a benchmark's test file, if it has one.
 
@@ -199,7 +198,7 @@ class Evaluator:
                 if index >= 0:
                     rows[index] = {name: values[place] for name, values in found.items()}
         predictions = tuple(
-            self._prediction(task, split, i, row["output"]) for i, row in enumerate(rows)
+            self._prediction(task, examples, i, row["output"]) for i, row in enumerate(rows)
         )
         generated = self.mode != "rank_classification"
         invalid = [p.prediction not in task.labels for p in predictions]
@@ -271,8 +270,10 @@ class Evaluator:
             number = min(of, sum(one[1:] == key[1:] for one in self._met))
             bar.says(f"compiling {number} of {of} length{'s' if of > 1 else ''}", line=False)
 
-    def _prediction(self, task: _Task, split: _Split, index: int, output: np.ndarray) -> Prediction:
-        examples, references = split.examples, split.references[index]
+    def _prediction(
+        self, task: _Task, examples: EvalExamples, index: int, output: np.ndarray
+    ) -> Prediction:
+        references = examples.references[index] if examples.references else None
         inputs, target = examples.input_texts[index], examples.target_texts[index]
         if self.mode == "rank_classification":
             if not np.isfinite(output).all():
@@ -406,7 +407,6 @@ def _wanted_splits(name: str, split: str | None) -> tuple[str, ...]:
 
 def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route: int) -> _Split:
     from tasks import glue_rows
-    from tasks import references as references_of
 
     features: Sequence[Mapping[str, Any]]
     if metrics.reads_examples and examples.labeled:
@@ -416,16 +416,15 @@ def _split(examples: EvalExamples, metrics: TaskMetrics, batch_size: int, route:
             {"inputs_pretokenized": text, "targets_pretokenized": target}
             for text, target in zip(examples.input_texts, examples.target_texts, strict=True)
         ]
+        if examples.references is not None:
+            pairs = zip(features, examples.references, strict=True)
+            features = [{**one, "references": references} for one, references in pairs]
     targets = []
     if examples.labeled:
         targets = metrics.postprocessed(examples.target_texts, features, is_target=True)
-    references = [
-        references_of("", example=one, is_target=True) if "references" in one else None
-        for one in features
-    ]
     batches = examples.batches(batch_size, route, targets=TARGET_SCORES in metrics.needed)
     rows = None if examples.labeled else glue_rows(examples.task, examples.split)
-    return _Split(examples, features, targets, references, tuple(batches), rows)
+    return _Split(examples, features, targets, tuple(batches), rows)
 
 
 def _text(vocabulary: Any, tokens: list[int]) -> str:

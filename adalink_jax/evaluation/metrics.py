@@ -1,7 +1,6 @@
 """A task's metrics and postprocessing, called as SeqIO calls them."""
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class TaskMetrics:
 
     Attributes:
       needed: which of `TARGET_SCORES` and `OUTPUT_SCORES` the metrics need.
-      reads_examples: whether they may read features of an example beyond its two texts.
+      reads_examples: whether they may read features of an example beyond its texts and references.
     """
 
     def __init__(self, task: Any):
@@ -72,10 +71,9 @@ class TaskMetrics:
         step = task.postprocessor
         while hasattr(step, "func"):  # functools.partial
             step = step.func
-        # The postprocessors of this project that read more than a text name the example.
-        ours = getattr(step, "__module__", "").split(".")[0] == "tasks"
-        texts_only = step is None or (ours and "example" not in inspect.signature(step).parameters)
-        self.reads_examples = bool(self._objects) or not texts_only
+        # The postprocessors of this project read texts and references only.
+        ours = step is None or getattr(step, "__module__", "").split(".")[0] == "tasks"
+        self.reads_examples = bool(self._objects) or not ours
 
     def postprocessed(
         self, texts: Sequence[str], examples: Sequence[Mapping[str, Any]], is_target: bool

@@ -140,6 +140,7 @@ def report(results: Results, training: Mapping[str, Any] | None = None) -> dict[
     for task, result in results.tasks.items():
         content["tasks"][task] = {
             "score": _rounded(result.score),
+            **({} if result.scored_by is None else {"scored_by": result.scored_by}),
             "splits": {
                 name: {
                     "metrics": {key: _rounded(value) for key, value in split.metrics.items()},

@@ -83,7 +83,8 @@ def test_a_limit_is_said_where_cider_depends_on_it():
         return report(found)["tasks"]["a"], text.getvalue()
 
     content, table = said(of=5000)
-    assert content["score"] == 90.0 and content["splits"]["validation"]["of_examples"] == 5000
+    assert (content["score"], content["scored_by"]) == (90.0, "cider")
+    assert content["splits"]["validation"]["of_examples"] == 5000
     assert "a validation: CIDEr weighs words by the 3 of 5,000 examples" in table
     content, table = said()
     assert "of_examples" not in content["splits"]["validation"] and "CIDEr weighs" not in table

@@ -167,7 +167,7 @@ def _won(first: Run, second: Run, task: str) -> tuple[int, int]:
 
 
 def _is_share(group: Group, task: str) -> bool:
-    names = {name.rpartition("/")[2] for name in group.results(task)[0].metrics}
+    names = {name.rpartition("/")[2] for name in group.results(task)[0].counted}
     return names <= {"accuracy", "sequence_accuracy"}
 
 

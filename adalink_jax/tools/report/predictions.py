@@ -170,7 +170,7 @@ _METRICS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _split_metrics(run: Run, task: str, split: str) -> list[str]:
-    names = [n.partition("/")[2] for n in run.results[task].metrics if n.startswith(f"{split}/")]
+    names = [n.partition("/")[2] for n in run.results[task].counted if n.startswith(f"{split}/")]
     if unknown := sorted(set(names) - set(_METRICS)):
         raise NoDraws(f"{task}: metric {unknown[0]} is not known here")
     return names

@@ -48,6 +48,7 @@ class Scored:
       examples: number of scored examples of each split.
       truncated: number of inputs of each split that were longer than the configured length.
       absent: evaluation splits that the task's source lacks.
+      scored_by: the metric that is the score; None for the mean of all.
     """
 
     score: float | None
@@ -55,6 +56,12 @@ class Scored:
     examples: Mapping[str, int]
     truncated: Mapping[str, int]
     absent: tuple[str, ...]
+    scored_by: str | None = None
+
+    @property
+    def counted(self) -> list[str]:
+        """The metrics that make the score."""
+        return [n for n in self.metrics if self.scored_by in (None, n.rpartition("/")[2])]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -212,6 +219,7 @@ def _scored(result: Any) -> Scored:
         examples={split: content.get("examples", 0) for split, content in splits},
         truncated={split: content.get("truncated_inputs", 0) for split, content in splits},
         absent=tuple(result.get("absent_splits", ())),
+        scored_by=result.get("scored_by"),
     )
 
 
