@@ -82,8 +82,9 @@ def rows(
       UserError: a size of the shape is below 1.
     """
     for name, size in dataclasses.asdict(shape).items():
-        if size < 1:
-            raise UserError(f"{name} is {size}; it must be at least 1")
+        least = 0 if name == "images" else 1
+        if size < least:
+            raise UserError(f"{name} is {size}; it must be at least {least}")
     table = []
     for candidate in candidates:
         print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
@@ -164,7 +165,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
     table = [_cells(one, compiled, memory, measured) for one in rows]
     text = tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 2)
     facts = {
-        "shape": f"{shape.batch} rows of {shape.inputs} + {shape.targets} tokens",
+        "shape": f"{shape.batch} rows of {shape.tokens} tokens",
         "dtype": str(config.dtype),
         "dropout_rate": config.dropout_rate,
         "device": _device(),
