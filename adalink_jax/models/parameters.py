@@ -75,7 +75,7 @@ def init_base(config: T5Config, key: Array) -> Params:
     return jax.jit(lambda key: _variables(config, Method(), key)["params"])(key)
 
 
-def init_projection(config: T5Config, key: Array) -> Params:
+def init_projection(config: T5Config, key: jax.Array) -> Params:
     """Initializes the projection of images of a base that had none: ``kernel``, ``bias``."""
     images = jnp.zeros((1, 1, config.image_width or 0))
     return ImageProjection(config.emb_dim, config.dtype).init(key, images)["params"]

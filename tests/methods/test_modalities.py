@@ -94,9 +94,15 @@ OWN_TABLE = dataclasses.replace(CONFIG, separate_encoder_embedding=True)
 
 @pytest.mark.parametrize(
     "method",
-    [SEPARATE, UNIFIED, dataclasses.replace(SEPARATE, routes=2, bias=True)],
-    ids=["separate", "unified", "of two tasks, with biases"],
-)
+    [
+        pytest.param(SEPARATE, id="separate"),
+        pytest.param(UNIFIED, id="unified", marks=pytest.mark.slow),
+        pytest.param(
+            dataclasses.replace(SEPARATE, routes=2, bias=True), id="of two tasks, with biases",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
 def test_adalink_of_images_is_in_the_projection_and_that_of_text_in_the_table(method):
     """Each modality has its own module: the folded base, made by hand, is a plain one."""
     tree, route = random_adapter(CONFIG, method), method.routes - 1
@@ -120,6 +126,7 @@ def test_an_activation_is_not_in_a_projection():
         method.fold(base(), random_adapter(CONFIG, method), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["translation", "embedding_lora"])
 def test_other_methods_of_the_input_fold_with_images(name):
     method = METHODS[name](**({} if name == "translation" else {"rank": 2}))
@@ -136,8 +143,14 @@ def test_an_invertible_adapter_does_not_fold_with_images():
 
 @pytest.mark.parametrize(
     "method",
-    [SEPARATE, METHODS["lora"](rank=2, by_modality=True, linears=("mlp/*",))],
-    ids=["adalink", "lora"],
+    [
+        pytest.param(SEPARATE, id="adalink"),
+        pytest.param(
+            METHODS["lora"](rank=2, by_modality=True, linears=("mlp/*",)),
+            id="lora",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_routes_are_tasks_and_each_has_its_modalities(method):
     """A batch of two tasks is each alone; adapters stack, split and share a bank bit for bit."""
@@ -161,6 +174,7 @@ def test_routes_are_tasks_and_each_has_its_modalities(method):
     np.testing.assert_allclose(found, mixed, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_by_modality_is_one_product_for_each():
     """At one site: y + s · x · A · B, with the matrices of each token's modality, in NumPy."""
     seen = {}
@@ -210,6 +224,7 @@ def gradients(method, tree, images):
     return flat(jax.jit(jax.grad(loss))(tree))
 
 
+@pytest.mark.slow
 def test_text_alone_teaches_the_image_module_nothing():
     tree = random_adapter(CONFIG, SEPARATE)
     for images in (True, False):
@@ -217,6 +232,7 @@ def test_text_alone_teaches_the_image_module_nothing():
             assert np.abs(leaf[0]).max() > 0 and bool(np.abs(leaf[1]).max() > 0) == images
 
 
+@pytest.mark.slow
 def test_a_new_adapter_is_the_base():
     tree = init_adapter(CONFIG, SEPARATE, base(), jax.random.key(0))
     np.testing.assert_array_equal(logits(merge(base(), tree), SEPARATE), logits(base()))
@@ -237,6 +253,7 @@ def test_the_projection_alone_trains_and_folds():
     assert changed == {*flat(tree)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [False, True])
 def test_adalink_with_a_trained_projection_folds_in_either_order(turned):
     """R images of W' + W' · A · U, whichever part comes first."""
@@ -306,3 +323,16 @@ def test_the_counts_of_pali_x_are_those_of_the_paper():
         assert counts.stored_parameters(config, method) == expected
     _, prompt = gin_files.shipped("pali_x", "prompt_tuning", [])
     assert prompt.size == 64
+
+
+@pytest.mark.slow
+def test_a_batch_costs_what_its_image_tokens_add():
+    """Each adds the projection, and an encoder's and cross-attention's products for it."""
+    shapes = [counts.Shape(2, 8, 4), counts.Shape(2, 8, 4, 3), counts.Shape(2, 11, 4)]
+    text, images, longer = (
+        counts.traced_flops(CONFIG, Method(), shape).forward for shape in shapes
+    )
+    assert images - longer == 2 * 2 * 3 * WIDTH * D and longer > text
+    assert (shapes[0].tokens, shapes[1].tokens) == ("8 + 4", "3 of images + 8 + 4")
+    with pytest.raises(UserError, match="reads text alone"):
+        counts.traced_flops(TEXT, Method(), shapes[1])

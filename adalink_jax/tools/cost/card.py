@@ -143,7 +143,8 @@ def write(
     """
     columns = list(dict.fromkeys(name for one in rows for name in one))
     files.write_text(folder / "cost.csv", tables.csv_text(columns, rows))
-    record = {"shape": dataclasses.asdict(shape), "device": _device(), "rows": list(rows)}
+    sizes = {name: size for name, size in dataclasses.asdict(shape).items() if size}
+    record = {"shape": sizes, "device": _device(), "rows": list(rows)}
     files.write_text(folder / "cost.json", json.dumps(record, indent=1) + "\n")
     text = markdown(rows, shape, config)
     files.write_text(folder / "cost.md", text)
