@@ -81,9 +81,9 @@ class AdaLink(ByModality):
         That of images goes into their projection, ``W' = W + W · W_down · W_up``, where f is the
         identity: no projection has another f behind it.
         """
-        scope = adapter["encoder"][self.scope]
 
         def of(modality: int) -> dict[str, np.ndarray]:
+            scope = adapter["encoder"][self.scope]
             place = 2 * route + modality if self.by_modality else route
             return {name: np.asarray(leaf[place : place + 1]) for name, leaf in scope.items()}
 

@@ -83,6 +83,7 @@ class Compose(Method):
 
     @property
     def needs_images(self) -> bool:
+        """Whether a part does."""
         return any(part.needs_images for part in self.methods)
 
     @property

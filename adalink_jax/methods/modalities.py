@@ -28,6 +28,7 @@ class ByModality(Method):
 
     @property
     def needs_images(self) -> bool:
+        """Whether images have a module of their own."""
         return self.by_modality
 
     def settings(self) -> dict[str, Any]:

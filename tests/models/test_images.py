@@ -133,11 +133,11 @@ def test_a_row_without_an_image_is_the_row_of_text():
     )
 
 
-def test_a_base_of_text_is_the_network_of_before(tiny):
+def test_a_base_of_text_is_the_network_of_before():
     """Its parameters, record and context have nothing of images."""
-    config, params, _ = tiny
-    assert "image_projection" not in abstract_params(config, Method())[0]["encoder"]
-    assert not {"image_width", "image_positions"} & describe_architecture(config).keys()
+    params, _ = abstract_params(TEXT, Method())
+    assert "image_projection" not in params["encoder"]
+    assert not {"image_width", "image_positions"} & describe_architecture(TEXT).keys()
     seen = []
 
     class Looks(Method):
@@ -147,7 +147,7 @@ def test_a_base_of_text_is_the_network_of_before(tiny):
 
     tokens = np.ones((1, 3), np.int32)
     jax.eval_shape(
-        functools.partial(Transformer(config, Looks()).apply, enable_dropout=False),
+        functools.partial(Transformer(TEXT, Looks()).apply, enable_dropout=False),
         {"params": params}, tokens, tokens, tokens,
     )  # fmt: skip
     assert seen and not any(one is not None for one in seen)
@@ -251,10 +251,8 @@ def test_decoding_sees_the_image_and_ends_where_there_is_none():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stacked", [False, True])
-def test_scores_and_beams_see_the_image(stacked):
-    given = batch()
-    params = stack_layers(base()) if stacked else base()
+def test_scores_and_beams_see_the_image():
+    given, params = batch(), base()
     model, source = Transformer(CONFIG), {name: given[name] for name in SOURCE}
     targets = given["decoder_target_tokens"]
     scores = decoding.score_targets(model, params, targets=targets, **source)
@@ -272,11 +270,9 @@ def test_scores_and_beams_see_the_image(stacked):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stacked", [False, True])
-def test_slots_hold_images(stacked):
-    """Of longer inputs, and filled at different times, against greedy decoding."""
-    given = batch()
-    params = stack_layers(base()) if stacked else base()
+def test_slots_hold_images():
+    """Of longer inputs, and filled at different times, against greedy decoding; layers stacked."""
+    given, params = batch(), stack_layers(base())
     model, length, tokens = Transformer(CONFIG), 5, greedy(params, given)
     zeros = jnp.zeros(2)
     choice = slots.Choice(zeros, zeros + 1, zeros.astype(int))
