@@ -303,7 +303,9 @@ PUBLIC = types.MappingProxyType(
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(MODELS, [m for m in MODELS if not re.search("_(base|large|xl|xxl|3b|11b).gin", m)]),
+    mostly_slow(
+        MODELS, [m for m in MODELS if not re.search("_(base|large|xl|xxl|3b|11b|x).gin", m)]
+    ),
 )
 def test_models_have_the_parameters_that_their_headers_state(name):
     stated = int(re.match(r"# .*: ([\d,]+) parameters\.\n", text_of(name))[1].replace(",", ""))

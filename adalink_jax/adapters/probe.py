@@ -47,8 +47,12 @@ def fixed_images(image_width: int | None) -> dict[str, np.ndarray]:
     return {"encoder_images": images.astype(np.float32), "encoder_image_mask": mask}
 
 
-def base_logits(path: str) -> tuple[np.ndarray, str]:
+def base_logits(path: str, images: bool = True) -> tuple[np.ndarray, str]:
     """Loads a base; returns its float32 logits [2, 8, V] on the fixed inputs and its fingerprint.
+
+    Args:
+      path: the base.
+      images: whether the fixed images are among the inputs, if it takes some.
 
     Raises:
       UserError: the base cannot be loaded.
@@ -56,9 +60,9 @@ def base_logits(path: str) -> tuple[np.ndarray, str]:
     config, params = load_base(path)
     inputs, targets = fixed_inputs(config.vocab_size)
     model = Transformer(config)
-    images = fixed_images(config.image_width)
+    given = fixed_images(config.image_width if images else None)
     logits = model.apply(
-        {"params": params}, inputs, targets, targets, **images, enable_dropout=False
+        {"params": params}, inputs, targets, targets, **given, enable_dropout=False
     )
     return np.asarray(logits, np.float32), fingerprint(params)
 
@@ -90,12 +94,15 @@ def transformers_logits(path: str) -> np.ndarray:
         return model(**given, decoder_input_ids=targets).logits.float().numpy()
 
 
-def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray, str]:
+def logits_of(
+    path: str | os.PathLike[str], framework: str, images: bool = True
+) -> tuple[np.ndarray, str]:
     """Computes the logits of a model in a new process.
 
     Args:
       path: a base in any format, or a Hugging Face folder for "transformers".
       framework: "adalink_jax" or "transformers".
+      images: as of `base_logits`.
 
     Returns:
       The logits [2, 8, V] and the base's fingerprint ("" for transformers).
@@ -108,7 +115,7 @@ def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray,
         # Lets the process import this package from the same place, installed or not.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         done = subprocess.run(
-            [sys.executable, "-m", __name__, framework, os.fspath(path), answer],
+            [sys.executable, "-m", __name__, framework, os.fspath(path), answer, str(int(images))],
             env=environment,
             capture_output=True,
             text=True,
@@ -120,11 +127,10 @@ def logits_of(path: str | os.PathLike[str], framework: str) -> tuple[np.ndarray,
             return arrays["logits"], str(arrays["fingerprint"])
 
 
-def _main(framework: str, path: str, answer: str) -> None:
+def _main(framework: str, path: str, answer: str, images: str) -> None:
     try:
-        result = (
-            base_logits(path) if framework == "adalink_jax" else (transformers_logits(path), "")
-        )
+        ours = framework == "adalink_jax"
+        result = base_logits(path, images == "1") if ours else (transformers_logits(path), "")
     except UserError as error:
         sys.exit(f"error: {error}")
     np.savez(answer, logits=result[0], fingerprint=result[1])

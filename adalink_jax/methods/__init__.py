@@ -19,6 +19,7 @@ from adalink_jax.methods.norm_tuning import NormTuning
 from adalink_jax.methods.peanut import PEANuT
 from adalink_jax.methods.position_offsets import PositionOffsets
 from adalink_jax.methods.prefix_tuning import PrefixTuning
+from adalink_jax.methods.projection import Projection
 from adalink_jax.methods.prompt_tuning import PromptTuning
 from adalink_jax.methods.propetl import ProPETL
 from adalink_jax.methods.reft import ReFT
@@ -48,5 +49,6 @@ METHODS: dict[str, type[Method]] = {
     "llama_adapter": LLaMAAdapter,
     "reft": ReFT,
     "compose": Compose,
+    "projection": Projection,
     "full": Full,
 }

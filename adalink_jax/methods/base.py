@@ -135,13 +135,8 @@ class Context:
             front = x[:, :1] if value is None else jnp.full_like(x[:, :1], value)
             return jnp.concatenate([jnp.repeat(front, extra, axis=1), x], axis=1)
 
-        return dataclasses.replace(
-            self,
-            mask=widen(self.mask, 1),
-            tokens=None,
-            routes=widen(self.routes),
-            modalities=widen(self.modalities, TEXT),
-        )
+        rest = {"routes": widen(self.routes), "modalities": widen(self.modalities, TEXT)}
+        return dataclasses.replace(self, mask=widen(self.mask, 1), tokens=None, **rest)
 
 
 @flax.struct.dataclass
@@ -191,6 +186,8 @@ class Method(Checked):
     widens: ClassVar[bool] = False
     # The fields that only training reads.
     training_only: ClassVar[tuple[str, ...]] = ()
+    # Whether the method adapts images, so that a base of text is refused.
+    needs_images = False
 
     @property
     def start(self) -> str:
@@ -416,11 +413,13 @@ class Method(Checked):
         Raises:
           UserError: the method has no routes.
         """
+
+        def of_route(leaf: Array) -> Array:
+            each = len(leaf) // self.routes  # Several where each modality has its own.
+            return leaf[each * route : each * (route + 1)]
+
         flat = self._flat_with_routes(adapter)
-        one = {
-            name: leaf[route : route + 1] if self.has_routes(name) else leaf
-            for name, leaf in flat.items()
-        }
+        one = {n: of_route(leaf) if self.has_routes(n) else leaf for n, leaf in flat.items()}
         return self.with_routes(1), traverse_util.unflatten_dict(one, sep="/")
 
     def stack(self, adapters: Sequence[Params]) -> tuple["Method", Params]:
@@ -436,7 +435,8 @@ class Method(Checked):
                 f"{shared[0]} of the base, which all routes share"
             )
         joined = {name: np.concatenate([one[name] for one in flat]) for name in flat[0]}
-        routes = len(next(iter(joined.values())))
+        name, leaf = next(iter(joined.items()))
+        routes = len(leaf) * self.routes // len(flat[0][name])
         tree = traverse_util.unflatten_dict(joined, sep="/")
         return self.with_routes(routes), tree
 

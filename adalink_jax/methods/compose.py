@@ -82,6 +82,11 @@ class Compose(Method):
         return all(part.routed for part in self.methods)
 
     @property
+    def needs_images(self) -> bool:
+        """Whether a part does."""
+        return any(part.needs_images for part in self.methods)
+
+    @property
     def start(self) -> str:
         """That of the part that is farthest from the base."""
         return max((part.start for part in self.methods), key=_STARTS.index)
@@ -261,8 +266,12 @@ class Compose(Method):
         ]
         if len(linear) > 1:
             raise UserError(f"{' and '.join(linear)} together cannot be folded into linear layers")
-        folded = dict(base)
-        for part, own in zip(self.methods, self._divided(adapter), strict=True):
+
+        def has_own(pair: tuple[Method, Params]) -> bool:
+            return any(map(pair[0].owns, traverse_util.flatten_dict(dict(pair[1]), sep="/")))
+
+        folded, pairs = dict(base), zip(self.methods, self._divided(adapter), strict=True)
+        for part, own in sorted(pairs, key=has_own):  # What is unlocked first: others go into it.
             folded = part.fold(folded, own, route)
         return folded
 

@@ -14,8 +14,8 @@ import numpy as np
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Float
 
-from adalink_jax.methods.base import Array, Context, Method, Params
-from adalink_jax.methods.embeddings import with_own_table
+from adalink_jax.methods.base import TEXT, Array, Context, Method, Params
+from adalink_jax.methods.embeddings import with_own_inputs
 from adalink_jax.methods.low_rank import routed_low_rank, row_routes
 from adalink_jax.values import Size
 
@@ -79,6 +79,8 @@ class EmbeddingLoRA(Method):
         if ctx.stack != "encoder":
             return x, ctx
         delta = _Rows(self.rank, self.routes, name=self.scope)(x.dtype, ctx)
+        if ctx.modalities is not None:  # Images have no row in the table.
+            delta = jnp.where((ctx.modalities == TEXT)[..., None], delta, 0)
         return x + (self.alpha / self.rank) * delta, ctx
 
     def for_inference(self, adapter: Params) -> tuple[Method, Params]:
@@ -95,4 +97,4 @@ class EmbeddingLoRA(Method):
             own, up = (np.asarray(leaves[name][route], np.float32) for name in ("rows", "up"))
             return np.float32(self.alpha / self.rank) * (own[which] @ up)
 
-        return with_own_table(base, ("encoder",), change)
+        return with_own_inputs(base, ("encoder",), change, lambda *projection: projection)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Context, Method, Params
-from adalink_jax.methods.embeddings import with_own_table
+from adalink_jax.methods.embeddings import with_own_inputs
 from adalink_jax.methods.lora import DOWN_INIT
 from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank
 from adalink_jax.values import Size
@@ -93,4 +93,10 @@ class Invertible(Method):
             first = mlp("first", rows[:, half:])
             return np.concatenate([first, mlp("second", rows[:, :half] + first)], axis=-1)
 
-        return with_own_table(base, ("encoder",), change)
+        def project(kernel: Array, bias: Array) -> Any:
+            raise UserError(
+                "an invertible adapter's MLPs cannot be folded into the projection of images, "
+                "which is linear"
+            )
+
+        return with_own_inputs(base, ("encoder",), change, project)

@@ -6,6 +6,9 @@ linear layer of attention and MLP in the encoder's blocks, which is the default 
 rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) divides alpha by √R, so that a larger rank does not
 learn more slowly. LoRA+ (Hayou et al. 2024, arXiv 2402.12354) gives W_up a larger learning rate:
 ``rate_factors = (("*/up", 16.0),)``.
+
+Context-PEFT (Hadji-Kyriacou & Arandjelović 2023, arXiv 2312.08900) gives each modality a module of
+its own: ``by_modality``.
 """
 
 import dataclasses
@@ -30,6 +33,7 @@ from adalink_jax.methods.base import (
 )
 from adalink_jax.methods.linears import OnLinears, kernel_of, modules_of, with_kernels
 from adalink_jax.methods.low_rank import LowRank
+from adalink_jax.methods.modalities import ByModality
 from adalink_jax.values import OneOf, Rate, Size
 
 # The LoRA authors' code: uniform within ±1/√Din.
@@ -39,7 +43,7 @@ DOWN_INIT = nn.initializers.variance_scaling(
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRA(OnLinears):
+class LoRA(OnLinears, ByModality):
     """LoRA on chosen linear layers.
 
     Attributes:
@@ -54,6 +58,8 @@ class LoRA(OnLinears):
       scaling: what alpha is divided by: "rank", or "sqrt_rank" as in rsLoRA.
       rate_factors: factors of the learning rate by shell pattern over the leaves' names.
       gated: whether each token's update is multiplied by UniPELT's gate. It then does not fold.
+      by_modality: whether images and text have a module each, on a base that takes images. It then
+        does not fold.
     """
 
     rank: Size
@@ -66,6 +72,7 @@ class LoRA(OnLinears):
     scaling: Annotated[str, OneOf(("rank", "sqrt_rank"))] = "rank"
     rate_factors: RateFactors = None
     gated: bool = False
+    by_modality: bool = False
 
     scope: ClassVar[str] = "lora"
     size_field: ClassVar[str] = "rank"
@@ -98,12 +105,12 @@ class LoRA(OnLinears):
         delta = LowRank(
             features=y.shape[-1],
             rank=self.rank,
-            routes=self.routes,
+            routes=self.modules,
             down_init=DOWN_INIT,
             dropout_rate=self.dropout_rate,
             gate="token" if self.gated else None,
             name=self.scope,
-        )(x, ctx)
+        )(x, self.of_modules(ctx))
         return y + (ctx.gate * self.scale) * delta
 
     def for_inference(self, adapter: Params) -> tuple[Method, Params]:
@@ -119,6 +126,8 @@ class LoRA(OnLinears):
         """Adds the scaled product of W_down and W_up to each adapted kernel, in float32."""
         if self.gated:
             raise UserError("LoRA with gates cannot be folded: a gate depends on the token")
+        if self.by_modality:
+            raise UserError("LoRA by modality cannot be folded: images and text share each kernel")
         kernels = {
             place: kernel_of(base, place)
             + np.float32(self.scale) * (leaves["down"][route] @ leaves["up"][route])

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from adalink_jax.methods.base import Array, Context, Method, Params, Stacks
-from adalink_jax.methods.embeddings import with_own_table
+from adalink_jax.methods.embeddings import with_own_inputs
 from adalink_jax.methods.low_rank import Vector
 from adalink_jax.values import Size
 
@@ -38,9 +38,10 @@ class Translation(Method):
         return x + vector(x.shape[-1], x.dtype, ctx), ctx
 
     def fold(self, base: Params, adapter: Params, route: int) -> dict[str, Any]:
-        """Adds the vector to every row of the encoder's token table."""
+        """Adds the vector to every row of the encoder's token table, and to images."""
+        vector = np.asarray(adapter["encoder"][self.scope]["bias"][route])
 
         def change(rows: Array, which: slice) -> Array:
-            return np.asarray(adapter["encoder"][self.scope]["bias"][route])
+            return vector
 
-        return with_own_table(base, self.stacks, change)
+        return with_own_inputs(base, self.stacks, change, lambda w, bias: (w, bias + vector))

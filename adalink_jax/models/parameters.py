@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Method, Params, split
+from adalink_jax.models.layers import ImageProjection
 from adalink_jax.models.stacking import STACKED, STACKS
 from adalink_jax.models.t5 import T5Config, Transformer
 
@@ -72,6 +73,12 @@ def _traced(config: T5Config, method: Method) -> tuple[Params, Params]:
 def init_base(config: T5Config, key: Array) -> Params:
     """Initializes a base with random weights, as T5X does."""
     return jax.jit(lambda key: _variables(config, Method(), key)["params"])(key)
+
+
+def init_projection(config: T5Config, key: jax.Array) -> Params:
+    """Initializes the projection of images of a base that had none: ``kernel``, ``bias``."""
+    images = jnp.zeros((1, 1, config.image_width or 0))
+    return ImageProjection(config.emb_dim, config.dtype).init(key, images)["params"]
 
 
 def init_adapter(

@@ -265,6 +265,11 @@ class Transformer(nn.Module):
 
     def setup(self):
         cfg = self.config
+        if self.method.needs_images and cfg.image_width is None:
+            raise UserError(
+                f"{type(self.method).__name__} adapts images, but the base reads text alone: its "
+                "image_width is None"
+            )
         self.token_embedder = Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
         self.encoder = Encoder(cfg, self.token_embedder, self.method)
         self.decoder = Decoder(cfg, self.token_embedder, self.method)

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -241,6 +242,42 @@ def test_programs_serve_any_adapter_batch_and_length(run, base, write_adapter, n
             blank = np.zeros(longest, np.int32)
             np.testing.assert_array_equal(call["greedy"](*given, blank), tokens)
     assert results[0].shape == (2, 3) and results[1].shape == (3, 2)
+
+
+@pytest.mark.slow
+def test_a_base_with_images_is_folded_and_exported_with_them(run, write_base, write_adapter):
+    config = dataclasses.replace(CONFIGS["t5_1_1"], image_width=5)
+    folder = write_base(config)
+    method = METHODS["adalink"](rank=2, routes=2, by_modality=True)
+    adapter = write_adapter(method, folder)
+    adaptation = load.load_adaptation(adapter, folder)
+    code, target, _, errors = run(adapter, folder, "t5x", route="task_1")
+    assert (code, errors) == (0, "")
+    found, params = load_base(target)
+    assert (found.image_width, found.separate_encoder_embedding) == (5, True)
+    np.testing.assert_allclose(load.logits(found, params), adaptation.logits(1), atol=1e-4)
+    code, target, _, errors = run(adapter, folder, "stablehlo", to="programs")
+    assert (code, errors) == (0, "")
+    signature = json.loads((target / "signature.json").read_text())
+    arguments = signature["programs"]["encode"]["arguments"]
+    assert [(one["name"], one["dtype"]) for one in arguments[2:]] == [
+        ("inputs", "int32"), ("routes", "int32"), ("images", "float32"), ("image_mask", "int32")
+    ]  # fmt: skip
+    rng = np.random.default_rng(3)
+    inputs = rng.integers(3, 3000, (3, 4)).astype(np.int32)
+    routes, mask = np.array([1, 0, 1], np.int32), np.ones((3, 7), np.int32)
+    images = rng.normal(size=(3, 7, 5)).astype(np.float32)
+    arrays = [flat(tree) for tree in (adaptation.base, adaptation.adapter.tree)]
+    program = jax.export.deserialize(bytearray((target / "greedy.stablehlo").read_bytes()))
+    tokens = program.call(*arrays, inputs, routes, np.zeros(5, np.int32), images, mask)
+    expected = decoding.greedy(
+        Transformer(config, method), adaptation.params, inputs, 5, routes=routes,
+        encoder_images=images,
+    )  # fmt: skip
+    np.testing.assert_array_equal(tokens, expected)
+    for form, says in (("huggingface", "takes images"), ("peft", "takes images")):
+        code, _, _, errors = run(adapter, folder, form, to=form, route="task_1")
+        assert code == 2 and says in errors and len(errors.splitlines()) == 1
 
 
 def flat(tree):

@@ -140,12 +140,13 @@ PARAMETERS = {
     "Loss": {"z_loss": "amount", "label_smoothing": "rate"},
     "adalink.AdaLink": {
         **{"rank": "size", "activation": "name", "routes": "size", "stacks": "list of names"},
-        **{"bias": "flag", "dropout_rate": "rate"},
+        **{"bias": "flag", "dropout_rate": "rate", "by_modality": "flag"},
     },
     "lora.LoRA": {
         **{"rank": "size", "alpha": "number", "linears": "list of names", "routes": "size"},
         **{"stacks": "list of names", "layers": "numbers?", "dropout_rate": "rate"},
         **{"scaling": "name", "rate_factors": "object?", "gated": "flag"},
+        **{"by_modality": "flag"},
     },
     "prompt_tuning.PromptTuning": {
         **{"length": "size", "reparameterise": "flag", "bottleneck": "size", "routes": "size"},

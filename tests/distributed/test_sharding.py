@@ -12,7 +12,7 @@ from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.parameters import abstract_params
-from tests.methods.toys import example
+from tests.methods.toys import OF_TEXT, example
 
 
 def test_a_batch_that_the_mesh_does_not_divide():
@@ -31,7 +31,7 @@ def test_devices_that_a_model_cannot_be_spread_over():
         sharding.make_mesh(sharding.Layout(more))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_TEXT)
 def test_every_axis_has_a_rule_and_adapters_are_not_split(tiny, name):
     _, axes = abstract_params(tiny[0], example(name))
     rules = dict(sharding.RULES)

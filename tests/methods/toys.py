@@ -27,6 +27,10 @@ def example(name: str) -> Method:
     return METHODS[name](**required(name))
 
 
+# Those that a base of text can have; the others adapt images.
+OF_TEXT = tuple(name for name in METHODS if not example(name).needs_images)
+
+
 def blank(config, method: Method):
     """A method's tree in zeros, to be filled: nothing is compiled, as by `init_adapter`."""
     tree, _ = split(abstract_params(config, method)[0], method)

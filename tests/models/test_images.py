@@ -133,11 +133,11 @@ def test_a_row_without_an_image_is_the_row_of_text():
     )
 
 
-def test_a_base_of_text_is_the_network_of_before(tiny):
+def test_a_base_of_text_is_the_network_of_before():
     """Its parameters, record and context have nothing of images."""
-    config, params, _ = tiny
-    assert "image_projection" not in abstract_params(config, Method())[0]["encoder"]
-    assert not {"image_width", "image_positions"} & describe_architecture(config).keys()
+    params, _ = abstract_params(TEXT, Method())
+    assert "image_projection" not in params["encoder"]
+    assert not {"image_width", "image_positions"} & describe_architecture(TEXT).keys()
     seen = []
 
     class Looks(Method):
@@ -147,12 +147,13 @@ def test_a_base_of_text_is_the_network_of_before(tiny):
 
     tokens = np.ones((1, 3), np.int32)
     jax.eval_shape(
-        functools.partial(Transformer(config, Looks()).apply, enable_dropout=False),
+        functools.partial(Transformer(TEXT, Looks()).apply, enable_dropout=False),
         {"params": params}, tokens, tokens, tokens,
     )  # fmt: skip
     assert seen and not any(one is not None for one in seen)
 
 
+@pytest.mark.slow
 def test_without_positions_no_bias_involves_an_image():
     """VL-T5's way, in NumPy: one layer's attention weights with random biases."""
     config = dataclasses.replace(CONFIG, image_positions="none", num_encoder_layers=1)
@@ -202,6 +203,7 @@ def test_without_positions_no_bias_involves_an_image():
     assert np.abs(found - encoded(joint, params)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_prompt_stands_in_front_of_the_image():
     """P vectors are the same as P image tokens more, in front of the others."""
     method = PromptTuning(length=3, reparameterise=False)
@@ -223,24 +225,35 @@ def test_a_prompt_stands_in_front_of_the_image():
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("stacked", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_decoding_reads_the_image_once(stacked):
-    """Greedy, beams, scores and slots against the network on whole sequences."""
-    given = batch()
-    params = stack_layers(base()) if stacked else base()
-    model, length = Transformer(CONFIG), 5
-    source = {name: given[name] for name in ("encoder_input_tokens", *IMAGES)}
-    tokens = np.asarray(decoding.greedy(model, params, max_length=length, **source))
+SOURCE = ("encoder_input_tokens", *IMAGES)
+
+
+def greedy(params, given, length=5):
+    source = {name: given[name] for name in SOURCE}
+    return np.asarray(decoding.greedy(Transformer(CONFIG), params, max_length=length, **source))
+
+
+def test_decoding_sees_the_image_and_ends_where_there_is_none():
+    """Greedy against the network on whole sequences; an image without text is no filler."""
+    given = batch(rows=4)
+    given["encoder_input_tokens"][3] = 0
+    tokens = greedy(base(), given)
     steps = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
-    logits = applied(
-        model, params,
-        {**source, "decoder_input_tokens": steps, "decoder_target_tokens": np.ones_like(steps)},
-    )  # fmt: skip
-    for row, best in zip(tokens, np.argmax(logits, -1), strict=True):
-        end = row.tolist().index(1) + 1 if 1 in row else length
-        np.testing.assert_array_equal(row[:end], best[:end])
-    blind = decoding.greedy(model, params, source["encoder_input_tokens"], length)
-    assert not np.array_equal(tokens[0], blind[0]) and np.array_equal(tokens[2], blind[2])
+    whole = {**given, "decoder_input_tokens": steps, "decoder_target_tokens": np.ones_like(steps)}
+    best = np.argmax(applied(Transformer(CONFIG), base(), whole), -1)
+    for row in range(3):
+        end = tokens[row].tolist().index(1) + 1 if 1 in tokens[row] else 5
+        np.testing.assert_array_equal(tokens[row, :end], best[row, :end])
+    assert not tokens[3].any()
+    given["encoder_input_tokens"][:] = 0
+    found = greedy(base(), given)
+    assert found[:2, 0].all() and not found[2:].any()
+
+
+@pytest.mark.slow
+def test_scores_and_beams_see_the_image():
+    given, params = batch(), base()
+    model, source = Transformer(CONFIG), {name: given[name] for name in SOURCE}
     targets = given["decoder_target_tokens"]
     scores = decoding.score_targets(model, params, targets=targets, **source)
     shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
@@ -249,12 +262,18 @@ def test_decoding_reads_the_image_once(stacked):
     np.testing.assert_allclose(scores, chosen[..., 0].sum(1), atol=1e-4)
     options = decoding.score_options(model, params, options=targets, **source)
     np.testing.assert_allclose(np.diag(options), scores, atol=1e-4)
-    beams = decoding.beam_search(model, params, max_length=length, beam_size=3, **source)
+    beams = decoding.beam_search(model, params, max_length=5, beam_size=3, **source)
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in source.items()}
-        one = decoding.beam_search(model, params, max_length=length, beam_size=3, **alone)
+        one = decoding.beam_search(model, params, max_length=5, beam_size=3, **alone)
         np.testing.assert_array_equal(beams[row], one[0])
-    # Slots of longer inputs, filled at different times.
+
+
+@pytest.mark.slow
+def test_slots_hold_images():
+    """Of longer inputs, and filled at different times, against greedy decoding; layers stacked."""
+    given, params = batch(), stack_layers(base())
+    model, length, tokens = Transformer(CONFIG), 5, greedy(params, given)
     zeros = jnp.zeros(2)
     choice = slots.Choice(zeros, zeros + 1, zeros.astype(int))
     state = slots.empty(model, params, 3, 9, length, images=M)
@@ -274,17 +293,6 @@ def test_decoding_reads_the_image_once(stacked):
         assert [int(token) for token in row[:end]] == alone[:end]
 
 
-def test_an_image_without_text_is_no_filler():
-    given = batch(rows=3)
-    tokens = np.zeros_like(given["encoder_input_tokens"])
-    found = np.asarray(
-        decoding.greedy(
-            Transformer(CONFIG), base(), tokens, 4, **{name: given[name] for name in IMAGES}
-        )
-    )
-    assert found[:2, 0].all() and not found[2].any()
-
-
 def test_one_place_lists_the_inputs():
     arguments = inspect.signature(Transformer.__call__).parameters
     assert FEATURES.keys() == arguments.keys() - {"self", "enable_dropout", "decode"}
@@ -295,6 +303,7 @@ def test_one_place_lists_the_inputs():
     assert features_of({**given, "decoder_loss_weights": 0}) == given
 
 
+@pytest.mark.slow
 def test_the_step_sees_images_and_trains_their_projection():
     given = {**batch(), "decoder_loss_weights": np.ones((3, 4), np.float32)}
 

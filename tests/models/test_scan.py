@@ -23,7 +23,7 @@ from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.tools.cost.counts import Shape, traced_flops
 from adalink_jax.training import optimizers, state, step
 from adalink_jax.training.selection import tracking
-from tests.methods.toys import required
+from tests.methods.toys import OF_TEXT, required
 from tests.tiers import mostly_slow
 from tests.tools.cost import formulas
 
@@ -35,7 +35,7 @@ CASES = {
     "prompt_tuning": ("prompt_tuning", {"length": 4, "bottleneck": 5, "dropout_rate": 0.0}),
 }
 # A method that is added to `METHODS` runs through the tests unasked.
-CASES |= {name: (name, required(name)) for name in METHODS if name not in dict(CASES.values())}
+CASES |= {name: (name, required(name)) for name in OF_TEXT if name not in dict(CASES.values())}
 STEPS = 5
 # All have the same logits and gradients; steps are taken with what differs in leaves and optimizer.
 STEPPED = ("full", "adalink", "lora_of_one_layer", "prompt_tuning", "prefix_tuning", "propetl")

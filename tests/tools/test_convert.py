@@ -152,3 +152,32 @@ def test_transformers_answers_for_its_folders(mini_base, tmp_path):
     save_base(tmp_path / "hf", open_base(mini_base), "huggingface")
     found, _ = probe.logits_of(tmp_path / "hf", "transformers")
     np.testing.assert_allclose(found, logits(mini_base), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_base_of_text_gets_a_projection(mini_base, tmp_path):
+    """Its text is as before, bit for bit; images are seen, by a projection of the seed."""
+    convert(str(mini_base), str(tmp_path / "one"), "native", image_width=5, seed=3)
+    (before, old), (after, new) = load_base(mini_base), load_base(tmp_path / "one")
+    assert (before.image_width, after.image_width) == (None, 5)
+    projection = new["encoder"].pop("image_projection")
+    assert fingerprint(new) == fingerprint(old)
+    # Variance 1 / width, as of T5's other kernels; no bias.
+    assert 0.3 < np.sqrt(5) * projection["kernel"].std() < 1.2 and not projection["bias"].any()
+    again = converting._with_projection(open_base(mini_base), 5, 3)
+    np.testing.assert_array_equal(
+        again.read("encoder/image_projection/kernel"), projection["kernel"]
+    )
+    with pytest.raises(UserError, match="takes images already"):
+        convert(str(tmp_path / "one"), str(tmp_path / "two"), "native", image_width=5)
+    with pytest.raises(UserError, match="no place for their projection"):
+        convert(str(mini_base), str(tmp_path / "three"), "huggingface", image_width=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
+
+
+def test_widths_and_seeds_of_a_projection_are_checked(mini_base):
+    base = open_base(mini_base)
+    with pytest.raises(UserError, match="image_width"):
+        converting._with_projection(base, 0, 0)
+    with pytest.raises(UserError, match="--seed is -1"):
+        converting._with_projection(base, 5, -1)

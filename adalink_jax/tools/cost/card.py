@@ -82,8 +82,9 @@ def rows(
       UserError: a size of the shape is below 1.
     """
     for name, size in dataclasses.asdict(shape).items():
-        if size < 1:
-            raise UserError(f"{name} is {size}; it must be at least 1")
+        least = 0 if name == "images" else 1
+        if size < least:
+            raise UserError(f"{name} is {size}; it must be at least {least}")
     table = []
     for candidate in candidates:
         print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
@@ -142,7 +143,8 @@ def write(
     """
     columns = list(dict.fromkeys(name for one in rows for name in one))
     files.write_text(folder / "cost.csv", tables.csv_text(columns, rows))
-    record = {"shape": dataclasses.asdict(shape), "device": _device(), "rows": list(rows)}
+    sizes = {name: size for name, size in dataclasses.asdict(shape).items() if size}
+    record = {"shape": sizes, "device": _device(), "rows": list(rows)}
     files.write_text(folder / "cost.json", json.dumps(record, indent=1) + "\n")
     text = markdown(rows, shape, config)
     files.write_text(folder / "cost.md", text)
@@ -164,7 +166,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
     table = [_cells(one, compiled, memory, measured) for one in rows]
     text = tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 2)
     facts = {
-        "shape": f"{shape.batch} rows of {shape.inputs} + {shape.targets} tokens",
+        "shape": f"{shape.batch} rows of {shape.tokens} tokens",
         "dtype": str(config.dtype),
         "dropout_rate": config.dropout_rate,
         "device": _device(),

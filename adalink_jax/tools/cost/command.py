@@ -11,6 +11,7 @@ adalink cost --model flan_t5_base --budget 65536
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 from adalink_jax import files
 from adalink_jax.config import gin_files
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=32, help="rows of a batch")
     parser.add_argument("--inputs", type=int, default=512, help="tokens of a row's input")
     parser.add_argument("--targets", type=int, default=16, help="tokens of a row's target")
+    parser.add_argument("--images", type=int, default=0, help="image vectors of a row's input")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of the activations")
     parser.add_argument("--compile", action="store_true", help="compile for this device")
     parser.add_argument("--memory", action="store_true", help="compile its memory at each remat")
@@ -35,26 +37,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Prints and writes the card, or prints the settings that match the budget."""
+    candidates = list(_candidates(flags))
     if flags.budget is not None:
-        for model in flags.model:
-            for label in flags.method or METHODS:
-                name = label.partition(":")[0]
-                print(f"{model}, {name}: {matched(model, label, flags.budget).line()}")
+        for one in candidates:
+            name = one.label.partition(":")[0]
+            found = budget.match(one.config, one.method, flags.budget)
+            print(f"{one.model}, {name}: {found.line()}")
         return
-    candidates = []
-    for model in flags.model:
-        for label in flags.method or METHODS:
-            name, *settings = label.split(":")
-            architecture, method = gin_files.shipped(model, name, settings)
-            # Without scan: XLA counts a loop's body only once.
-            changes = {"dtype": flags.dtype, "scan_layers": False}
-            architecture = dataclasses.replace(architecture, **changes)
-            candidates.append(card.Candidate(model, architecture, label, method))
-    shape = card.Shape(flags.batch, flags.inputs, flags.targets)
+    shape = card.Shape(flags.batch, flags.inputs, flags.targets, flags.images)
     rows = card.rows(candidates, shape, flags.compile, flags.memory, flags.measure)
     with files.held(flags.to, "the card"):
         text = card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to))
     print(text)
+
+
+def _candidates(flags: argparse.Namespace) -> Iterator[card.Candidate]:
+    """Models × methods; by default all methods that the model can have."""
+    for model in flags.model:
+        for label in flags.method or METHODS:
+            name, *settings = label.split(":")
+            architecture, method = gin_files.shipped(model, name, settings)
+            if not flags.method and method.needs_images and architecture.image_width is None:
+                continue
+            # Without scan: XLA counts a loop's body only once.
+            changes = {"dtype": flags.dtype, "scan_layers": False}
+            architecture = dataclasses.replace(architecture, **changes)
+            yield card.Candidate(model, architecture, label, method)
 
 
 def matched(model: str, label: str, parameters: int) -> budget.Match:

@@ -45,6 +45,12 @@ class Shape:
     targets: int
     images: int = 0
 
+    @property
+    def tokens(self) -> str:
+        """The lengths of a row in words, e.g. "512 + 16", or "257 of images + 32 + 16"."""
+        images = f"{self.images} of images + " if self.images else ""
+        return f"{images}{self.inputs} + {self.targets}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=128, help="rows of the global batch")
     parser.add_argument("--inputs", type=int, default=512, help="tokens of a row's input")
     parser.add_argument("--targets", type=int, default=16, help="tokens of a row's target")
+    parser.add_argument("--images", type=int, default=0, help="image vectors of a row's input")
     parser.add_argument("--remat", default="none", help="none, minimal or full, as in a run")
     parser.add_argument(
         "--fully_sharded", action="store_true", help="shard the base over all chips"
@@ -84,6 +85,8 @@ def _check(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if flags.images < 0:
+        raise UserError(f"images is {flags.images}; it must be at least 0")
     flags.optimizer = flags.optimizer or ["adafactor"]
     chosen: list[tuple[str, Any, Any]] = [("optimization_level", flags.optimization_level, LEVELS)]
     chosen += [("optimizer", value, OPTIMIZERS) for value in flags.optimizer]
@@ -100,12 +103,14 @@ def _cases(flags: argparse.Namespace) -> Iterator[Case]:
     slices = [topologies.find(name) for name in dict.fromkeys(flags.topology)]
     topologies.libtpu_version()
     layouts = {each: _layout(each, flags) for each in slices}
-    shape = Shape(flags.batch, flags.inputs, flags.targets)
+    shape = Shape(flags.batch, flags.inputs, flags.targets, flags.images)
     for model in flags.model:
         for topology in slices:
             for label in flags.method or METHODS:
                 name, *settings = label.split(":")
                 architecture, method = gin_files.shipped(model, name, settings)
+                if not flags.method and method.needs_images and architecture.image_width is None:
+                    continue
                 changes = {"dtype": "bfloat16", "remat": flags.remat}
                 architecture = dataclasses.replace(architecture, **changes)
                 for optimizer in flags.optimizer:

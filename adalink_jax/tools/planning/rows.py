@@ -29,6 +29,7 @@ def question(case: Case, level: str) -> dict[str, Any]:
         "batch": case.shape.batch,
         "inputs": case.shape.inputs,
         "targets": case.shape.targets,
+        **({"images": case.shape.images} if case.shape.images else {}),
         "gradient_accumulation_steps": case.accumulation,
         "optimizer": case.optimizer,
         "dtype": str(case.config.dtype),

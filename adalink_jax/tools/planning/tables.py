@@ -10,6 +10,7 @@ from typing import Any
 from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.tools import tables
+from adalink_jax.tools.cost.counts import Shape
 from adalink_jax.tools.planning.topologies import GIB
 
 Row = Mapping[str, Any]
@@ -82,14 +83,19 @@ def markdown(rows: Sequence[Row], missing: int = 0) -> str:
     parts = ["# Does it fit", ""]
     if missing:
         parts += [f"**Partial: {missing} of the rows that were asked for are not there yet.**", ""]
-    shapes = {(row["batch"], row["inputs"], row["targets"]) for row in rows}
+    shapes = {_shape(row) for row in rows}
     several = len(shapes) > 1
     if not several:
-        parts += ["{} rows of {} + {} tokens.".format(*shapes.pop()), ""]
+        shape = shapes.pop()
+        parts += [f"{shape.batch} rows of {shape.tokens} tokens.", ""]
     table = [_cells(row, several) for row in rows]
     parts.append(tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 5))
     parts += ["", _NOTES, *_smallest(rows), *_refusals(rows)]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _shape(row: Row) -> Shape:
+    return Shape(row["batch"], row["inputs"], row["targets"], row.get("images", 0))
 
 
 def layout(row: Row) -> str:
@@ -117,7 +123,7 @@ def _cells(row: Row, shape: bool) -> dict[str, str]:
         "layout": layout(row),
     }
     if shape:
-        cells["shape"] = f"{row['batch']} × {row['inputs']} + {row['targets']}"
+        cells["shape"] = f"{row['batch']} × {_shape(row).tokens}"
     again = "*" if row["decided_at"] != row["optimization_level"] else ""
     kinds = row["collectives"]  # None for a refused step, empty on one chip.
     sent = sum(kind["sent_bytes"] for kind in (kinds or {}).values())

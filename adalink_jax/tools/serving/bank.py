@@ -99,7 +99,8 @@ class Bank:
             _, tree = widened(self._config, method, tree, self._size)
 
         def put(leaf, value):
-            return leaf.at[slot].set(value[0])
+            # A route may have several modules, side by side.
+            return jax.lax.dynamic_update_slice_in_dim(leaf, value, slot * len(value), axis=0)
 
         self.params = jax.tree.map(put, self.params, dict(tree))
 

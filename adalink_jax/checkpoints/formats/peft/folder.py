@@ -77,8 +77,13 @@ def save_peft(
         nothing is left behind.
 
     Raises:
-      UserError: PEFT has no such method, or the folder exists or cannot be written.
+      UserError: PEFT has no such method, the base takes images, or the folder exists or cannot be
+        written.
     """
+    if config.image_width is not None:
+        raise UserError(
+            "the base takes images, and PEFT's adapters here are of transformers' T5, without any"
+        )
     # Subclasses are refused: they may compute something else.
     found = next((one for one in FORMATS if type(method) is one.method), None)
     if found is None:
