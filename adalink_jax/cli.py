@@ -168,7 +168,7 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
             "adalink_jax.tools.completion",
         ),
         "quickstart": Command(
-            "see what AdaLink does with an embedded base, in two minutes",
+            "see what AdaLink does with an embedded base, in minutes",
             "adalink_jax.tools.sweep.quickstart",
             # Each training compiles for itself, so that their times can be compared.
             {"JAX_ENABLE_COMPILATION_CACHE": "false"},

@@ -1,4 +1,4 @@
-"""Shows in two minutes what AdaLink does: a small base before and after, on few examples.
+"""Shows what AdaLink does in a few minutes: a small base before and after, on few examples.
 
 adalink quickstart
 
@@ -78,7 +78,7 @@ _AFTER = """
 """
 _END = """
 Each training took {steps} steps, one after the other; its seconds include compiling. One draw of
-so few examples says little: docs/tutorials/first_hour.md has five of each.
+so few examples says little: docs/tutorials/first_hour.md has more of them.
 The adapter is in {out}/adalink_16/adapter, plots and tables in {out}/report/report.html.
 Next, the eight tasks and two bases of the small world:  adalink experiment runs/mini --jobs 2"""
 _YOURS = """
