@@ -1,0 +1,220 @@
+"""Trains the two bases of the image world, with their image encoder, from random weights.
+
+adalink pretrain-images runs/image_bases
+
+There are three stages: the image encoder, a ViT, learns to name what each patch shows; ViT and T5
+are trained together on `mini_image_raw`, which gives the raw base; T5 alone goes on with
+`mini_image_instructions`, which gives the tuned base of the same encoder. OUT/encoder, OUT/raw and
+OUT/tuned hold them. A stage that was stopped goes on from its last saved step.
+"""
+
+import argparse
+import dataclasses
+import functools
+import logging
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+from flax import traverse_util
+
+from adalink_jax import files
+from adalink_jax.models.parameters import init_base
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.models.vision.vit import ViT, ViTConfig
+from adalink_jax.tools import image_examples
+from adalink_jax.training.losses import cross_entropy
+
+VISION = ViTConfig(width=128, depth=3, num_heads=4, mlp_dim=256, patch_size=8, image_size=32)
+TEXT = T5Config(
+    vocab_size=256,
+    emb_dim=128,
+    num_heads=4,
+    num_encoder_layers=3,
+    num_decoder_layers=2,
+    head_dim=32,
+    mlp_dim=256,
+    mlp_activations=("gelu", "linear"),
+    logits_via_embedding=False,
+    image_width=128,
+)
+_WARMUP, _DECAY = 200, 0.25  # Steps at the start, and the share of steps at the end.
+_SAVED_EVERY = 60.0  # Seconds.
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training.
+
+    Attributes:
+      name: its name.
+      mixture: what it is trained on.
+      steps: number of steps.
+      batch_size: examples of a step.
+      rate: Adam's learning rate after the warm-up; it falls to 0 in the last steps.
+      trains: the trees that it trains, of "vision", "names" (the patches' classifier) and "text".
+    """
+
+    name: str
+    mixture: str
+    steps: int
+    batch_size: int
+    rate: float
+    trains: tuple[str, ...]
+
+
+STAGES = (
+    Stage("encoder", "mini_image_raw", 4000, 128, 1e-3, ("vision", "names")),
+    Stage("raw", "mini_image_raw", 6000, 64, 1e-3, ("vision", "text")),
+    Stage("tuned", "mini_image_instructions", 3000, 64, 5e-4, ("text",)),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder and the numbers of steps."""
+    parser.add_argument("out", metavar="OUT", help="the folder of encoder and bases")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
+    for stage in STAGES:
+        flag = f"--{stage.name}_steps"
+        parser.add_argument(flag, type=int, default=stage.steps, help=f"steps of {stage.name}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains all stages that are not finished."""
+    out = pathlib.Path(arguments.out)
+    params = _initial(arguments.seed)
+    for stage in STAGES:
+        steps = getattr(arguments, f"{stage.name}_steps")
+        params = _trained(dataclasses.replace(stage, steps=steps), params, out, arguments.seed)
+
+
+def _initial(seed: int) -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    pixels = jnp.zeros((1, VISION.image_size, VISION.image_size, 3))
+    names = jax.nn.initializers.lecun_normal()
+    width = len(image_examples.THINGS) + len(image_examples.COLORS)
+    return {
+        "vision": ViT(VISION).init(keys[0], pixels)["params"],
+        "names": {"kernel": names(keys[1], (VISION.width, width))},
+        "text": init_base(TEXT, keys[2]),
+    }
+
+
+def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+    """Returns the mean cross-entropy of what patches show, and the share that is right."""
+    pixels, labels = (
+        jnp.concatenate([one[name] for one in batch.values() if name in one])
+        for name in ("pixels", "labels")
+    )
+    tokens = ViT(VISION).apply({"params": params["vision"]}, _scaled(pixels))
+    logits = tokens @ params["names"]["kernel"]
+    total, right = 0.0, []
+    for i, part in enumerate(jnp.split(logits, [len(image_examples.THINGS)], axis=-1)):
+        known = labels[:, i] >= 0
+        targets = jnp.maximum(labels[:, i], 0)
+        loss, _ = cross_entropy(part, targets, known.astype(jnp.float32))
+        total += loss / jnp.maximum(known.sum(), 1)
+        right.append(jnp.sum((part.argmax(-1) == targets) & known) / jnp.maximum(known.sum(), 1))
+    return total, {"things": right[0], "colors": right[1]}
+
+
+def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+    """Returns the mean cross-entropy of the targets, and the share of whole targets by task."""
+    total, count, right = 0.0, 0.0, {}
+    for name, one in batch.items():
+        images = None
+        if "pixels" in one:
+            images = ViT(VISION).apply({"params": params["vision"]}, _scaled(one["pixels"]))
+        targets = one["targets"]
+        logits = Transformer(TEXT).apply(
+            {"params": params["text"]},
+            one["inputs"],
+            jnp.pad(targets[:, :-1], ((0, 0), (1, 0))),
+            targets,
+            encoder_images=images,
+            enable_dropout=False,
+        )
+        weights = (targets > 0).astype(jnp.float32)
+        total += cross_entropy(logits, targets, weights, z_loss=1e-4)[0]
+        count += weights.sum()
+        right[name] = jnp.mean(jnp.all((logits.argmax(-1) == targets) | (targets == 0), axis=-1))
+    return total / count, right
+
+
+def _scaled(pixels: jax.Array) -> jax.Array:
+    return (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
+
+
+def _optimizer(stage: Stage) -> optax.GradientTransformation:
+    decay = max(1, int(stage.steps * _DECAY))
+    falls = optax.linear_schedule(stage.rate, 0.0, decay, stage.steps - decay)
+    rate = lambda step: jnp.minimum(stage.rate * (step + 1) / _WARMUP, falls(step))  # noqa: E731
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
+
+
+def _trained(
+    stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int
+) -> dict[str, Any]:
+    """Trains a stage from its last saved step, or from the end of the stage before it."""
+    optimizer = _optimizer(stage)
+    loss_of = patch_loss if stage.name == "encoder" else text_loss
+    frozen = {name: tree for name, tree in params.items() if name not in stage.trains}
+    trainable = {name: params[name] for name in stage.trains}
+    path = out / f"{stage.name}.state.safetensors"
+    step, trainable, optimizer_state = _restored(path, trainable, optimizer.init(trainable))
+    if step == stage.steps:
+        return frozen | trainable
+    examples = image_examples.load(stage.mixture, "train")
+    held_out = image_examples.load(stage.mixture, "validation")
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(trainable, optimizer_state, frozen, batch):
+        loss = lambda trainable: loss_of(frozen | trainable, batch)  # noqa: E731
+        (value, right), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
+        return optax.apply_updates(trainable, updates), optimizer_state, value, right
+
+    validate = jax.jit(lambda params, batch: loss_of(params, batch))
+    saved, losses, start, first = time.monotonic(), [], time.monotonic(), step
+    while step < stage.steps:
+        batch = examples.batch(stage.batch_size, np.random.default_rng((seed, step)))
+        trainable, optimizer_state, loss, _ = update(trainable, optimizer_state, frozen, batch)
+        losses.append(loss)
+        step += 1
+        if step == stage.steps or time.monotonic() - saved > _SAVED_EVERY:
+            _save(path, step, trainable, optimizer_state)
+            value, right = validate(frozen | trainable, held_out.whole())
+            shown = "  ".join(f"{name} {100 * float(x):.1f}" for name, x in sorted(right.items()))
+            pace = (time.monotonic() - start) / (step - first)
+            mean = float(np.mean(jax.device_get(losses)))
+            logger.warning(
+                "%s %d/%d  %.3f s a step  loss %.3f, held out %.3f  right in percent: %s",
+                stage.name, step, stage.steps, pace, mean, value, shown,
+            )  # fmt: skip
+            saved, losses = time.monotonic(), []
+    return frozen | trainable
+
+
+def _save(path: pathlib.Path, step: int, *trees: Any) -> None:
+    leaves = jax.device_get(jax.tree.leaves(trees))
+    arrays = {f"{i:04}": np.ascontiguousarray(leaf) for i, leaf in enumerate(leaves)}
+    with files.replaced_file(path) as file:
+        file.write(safetensors.numpy.save(arrays | {"step": np.array(step)}))
+
+
+def _restored(path: pathlib.Path, *trees: Any) -> tuple[Any, ...]:
+    """Returns the step and the trees of a state's file; without one, 0 and the trees given."""
+    if not path.exists():
+        return 0, *trees
+    arrays = safetensors.numpy.load(path.read_bytes())
+    step = int(arrays.pop("step"))
+    leaves = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
+    return step, *jax.tree.unflatten(jax.tree.structure(trees), leaves)
