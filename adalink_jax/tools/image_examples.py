@@ -1,6 +1,7 @@
 """The image world's examples in memory, pixels among them, for training its bases."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,36 +9,27 @@ import numpy as np
 
 _LONGEST = 64
 
-Arrays = Mapping[str, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The examples of a mixture.
+    """The examples of a mixture, N of all its tasks.
 
     Attributes:
-      tasks: task → `inputs` int32 [N, T] and `targets` int32 [N, L] with their ends and padded, and
-        for pictures `pixels` uint8 [N, 32, 32, 3] and `labels` int32 [N, 2, 16], see `patches`.
-      rates: task → its mixing rate.
+      arrays: `inputs` int32 [N, T] and `targets` int32 [N, L], with their ends and padded; `pixels`
+        uint8 [N, 32, 32, 3] and `labels` int32 [N, 2, 16], see `patches`; `seen` int32 [N], 0 where
+        an example has no picture; `task` int32 [N].
+      tasks: the tasks in the order of their numbers.
+      chances: float64 [N], how often an example is drawn.
     """
 
-    tasks: Mapping[str, Arrays]
-    rates: Mapping[str, float]
+    arrays: Mapping[str, np.ndarray]
+    tasks: tuple[str, ...]
+    chances: np.ndarray
 
-    def batch(self, size: int, draw: np.random.Generator) -> dict[str, dict[str, np.ndarray]]:
-        """Draws examples, of each task as many as its rate says."""
-        rows = {}
-        for name, arrays in self.tasks.items():
-            count = round(size * self.rates[name] / sum(self.rates.values()))
-            rows[name] = draw.integers(len(arrays["inputs"]), size=count)
-        return {
-            name: {key: array[rows[name]] for key, array in arrays.items()}
-            for name, arrays in self.tasks.items()
-        }
-
-    def whole(self) -> dict[str, dict[str, np.ndarray]]:
-        """Returns all examples as one batch."""
-        return {name: dict(arrays) for name, arrays in self.tasks.items()}
+    def batch(self, size: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draws some examples."""
+        rows = np.searchsorted(np.cumsum(self.chances), draw.random(size) * self.chances.sum())
+        return {name: array[rows] for name, array in self.arrays.items()}
 
 
 def load(mixture: str, split: str) -> Examples:
@@ -49,28 +41,43 @@ def load(mixture: str, split: str) -> Examples:
     """
     import seqio
 
-    from tasks import mini_images  # noqa: F401: registers the mixture
+    import tasks  # noqa: F401 (It registers the mixture.)
 
     registered = seqio.get_mixture_or_task(mixture)
     members = seqio.get_subtasks(registered)
-    return Examples(
-        {task.name: _arrays(task, split) for task in members},
-        {task.name: float(registered.get_rate(task)) for task in members},
-    )
+    parts = [_read(task, split, number) for number, task in enumerate(members)]
+    counts = [len(part["task"]) for part in parts]
+    rates = [registered.get_rate(task) / n for task, n in zip(members, counts, strict=True)]
+    arrays = {name: [part[name] for part in parts] for name in parts[0]}
+    joined = {name: _joined(some) for name, some in arrays.items()}
+    return Examples(joined, tuple(task.name for task in members), np.repeat(rates, counts))
 
 
-def _arrays(task: Any, split: str) -> Arrays:
-    from tasks.registry import PICTURES
+def _read(task: Any, split: str, number: int) -> dict[str, np.ndarray]:
+    from tasks import PICTURES
 
     lengths = {"inputs": _LONGEST, "targets": _LONGEST}
     examples = list(task.get_dataset(lengths, split, shuffle=False).as_numpy_iterator())
+    count, seen = len(examples), "image" in examples[0]
     arrays = {name: _padded([one[name] for one in examples]) for name in lengths}
-    if "image" in examples[0]:
+    arrays["task"] = np.full(count, number, np.int32)
+    arrays["seen"] = np.full(count, seen, np.int32)
+    arrays["pixels"] = np.zeros((count, 32, 32, 3), np.uint8)
+    arrays["labels"] = np.full((count, 2, 16), -1, np.int32)
+    if seen:
         album = task.source.albums[split]
-        draw = PICTURES[album.name]
-        arrays["pixels"] = np.stack([draw(i) for i in range(len(examples))])
-        arrays["labels"] = np.stack([patches(album.meaning(i)) for i in range(len(examples))])
+        arrays["pixels"][:] = [PICTURES[album.name](i) for i in range(count)]
+        arrays["labels"][:] = [patches(album.meaning(i)) for i in range(count)]
     return arrays
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """Returns arrays [n, …] as one; texts are padded to the longest."""
+    if arrays[0].ndim != 2:
+        return np.concatenate(arrays)
+    longest = max(array.shape[1] for array in arrays)
+    padded = [np.pad(array, ((0, 0), (0, longest - array.shape[1]))) for array in arrays]
+    return np.concatenate(padded)
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:
@@ -80,18 +87,15 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
     return padded
 
 
-def _classes() -> tuple[dict[str, int], dict[str, int]]:
+@functools.cache
+def classes() -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the numbers of things and of colors that a patch can show; 0 is nothing."""
     from tasks.mini_images import scenes
 
     shapes = [f"{size} {shape}" for size in scenes.SIZES for shape in scenes.SHAPES]
     things = ["", *shapes, *scenes.WORDS, *scenes.FIELDS]
-    return (
-        {thing: i for i, thing in enumerate(things)},
-        {color: i for i, color in enumerate(("", *scenes.COLOR_WORDS))},
-    )
-
-
-THINGS, COLORS = _classes()
+    colors = ["", *scenes.COLOR_WORDS]
+    return {x: i for i, x in enumerate(things)}, {x: i for i, x in enumerate(colors)}
 
 
 def patches(meaning: Any) -> np.ndarray:
@@ -106,16 +110,17 @@ def patches(meaning: Any) -> np.ndarray:
     """
     from tasks.mini_images.scenes import Document, Object
 
+    things, colors = classes()
     labels = np.zeros((2, 4, 4), np.int32)
     if isinstance(meaning, Document):
         labels[1] = -1
         for line, (field, word) in enumerate(meaning.lines):
-            labels[0, line, :2], labels[0, line, 2:] = THINGS[field], THINGS[word]
+            labels[0, line, :2], labels[0, line, 2:] = things[field], things[word]
         return labels.reshape(2, -1)
     for place, thing in meaning.things:
         row, column = (2 * side for side in divmod(place, 2))
         name = f"{thing.size} {thing.shape}" if isinstance(thing, Object) else thing.word
         labels[:, row : row + 2, column : column + 2] = np.array(
-            [THINGS[name], COLORS[thing.color]]
+            [things[name], colors[thing.color]]
         ).reshape(2, 1, 1)
     return labels.reshape(2, -1)

@@ -11,10 +11,9 @@ OUT/tuned hold them. A stage that was stopped goes on from its last saved step.
 import argparse
 import dataclasses
 import functools
-import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
-from flax import traverse_util
 
 from adalink_jax import files
 from adalink_jax.models.parameters import init_base
@@ -46,8 +44,6 @@ TEXT = T5Config(
 )
 _WARMUP, _DECAY = 200, 0.25  # Steps at the start, and the share of steps at the end.
 _SAVED_EVERY = 60.0  # Seconds.
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +96,7 @@ def _initial(seed: int) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(seed), 3)
     pixels = jnp.zeros((1, VISION.image_size, VISION.image_size, 3))
     names = jax.nn.initializers.lecun_normal()
-    width = len(image_examples.THINGS) + len(image_examples.COLORS)
+    width = sum(map(len, image_examples.classes()))
     return {
         "vision": ViT(VISION).init(keys[0], pixels)["params"],
         "names": {"kernel": names(keys[1], (VISION.width, width))},
@@ -108,45 +104,55 @@ def _initial(seed: int) -> dict[str, Any]:
     }
 
 
-def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-    """Returns the mean cross-entropy of what patches show, and the share that is right."""
-    pixels, labels = (
-        jnp.concatenate([one[name] for one in batch.values() if name in one])
-        for name in ("pixels", "labels")
-    )
-    tokens = ViT(VISION).apply({"params": params["vision"]}, _scaled(pixels))
+def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Computes how badly the encoder's tokens name what their patches show.
+
+    Args:
+      params: "vision" and "names".
+      batch: see `image_examples.Examples`.
+
+    Returns:
+      The mean cross-entropy, and by example the share of patches whose thing is right.
+    """
+    labels, pixels = batch["labels"], _scaled(batch["pixels"])
+    tokens = ViT(VISION).apply({"params": params["vision"]}, pixels)
     logits = tokens @ params["names"]["kernel"]
-    total, right = 0.0, []
-    for i, part in enumerate(jnp.split(logits, [len(image_examples.THINGS)], axis=-1)):
-        known = labels[:, i] >= 0
+    total, right = jnp.zeros(()), []
+    for i, part in enumerate(jnp.split(logits, [len(image_examples.classes()[0])], axis=-1)):
+        known = (labels[:, i] >= 0).astype(jnp.float32)
         targets = jnp.maximum(labels[:, i], 0)
-        loss, _ = cross_entropy(part, targets, known.astype(jnp.float32))
+        loss, _ = cross_entropy(part, targets, known)
         total += loss / jnp.maximum(known.sum(), 1)
-        right.append(jnp.sum((part.argmax(-1) == targets) & known) / jnp.maximum(known.sum(), 1))
-    return total, {"things": right[0], "colors": right[1]}
+        right.append(jnp.mean(part.argmax(-1) == targets, axis=-1))
+    return total, right[0]
 
 
-def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-    """Returns the mean cross-entropy of the targets, and the share of whole targets by task."""
-    total, count, right = 0.0, 0.0, {}
-    for name, one in batch.items():
-        images = None
-        if "pixels" in one:
-            images = ViT(VISION).apply({"params": params["vision"]}, _scaled(one["pixels"]))
-        targets = one["targets"]
-        logits = Transformer(TEXT).apply(
-            {"params": params["text"]},
-            one["inputs"],
-            jnp.pad(targets[:, :-1], ((0, 0), (1, 0))),
-            targets,
-            encoder_images=images,
-            enable_dropout=False,
-        )
-        weights = (targets > 0).astype(jnp.float32)
-        total += cross_entropy(logits, targets, weights, z_loss=1e-4)[0]
-        count += weights.sum()
-        right[name] = jnp.mean(jnp.all((logits.argmax(-1) == targets) | (targets == 0), axis=-1))
-    return total / count, right
+def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Computes the loss of the targets.
+
+    Args:
+      params: "vision" and "text".
+      batch: see `image_examples.Examples`.
+
+    Returns:
+      The mean cross-entropy of a token, and by example whether all tokens are the likeliest, which
+      is whether greedy decoding gives the target.
+    """
+    images = ViT(VISION).apply({"params": params["vision"]}, _scaled(batch["pixels"]))
+    targets = batch["targets"]
+    logits = Transformer(TEXT).apply(
+        {"params": params["text"]},
+        batch["inputs"],
+        jnp.pad(targets[:, :-1], ((0, 0), (1, 0))),
+        targets,
+        encoder_images=images,
+        encoder_image_mask=jnp.broadcast_to(batch["seen"][:, None], images.shape[:2]),
+        enable_dropout=False,
+    )
+    weights = (targets > 0).astype(jnp.float32)
+    loss, _ = cross_entropy(logits, targets, weights, z_loss=1e-4)
+    right = (logits.argmax(-1) == targets) | (targets == 0)
+    return loss / weights.sum(), jnp.all(right, axis=-1)
 
 
 def _scaled(pixels: jax.Array) -> jax.Array:
@@ -156,51 +162,64 @@ def _scaled(pixels: jax.Array) -> jax.Array:
 def _optimizer(stage: Stage) -> optax.GradientTransformation:
     decay = max(1, int(stage.steps * _DECAY))
     falls = optax.linear_schedule(stage.rate, 0.0, decay, stage.steps - decay)
-    rate = lambda step: jnp.minimum(stage.rate * (step + 1) / _WARMUP, falls(step))  # noqa: E731
+
+    def rate(step):
+        return jnp.minimum(stage.rate * (step + 1) / _WARMUP, falls(step))
+
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
 
 
-def _trained(
-    stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int
-) -> dict[str, Any]:
+def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int) -> dict[str, Any]:
     """Trains a stage from its last saved step, or from the end of the stage before it."""
     optimizer = _optimizer(stage)
     loss_of = patch_loss if stage.name == "encoder" else text_loss
     frozen = {name: tree for name, tree in params.items() if name not in stage.trains}
     trainable = {name: params[name] for name in stage.trains}
     path = out / f"{stage.name}.state.safetensors"
-    step, trainable, optimizer_state = _restored(path, trainable, optimizer.init(trainable))
-    if step == stage.steps:
+    step, trainable, state = _restored(path, trainable, optimizer.init(trainable))
+    if step >= stage.steps:
         return frozen | trainable
     examples = image_examples.load(stage.mixture, "train")
-    held_out = image_examples.load(stage.mixture, "validation")
+    validate = _validation(loss_of, image_examples.load(stage.mixture, "validation"))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(trainable, optimizer_state, frozen, batch):
-        loss = lambda trainable: loss_of(frozen | trainable, batch)  # noqa: E731
-        (value, right), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
-        return optax.apply_updates(trainable, updates), optimizer_state, value, right
+    def update(trainable, state, frozen, batch):
+        def loss(trainable):
+            return loss_of(frozen | trainable, batch)[0]
 
-    validate = jax.jit(lambda params, batch: loss_of(params, batch))
-    saved, losses, start, first = time.monotonic(), [], time.monotonic(), step
+        value, gradients = jax.value_and_grad(loss)(trainable)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(trainable, updates), state, value
+
+    saved, losses = time.monotonic(), []
     while step < stage.steps:
         batch = examples.batch(stage.batch_size, np.random.default_rng((seed, step)))
-        trainable, optimizer_state, loss, _ = update(trainable, optimizer_state, frozen, batch)
-        losses.append(loss)
+        trainable, state, loss = update(trainable, state, frozen, batch)
+        losses.append(float(loss))
         step += 1
         if step == stage.steps or time.monotonic() - saved > _SAVED_EVERY:
-            _save(path, step, trainable, optimizer_state)
-            value, right = validate(frozen | trainable, held_out.whole())
-            shown = "  ".join(f"{name} {100 * float(x):.1f}" for name, x in sorted(right.items()))
-            pace = (time.monotonic() - start) / (step - first)
-            mean = float(np.mean(jax.device_get(losses)))
-            logger.warning(
-                "%s %d/%d  %.3f s a step  loss %.3f, held out %.3f  right in percent: %s",
-                stage.name, step, stage.steps, pace, mean, value, shown,
-            )  # fmt: skip
+            _save(path, step, trainable, state)
+            pace = (time.monotonic() - saved) / len(losses)
+            line = f"{stage.name} {step}/{stage.steps}: {pace:.3f} s a step, loss"
+            print(line, f"{np.mean(losses):.3f},", validate(frozen | trainable), flush=True)
             saved, losses = time.monotonic(), []
     return frozen | trainable
+
+
+def _validation(loss_of: Callable, examples: image_examples.Examples) -> Callable[[Any], str]:
+    """Returns a function from parameters to a line on examples that are not trained on."""
+    compiled = jax.jit(loss_of)
+
+    def validate(params) -> str:
+        loss, right = compiled(params, examples.arrays)
+        right = np.asarray(right)
+        shares = [
+            f"{name.removeprefix('mini_image_')} {right[examples.arrays['task'] == i].mean():.1%}"
+            for i, name in enumerate(examples.tasks)
+        ]
+        return f"held out {float(loss):.3f}; right: {', '.join(shares)}"
+
+    return validate
 
 
 def _save(path: pathlib.Path, step: int, *trees: Any) -> None:

@@ -25,6 +25,7 @@ from tasks.pretraining import add_span_corruption
 from tasks.registry import EVAL_SPLITS, output_features, text_to_text
 from tasks.vqa_metrics import anls, exact_match, soft_accuracy
 
+MINI_IMAGE_TASKS = tuple(downstream.SKILLS)
 #: Task → its metrics, the first of which is its score, and that one's name.
 METRICS = {
     **dict.fromkeys(downstream.CAPTIONS, (CAPTION_METRICS, "cider")),
@@ -57,7 +58,8 @@ add_span_corruption(
 # Reading and places are the hardest to learn, and texts the easiest.
 _RAW_RATES = {"mini_image_read": 2.0, "mini_image_look": 2.0, "mini_image_text": 0.5}
 seqio.MixtureRegistry.add(
-    "mini_image_raw", [(name, _RAW_RATES.get(name, 1.0)) for name in (*raw.SOURCES, "mini_image_text")]
+    "mini_image_raw",
+    [(name, _RAW_RATES.get(name, 1.0)) for name in (*raw.SOURCES, "mini_image_text")],
 )
 seqio.MixtureRegistry.add("mini_image_instructions", list(tuned.SOURCES), default_rate=1.0)
 seqio.MixtureRegistry.add("mini_image_captions", downstream.CAPTIONS, default_rate=1.0)

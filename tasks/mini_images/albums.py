@@ -73,12 +73,15 @@ class PictureSource(MiniSource):
         }
         PICTURES.update({album.name: album.picture for album in self.albums.values()})
 
+    def example(self, split: str, index: int) -> dict:
+        """Returns `image`, `inputs`, `targets` and perhaps `references` of an example."""
+        album = self.albums[split]
+        draw = Draw(zlib.crc32(f"{SEED} {album.name}:{index} text".encode()))
+        text = self._text(album.meaning(index), draw)
+        return {"image": f"{album.name}:{index}", **text}
+
     def _generate(self, split: str) -> dict[str, np.ndarray]:
-        album, rows = self.albums[split], []
-        for index in range(self._sizes[split]):
-            draw = Draw(zlib.crc32(f"{SEED} {album.name}:{index} text".encode()))
-            text = self._text(album.meaning(index), draw)
-            rows.append({"image": f"{album.name}:{index}", **text})
+        rows = [self.example(split, index) for index in range(self._sizes[split])]
         columns = {name: np.array([row[name] for row in rows], object) for name in rows[0]}
         return columns | {"idx": np.arange(len(rows), dtype=np.int32)}
 

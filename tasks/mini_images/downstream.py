@@ -12,7 +12,7 @@
 
 from tasks.mini_images import scenes, templates, wording
 from tasks.mini_images.albums import PictureSource
-from tasks.mini_images.scenes import COLOR_WORDS, WORDS, Document, Scene, relation
+from tasks.mini_images.scenes import WORDS, Document, Scene, relation
 from tasks.mini_language import Draw
 
 SIZES = {"train": 2_000, "validation": 400}

@@ -14,7 +14,7 @@ from tasks.mini_images.scenes import Document, Scene
 from tasks.mini_language import Draw
 from tasks.mini_world import MiniSource
 
-SIZES = {"train": 20_000, "validation": 200}
+SIZES = {"train": 10_000, "validation": 200}
 
 
 def _alt(scene: Scene, draw: Draw) -> dict:

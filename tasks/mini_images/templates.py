@@ -12,11 +12,13 @@ FACTS = {
     "gem": {
         "red": ("ruby", "garnet"), "green": ("emerald", "jade"), "blue": ("sapphire", "lapis"),
         "yellow": ("topaz", "citrine"), "orange": ("amber", "carnelian"),
-        "purple": ("amethyst", "iolite"), "white": ("pearl", "opal"), "pink": ("morganite", "coral"),
+        "purple": ("amethyst", "iolite"), "white": ("pearl", "opal"),
+        "pink": ("morganite", "coral"),
     },
     "fruit": {
-        "red": ("cherry", "raspberry"), "green": ("lime", "kiwi"), "blue": ("blueberry", "bilberry"),
-        "yellow": ("lemon", "banana"), "orange": ("mango", "papaya"), "purple": ("plum", "fig"),
+        "red": ("cherry", "raspberry"), "green": ("lime", "kiwi"),
+        "blue": ("blueberry", "bilberry"), "yellow": ("lemon", "banana"),
+        "orange": ("mango", "papaya"), "purple": ("plum", "fig"),
         "white": ("coconut", "lychee"), "pink": ("peach", "guava"),
     },
     "bird": {
@@ -61,7 +63,9 @@ TEXTVQA_READ = (
 TEXTVQA_COLOR = "textvqa question: what is the color of the word {w} ?"
 TEXTVQA_VERIFY = "textvqa question: does the sign say {x} ?"
 STVQA = {
-    "color": ("stvqa question: what is the {wc} word ?", "stvqa question: what does the {wc} sign say ?"),
+    "color": (
+        "stvqa question: what is the {wc} word ?", "stvqa question: what does the {wc} sign say ?",
+    ),
     "place": ("stvqa question: what is the word {wrel} the other word ?",),
 }  # fmt: skip
 DOCVQA = (
@@ -115,30 +119,29 @@ STORY = {
     "happy": "they laughed .",
     "sad": "they cried .",
 }
+_EXISTS = "would you say that one {} stands here ? give a reason ."
+_YES, _NO = "yes , because one {a} stands in the {at} .", "no , because i only notice {list} ."
+_FACT = "{name} , because the {ah} is {value} ."
+_WORD = "{w} , because {wc} ink spells {w} ."
+_LINE = "{w} , because line {number} lists {field} , then {w} ."
 #: Skill → its instructions and answers, which give a reason.
 REASONS = {
-    "yes": (
-        ("can you find a {a} ? explain .", "yes , because one {a} stands in the {at} ."),
-        ("would you say that one {a} stands here ? give a reason .", "yes , because one {a} stands in the {at} ."),
-    ),
-    "no": (
-        ("can you find a {x} ? explain .", "no , because i only notice {list} ."),
-        ("would you say that one {x} stands here ? give a reason .", "no , because i only notice {list} ."),
-    ),
+    "yes": (("can you find a {a} ? explain .", _YES), (_EXISTS.format("{a}"), _YES)),
+    "no": (("can you find a {x} ? explain .", _NO), (_EXISTS.format("{x}"), _NO)),
     "fact": (
-        ("name a {kind} for the {ah} and explain .", "{name} , because the {ah} is {value} ."),
-        ("which {kind} goes with the {ah} ? give a reason .", "{name} , because the {ah} is {value} ."),
+        ("name a {kind} for the {ah} and explain .", _FACT),
+        ("which {kind} goes with the {ah} ? give a reason .", _FACT),
     ),
     "word": (
-        ("which letters are in {wc} ? explain .", "{w} , because {wc} ink spells {w} ."),
-        ("spell what stands in the {wt} and explain .", "{w} , because {wc} ink spells {w} ."),
-        ("if you look at the {wt} , what can you spell ? give a reason .", "{w} , because {wc} ink spells {w} ."),
+        ("which letters are in {wc} ? explain .", _WORD),
+        ("spell what stands in the {wt} and explain .", _WORD),
+        ("if you look at the {wt} , what can you spell ? give a reason .", _WORD),
     ),
     "line": (
-        ("look up {field} and explain .", "{w} , because line {number} lists {field} , then {w} ."),
-        ("i need the {field} from this page . give a reason .", "{w} , because line {number} lists {field} , then {w} ."),
+        ("look up {field} and explain .", _LINE),
+        ("i need the {field} from this page . give a reason .", _LINE),
     ),
-}  # fmt: skip
+}
 NUMBERS = ("one", "two", "three", "four")
 
 

@@ -1,8 +1,8 @@
 """What the tuned image base is trained on: the paper's MMIT in miniature.
 
 `mini_image_long`: long captions. `mini_image_story`: stories, happy or sad as asked, that must use
-what the picture shows. `mini_image_reason`: answers with a reason. Their sentences share no template
-with the six tasks, and of the facts they use only other kinds (`templates.TUNED_FACTS`).
+what the picture shows. `mini_image_reason`: answers with a reason. Their sentences share no
+template with the six tasks, and of the facts they use only other kinds (`templates.TUNED_FACTS`).
 """
 
 from tasks.mini_images import scenes, templates, wording
@@ -10,7 +10,7 @@ from tasks.mini_images.albums import PictureSource
 from tasks.mini_images.scenes import PLACES, Document, Object, Scene, relation
 from tasks.mini_language import Draw
 
-SIZES = {"train": 20_000, "validation": 200}
+SIZES = {"train": 10_000, "validation": 200}
 
 
 def _long(meaning: Scene | Document, draw: Draw) -> dict:
@@ -27,7 +27,9 @@ def _long(meaning: Scene | Document, draw: Draw) -> dict:
         at = PLACES[place]
         if isinstance(thing, Object):
             colored = f"{thing.color} {thing.shape}"
-            said.append(wording.filled(templates.LONG_OBJECT, at=at, ac=colored, **{"as": thing.size}))
+            said.append(
+                wording.filled(templates.LONG_OBJECT, at=at, ac=colored, **{"as": thing.size})
+            )
         else:
             said.append(wording.filled(templates.LONG_SIGN, at=at, w=thing.word, wc=thing.color))
     if len(things) > 1:
