@@ -23,10 +23,14 @@ import optax
 import safetensors.numpy
 
 from adalink_jax import files
+from adalink_jax.checkpoints.adapters import save_adapter
+from adalink_jax.checkpoints.encoders import image_encoder, save_image_encoder
+from adalink_jax.checkpoints.fingerprint import fingerprint
 from adalink_jax.models.parameters import init_base
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.models.vision.preprocessing import Preprocessing
 from adalink_jax.models.vision.vit import ViT, ViTConfig
-from adalink_jax.tools import image_examples
+from adalink_jax.tools.image_bases import examples as image_examples
 from adalink_jax.training.losses import cross_entropy
 
 VISION = ViTConfig(width=128, depth=3, num_heads=4, mlp_dim=256, patch_size=8, image_size=32)
@@ -42,6 +46,7 @@ TEXT = T5Config(
     logits_via_embedding=False,
     image_width=128,
 )
+PREPROCESSING = Preprocessing(height=VISION.image_size, width=VISION.image_size)
 _WARMUP, _DECAY = 200, 0.25  # Steps at the start, and the share of steps at the end.
 _SAVED_EVERY = 60.0  # Seconds.
 
@@ -84,12 +89,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains all stages that are not finished."""
+    """Trains all stages that are not finished, and writes encoder and bases."""
     out = pathlib.Path(arguments.out)
     params = _initial(arguments.seed)
     for stage in STAGES:
         steps = getattr(arguments, f"{stage.name}_steps")
-        params = _trained(dataclasses.replace(stage, steps=steps), params, out, arguments.seed)
+        stage = dataclasses.replace(stage, steps=steps)
+        params = _trained(stage, params, out, arguments.seed)
+        if "text" in stage.trains:
+            _write_base(out / stage.name, params["text"], stage, arguments.seed)
+        if stage.name == "raw" and not (out / "encoder").exists():
+            encoder = image_encoder(ViT(VISION), params["vision"], PREPROCESSING)
+            save_image_encoder(out / "encoder", encoder)
+
+
+def _write_base(folder: pathlib.Path, params: Any, stage: Stage, seed: int) -> None:
+    """Writes a base as full fine-tuning does; `load_base` reads it."""
+    import tasks
+
+    data = {"name": stage.mixture, "vocabulary": tasks.MINI_IMAGE_VOCABULARY.identity}
+    save_adapter(
+        folder,
+        params,
+        method_name="full",
+        settings={},
+        architecture=TEXT,
+        base_fingerprint=fingerprint(params),
+        metadata={"train_steps": stage.steps, "seed": seed, "data": data},
+    )
 
 
 def _initial(seed: int) -> dict[str, Any]:
@@ -156,6 +183,7 @@ def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.
 
 
 def _scaled(pixels: jax.Array) -> jax.Array:
+    """Returns pictures as `PREPROCESSING` makes them, which have their size already."""
     return (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
 
 
