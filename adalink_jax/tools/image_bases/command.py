@@ -73,9 +73,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("encoder", "mini_image_raw", 4000, 128, 1e-3, ("vision", "names")),
-    Stage("raw", "mini_image_raw", 6000, 64, 1e-3, ("vision", "text")),
-    Stage("tuned", "mini_image_instructions", 3000, 64, 5e-4, ("text",)),
+    Stage("encoder", "mini_image_raw", 1000, 128, 1e-3, ("vision", "names")),
+    Stage("raw", "mini_image_raw", 8000, 32, 1e-3, ("vision", "text")),
+    Stage("tuned", "mini_image_instructions", 4000, 32, 5e-4, ("text",)),
 )
 
 
