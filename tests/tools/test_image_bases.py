@@ -12,6 +12,7 @@ import tasks
 from adalink_jax import cli
 from adalink_jax.checkpoints import load_base
 from adalink_jax.checkpoints.encoders import load_image_encoder
+from adalink_jax.errors import UserError
 from adalink_jax.tools.image_bases import command, examples
 from tasks.mini_images import raw, tuned
 from tests.tasks import mini_seeing
@@ -84,8 +85,8 @@ def test_a_stopped_training_ends_as_one_that_was_not(small, tmp_path, monkeypatc
     monkeypatch.setattr(command, "_SAVED_EVERY", 0.0)
     saved = command._save
 
-    def stopping(path, step, *trees):
-        saved(path, step, *trees)
+    def stopping(path, begun, step, *trees):
+        saved(path, begun, step, *trees)
         if step == 2:
             raise KeyboardInterrupt
 
@@ -108,3 +109,21 @@ def test_a_stopped_training_ends_as_one_that_was_not(small, tmp_path, monkeypatc
     assert all(jax.tree.leaves(changed["decoder"]))
     record = json.loads((tmp_path / "whole/tuned/adapter.json").read_text())
     assert record["metadata"]["data"]["vocabulary"] == tasks.MINI_IMAGE_VOCABULARY.identity
+
+
+def test_what_comes_from_another_training_is_not_gone_on_with(tmp_path):
+    path, tree = tmp_path / "raw.state.safetensors", {"a": np.ones(3, np.float32)}
+    assert command._restored(path, "one", tree)[0] == 0
+    command._save(path, "one", 7, tree)
+    step, found = command._restored(path, "one", {"a": np.zeros(3, np.float32)})
+    assert step == 7 and found["a"].tolist() == [1, 1, 1]
+    with pytest.raises(UserError, match="begun from other parameters"):
+        command._restored(path, "another", tree)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="is damaged"):
+        command._restored(path, "one", tree)
+
+
+def test_steps_are_counted_from_one(tmp_path, capsys):
+    assert cli.main(["pretrain-images", str(tmp_path), "--encoder_steps=0"]) == 2
+    assert "--encoder_steps is 0; expected 1 or more" in capsys.readouterr().err

@@ -20,12 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import safetensors
 import safetensors.numpy
 
 from adalink_jax import files
 from adalink_jax.checkpoints.adapters import save_adapter
-from adalink_jax.checkpoints.encoders import image_encoder, save_image_encoder
+from adalink_jax.checkpoints.encoders import (
+    image_encoder,
+    load_image_encoder,
+    save_image_encoder,
+)
 from adalink_jax.checkpoints.fingerprint import fingerprint
+from adalink_jax.errors import UserError
 from adalink_jax.models.parameters import init_base
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.models.vision.preprocessing import Preprocessing
@@ -89,18 +95,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains all stages that are not finished, and writes encoder and bases."""
+    """Trains all stages that are not finished, and writes encoder and bases.
+
+    Raises:
+      UserError: a number of steps is below 1, or less than a stage has already; a state is damaged;
+        or what is there comes from another training.
+    """
     out = pathlib.Path(arguments.out)
     params = _initial(arguments.seed)
     for stage in STAGES:
         steps = getattr(arguments, f"{stage.name}_steps")
+        if steps < 1:
+            raise UserError(f"--{stage.name}_steps is {steps}; expected 1 or more")
         stage = dataclasses.replace(stage, steps=steps)
         params = _trained(stage, params, out, arguments.seed)
+        if stage.name == "raw":
+            _write_encoder(out / "encoder", params["vision"])
         if "text" in stage.trains:
             _write_base(out / stage.name, params["text"], stage, arguments.seed)
-        if stage.name == "raw" and not (out / "encoder").exists():
-            encoder = image_encoder(ViT(VISION), params["vision"], PREPROCESSING)
-            save_image_encoder(out / "encoder", encoder)
+
+
+def _write_encoder(folder: pathlib.Path, params: Any) -> None:
+    encoder = image_encoder(ViT(VISION), params, PREPROCESSING)
+    if not folder.exists():
+        save_image_encoder(folder, encoder)
+    elif load_image_encoder(folder).fingerprint != encoder.fingerprint:
+        raise UserError(f"{folder} holds the encoder of another training; remove it")
 
 
 def _write_base(folder: pathlib.Path, params: Any, stage: Stage, seed: int) -> None:
@@ -203,9 +223,11 @@ def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int)
     loss_of = patch_loss if stage.name == "encoder" else text_loss
     frozen = {name: tree for name, tree in params.items() if name not in stage.trains}
     trainable = {name: params[name] for name in stage.trains}
-    path = out / f"{stage.name}.state.safetensors"
-    step, trainable, state = _restored(path, trainable, optimizer.init(trainable))
-    if step >= stage.steps:
+    path, begun = out / f"{stage.name}.state.safetensors", fingerprint(params)
+    step, trainable, state = _restored(path, begun, trainable, optimizer.init(trainable))
+    if step > stage.steps:
+        raise UserError(f"{path} has {step} steps, but --{stage.name}_steps is {stage.steps}")
+    if step == stage.steps:
         return frozen | trainable
     examples = image_examples.load(stage.mixture, "train")
     validate = _validation(loss_of, image_examples.load(stage.mixture, "validation"))
@@ -226,7 +248,7 @@ def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int)
         losses.append(float(loss))
         step += 1
         if step == stage.steps or time.monotonic() - saved > _SAVED_EVERY:
-            _save(path, step, trainable, state)
+            _save(path, begun, step, trainable, state)
             pace = (time.monotonic() - saved) / len(losses)
             line = f"{stage.name} {step}/{stage.steps}: {pace:.3f} s a step, loss"
             print(line, f"{np.mean(losses):.3f},", validate(frozen | trainable), flush=True)
@@ -250,18 +272,32 @@ def _validation(loss_of: Callable, examples: image_examples.Examples) -> Callabl
     return validate
 
 
-def _save(path: pathlib.Path, step: int, *trees: Any) -> None:
+def _save(path: pathlib.Path, begun: str, step: int, *trees: Any) -> None:
+    """Writes a stage's state.
+
+    Args:
+      path: its file, which is replaced.
+      begun: the fingerprint of all parameters before the stage.
+      step: number of steps done.
+      *trees: arrays.
+    """
     leaves = jax.device_get(jax.tree.leaves(trees))
     arrays = {f"{i:04}": np.ascontiguousarray(leaf) for i, leaf in enumerate(leaves)}
+    about = {"begun": begun, "step": str(step)}
     with files.replaced_file(path) as file:
-        file.write(safetensors.numpy.save(arrays | {"step": np.array(step)}))
+        file.write(safetensors.numpy.save(arrays, about))
 
 
-def _restored(path: pathlib.Path, *trees: Any) -> tuple[Any, ...]:
+def _restored(path: pathlib.Path, begun: str, *trees: Any) -> tuple[Any, ...]:
     """Returns the step and the trees of a state's file; without one, 0 and the trees given."""
     if not path.exists():
         return 0, *trees
-    arrays = safetensors.numpy.load(path.read_bytes())
-    step = int(arrays.pop("step"))
-    leaves = [jnp.asarray(arrays[name]) for name in sorted(arrays)]
-    return step, *jax.tree.unflatten(jax.tree.structure(trees), leaves)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            about = file.metadata()
+            leaves = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged; remove it to train this stage anew") from error
+    if about["begun"] != begun:
+        raise UserError(f"{path} was begun from other parameters; remove it, or choose another OUT")
+    return int(about["step"]), *jax.tree.unflatten(jax.tree.structure(trees), leaves)
