@@ -102,12 +102,13 @@ def run(arguments: argparse.Namespace) -> None:
         or what is there comes from another training.
     """
     out = pathlib.Path(arguments.out)
+    steps = {stage.name: getattr(arguments, f"{stage.name}_steps") for stage in STAGES}
+    for name, count in steps.items():
+        if count < 1:
+            raise UserError(f"--{name}_steps is {count}; expected 1 or more")
     params = _initial(arguments.seed)
     for stage in STAGES:
-        steps = getattr(arguments, f"{stage.name}_steps")
-        if steps < 1:
-            raise UserError(f"--{stage.name}_steps is {steps}; expected 1 or more")
-        stage = dataclasses.replace(stage, steps=steps)
+        stage = dataclasses.replace(stage, steps=steps[stage.name])
         params = _trained(stage, params, out, arguments.seed)
         if stage.name == "raw":
             _write_encoder(out / "encoder", params["vision"])
