@@ -143,7 +143,7 @@ def _places():
             yield name, split, ("tasks" if name in downstream.SOURCES else "pretraining", split)
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(400, marks=pytest.mark.slow)])
 def test_no_meaning_is_in_two_places(count):
     found = collections.defaultdict(set)
     for name, split, place in _places():
@@ -165,7 +165,7 @@ def test_no_template_is_in_two_groups():
     assert not set(templates.ASKED_FACTS) & set(templates.TUNED_FACTS)
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [100, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_no_text_of_a_task_is_in_training_texts(count):
     of_tasks, trained = set(), set()
     for name in downstream.SOURCES:

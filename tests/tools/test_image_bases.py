@@ -62,6 +62,7 @@ def small(monkeypatch):
         monkeypatch.setattr(source, "_made", {})
 
 
+@pytest.mark.slow
 def test_examples_of_a_mixture_come_at_its_rates(small):
     found = examples.load("mini_image_raw", "train")
     assert len(found.arrays["inputs"]) == 120
