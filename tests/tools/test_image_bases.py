@@ -21,14 +21,15 @@ FLAGS = ("--encoder_steps=3", "--raw_steps=3", "--tuned_steps=2")
 
 
 def test_patches_are_called_what_is_seen_there():
-    things, colors = examples.classes()
+    things, colors, places = examples.classes()
     album = raw.SOURCES["mini_image_alt"].albums["train"]
     for index in range(40):
-        labels = examples.patches(album.meaning(index)).reshape(2, 4, 4)
+        labels = examples.patches(album.meaning(index)).reshape(3, 4, 4)
+        assert labels[2, 1, 3] == places["1 3"] and len(set(labels[2].ravel())) == len(places)
         seen = mini_seeing.scene(album.picture(index))
         for number, place in enumerate(mini_seeing.PLACES):
             row, column = (2 * side for side in divmod(number, 2))
-            thing, color = labels[:, row : row + 2, column : column + 2].reshape(2, 4)
+            thing, color = labels[:2, row : row + 2, column : column + 2].reshape(2, 4)
             words = seen.get(place, "").split()
             name, ink = "", ""
             if len(words) == 3:
@@ -39,7 +40,7 @@ def test_patches_are_called_what_is_seen_there():
     album = raw.SOURCES["mini_image_read"].albums["train"]
     lines = [i for i in range(40) if hasattr(album.meaning(i), "lines")]
     for index in lines:
-        labels = examples.patches(album.meaning(index)).reshape(2, 4, 4)
+        labels = examples.patches(album.meaning(index)).reshape(3, 4, 4)
         read = mini_seeing.document(album.picture(index))
         expected = [[things[field]] * 2 + [things[word]] * 2 for field, word in read]
         np.testing.assert_array_equal(labels[0], expected)

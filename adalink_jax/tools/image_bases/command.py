@@ -153,7 +153,7 @@ def _initial(seed: int) -> dict[str, Any]:
 
 
 def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-    """Computes how badly the encoder's tokens name what their patches show.
+    """Computes how badly the encoder's tokens name what their patches show, and where they are.
 
     Args:
       params: "vision" and "names".
@@ -166,7 +166,8 @@ def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax
     tokens = ViT(VISION).apply({"params": params["vision"]}, pixels)
     logits = tokens @ params["names"]["kernel"]
     total, right = jnp.zeros(()), []
-    for i, part in enumerate(jnp.split(logits, [len(image_examples.classes()[0])], axis=-1)):
+    ends = np.cumsum([len(some) for some in image_examples.classes()])[:-1]
+    for i, part in enumerate(jnp.split(logits, ends, axis=-1)):
         known = (labels[:, i] >= 0).astype(jnp.float32)
         targets = jnp.maximum(labels[:, i], 0)
         loss, _ = cross_entropy(part, targets, known)

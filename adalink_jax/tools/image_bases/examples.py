@@ -16,7 +16,7 @@ class Examples:
 
     Attributes:
       arrays: `inputs` int32 [N, T] and `targets` int32 [N, L], with their ends and padded; `pixels`
-        uint8 [N, 32, 32, 3] and `labels` int32 [N, 2, 16], see `patches`; `seen` int32 [N], 0 where
+        uint8 [N, 32, 32, 3] and `labels` int32 [N, 3, 16], see `patches`; `seen` int32 [N], 0 where
         an example has no picture; `task` int32 [N].
       tasks: the tasks in the order of their numbers.
       chances: float64 [N], how often an example is drawn.
@@ -63,7 +63,7 @@ def _read(task: Any, split: str, number: int) -> dict[str, np.ndarray]:
     arrays["task"] = np.full(count, number, np.int32)
     arrays["seen"] = np.full(count, seen, np.int32)
     arrays["pixels"] = np.zeros((count, 32, 32, 3), np.uint8)
-    arrays["labels"] = np.full((count, 2, 16), -1, np.int32)
+    arrays["labels"] = np.full((count, 3, 16), -1, np.int32)
     if seen:
         album = task.source.albums[split]
         arrays["pixels"][:] = [PICTURES[album.name](i) for i in range(count)]
@@ -88,39 +88,47 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 
 
 @functools.cache
-def classes() -> tuple[dict[str, int], dict[str, int]]:
-    """Returns the numbers of things and of colors that a patch can show; 0 is nothing."""
+def classes() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Returns the numbers of things and of colors that a patch can show, and of places.
+
+    0 is nothing, but of places.
+    """
     from tasks.mini_images import scenes
 
     shapes = [f"{size} {shape}" for size in scenes.SIZES for shape in scenes.SHAPES]
     things = ["", *shapes, *scenes.WORDS, *scenes.FIELDS]
     colors = ["", *scenes.COLOR_WORDS]
-    return {x: i for i, x in enumerate(things)}, {x: i for i, x in enumerate(colors)}
+    places = [f"{row} {column}" for row in range(4) for column in range(4)]
+    numbered = [{name: i for i, name in enumerate(some)} for some in (things, colors, places)]
+    return numbered[0], numbered[1], numbered[2]
 
 
 def patches(meaning: Any) -> np.ndarray:
-    """Returns what each patch is part of.
+    """Returns what each patch is part of, and where it is.
+
+    T5 tells image tokens apart by what they say alone, so a token must also say its place.
 
     Args:
       meaning: a `Scene` or a `Document`.
 
     Returns:
-      int32 [2, 16]: of each of four by four patches the thing, 0 for none, and its color; -1 for
-      the color of a document, whose meaning has none.
+      int32 [3, 16]: of each of four by four patches the thing, 0 for none; its color, -1 for
+      documents, whose meaning has none; and its place.
     """
     from tasks.mini_images.scenes import Document, Object
 
-    things, colors = classes()
-    labels = np.zeros((2, 4, 4), np.int32)
+    things, colors, places = classes()
+    labels = np.zeros((3, 4, 4), np.int32)
+    labels[2] = np.arange(len(places)).reshape(4, 4)
     if isinstance(meaning, Document):
         labels[1] = -1
         for line, (field, word) in enumerate(meaning.lines):
             labels[0, line, :2], labels[0, line, 2:] = things[field], things[word]
-        return labels.reshape(2, -1)
+        return labels.reshape(3, -1)
     for place, thing in meaning.things:
         row, column = (2 * side for side in divmod(place, 2))
         name = f"{thing.size} {thing.shape}" if isinstance(thing, Object) else thing.word
-        labels[:, row : row + 2, column : column + 2] = np.array(
+        labels[:2, row : row + 2, column : column + 2] = np.array(
             [things[name], colors[thing.color]]
         ).reshape(2, 1, 1)
-    return labels.reshape(2, -1)
+    return labels.reshape(3, -1)
