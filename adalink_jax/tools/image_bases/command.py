@@ -284,7 +284,7 @@ def _save(path: pathlib.Path, begun: str, step: int, *trees: Any) -> None:
       *trees: arrays.
     """
     leaves = jax.device_get(jax.tree.leaves(trees))
-    arrays = {f"{i:04}": np.ascontiguousarray(leaf) for i, leaf in enumerate(leaves)}
+    arrays = {f"{i:04}": np.asarray(leaf, order="C") for i, leaf in enumerate(leaves)}
     about = {"begun": begun, "step": str(step)}
     with files.replaced_file(path) as file:
         file.write(safetensors.numpy.save(arrays, about))
