@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-_LONGEST = 64
+from adalink_jax.data import corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,34 +39,29 @@ def load(mixture: str, split: str) -> Examples:
       mixture: its registered name.
       split: "train" or "validation".
     """
-    import seqio
-
-    import tasks  # noqa: F401 (It registers the mixture.)
-
-    registered = seqio.get_mixture_or_task(mixture)
-    members = seqio.get_subtasks(registered)
-    parts = [_read(task, split, number) for number, task in enumerate(members)]
+    found = corpus.mixture(mixture)
+    parts = [_read(name, split, number) for number, name in enumerate(found.tasks)]
     counts = [len(part["task"]) for part in parts]
-    rates = [registered.get_rate(task) / n for task, n in zip(members, counts, strict=True)]
+    rates = [rate / count for rate, count in zip(found.rates, counts, strict=True)]
     arrays = {name: [part[name] for part in parts] for name in parts[0]}
     joined = {name: _joined(some) for name, some in arrays.items()}
-    return Examples(joined, tuple(task.name for task in members), np.repeat(rates, counts))
+    return Examples(joined, found.tasks, np.repeat(rates, counts))
 
 
-def _read(task: Any, split: str, number: int) -> dict[str, np.ndarray]:
-    from tasks import PICTURES
+def _read(task: str, split: str, number: int) -> dict[str, np.ndarray]:
+    from tasks.mini_images import raw, tuned
 
-    lengths = {"inputs": _LONGEST, "targets": _LONGEST}
-    examples = list(task.get_dataset(lengths, split, shuffle=False).as_numpy_iterator())
-    count, seen = len(examples), "image" in examples[0]
-    arrays = {name: _padded([one[name] for one in examples]) for name in lengths}
+    tokens = corpus.tokens(task, split)
+    source = (raw.SOURCES | tuned.SOURCES).get(task)  # None for a task of texts alone.
+    count = len(tokens)
+    arrays = {"inputs": _padded(tokens.inputs), "targets": _padded(tokens.targets)}
     arrays["task"] = np.full(count, number, np.int32)
-    arrays["seen"] = np.full(count, seen, np.int32)
+    arrays["seen"] = np.full(count, source is not None, np.int32)
     arrays["pixels"] = np.zeros((count, 32, 32, 3), np.uint8)
     arrays["labels"] = np.full((count, 3, 16), -1, np.int32)
-    if seen:
-        album = task.source.albums[split]
-        arrays["pixels"][:] = [PICTURES[album.name](i) for i in range(count)]
+    if source is not None:
+        album = source.albums[split]
+        arrays["pixels"][:] = [album.picture(i) for i in range(count)]
         arrays["labels"][:] = [patches(album.meaning(i)) for i in range(count)]
     return arrays
 
@@ -80,7 +75,7 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def _padded(rows: list[np.ndarray]) -> np.ndarray:
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     padded = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, place in zip(rows, padded, strict=True):
         place[: len(row)] = row
@@ -106,7 +101,8 @@ def classes() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
 def patches(meaning: Any) -> np.ndarray:
     """Returns what each patch is part of, and where it is.
 
-    T5 tells image tokens apart by what they say alone, so a token must also say its place.
+    T5 has no positions but relative ones, which are the same for many tokens that are far apart, so
+    an image's token must say its own place.
 
     Args:
       meaning: a `Scene` or a `Document`.
