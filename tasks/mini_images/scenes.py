@@ -8,6 +8,7 @@ things stand and how they are drawn, so that none of these makes a meaning new.
 import dataclasses
 import zlib
 from collections.abc import Callable, Container
+from typing import TypeVar
 
 from tasks.mini_language import Draw
 
@@ -93,6 +94,9 @@ class Document:
         return " , ".join(sorted(f"{field} {word}" for field, word in self.lines))
 
 
+Meaning = TypeVar("Meaning", bound=Scene | Document)
+
+
 def part(meaning: Scene | Document) -> int:
     """Returns which hundredth of all meanings this is in."""
     return zlib.crc32(meaning.meaning().encode()) % 100
@@ -153,7 +157,7 @@ def document(draw: Draw) -> Document:
     return Document(tuple(zip(fields, words, strict=True)))
 
 
-def within(draw: Draw, kind: Callable[[Draw], Scene | Document], parts: Container[int]):
+def within(draw: Draw, kind: Callable[[Draw], Meaning], parts: Container[int]) -> Meaning:
     """Draws until a meaning lies in some parts of the world."""
     while part(meaning := kind(draw)) not in parts:
         pass

@@ -162,9 +162,8 @@ def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax
     Returns:
       The mean cross-entropy, and by example the share of patches whose thing is right.
     """
-    labels, pixels = batch["labels"], _scaled(batch["pixels"])
-    tokens = ViT(VISION).apply({"params": params["vision"]}, pixels)
-    logits = tokens @ params["names"]["kernel"]
+    labels = batch["labels"]
+    logits = _tokens(params, batch["pixels"]) @ params["names"]["kernel"]
     total, right = jnp.zeros(()), []
     ends = np.cumsum([len(some) for some in image_examples.classes()])[:-1]
     for i, part in enumerate(jnp.split(logits, ends, axis=-1)):
@@ -187,7 +186,7 @@ def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.
       The mean cross-entropy of a token, and by example whether all tokens are the likeliest, which
       is whether greedy decoding gives the target.
     """
-    images = ViT(VISION).apply({"params": params["vision"]}, _scaled(batch["pixels"]))
+    images = _tokens(params, batch["pixels"])
     targets = batch["targets"]
     logits = Transformer(TEXT).apply(
         {"params": params["text"]},
@@ -204,9 +203,10 @@ def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.
     return loss / weights.sum(), jnp.all(right, axis=-1)
 
 
-def _scaled(pixels: jax.Array) -> jax.Array:
-    """Returns pictures as `PREPROCESSING` makes them, which have their size already."""
-    return (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5
+def _tokens(params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+    """Returns the encoder's tokens of pictures, which have their size already."""
+    scaled = (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5  # As `PREPROCESSING` does.
+    return jnp.asarray(ViT(VISION).apply({"params": params["vision"]}, scaled))
 
 
 def _optimizer(stage: Stage) -> optax.GradientTransformation:

@@ -54,7 +54,7 @@ def _read(task: str, split: str, number: int) -> dict[str, np.ndarray]:
     tokens = corpus.tokens(task, split)
     source = (raw.SOURCES | tuned.SOURCES).get(task)  # None for a task of texts alone.
     count = len(tokens)
-    arrays = {"inputs": _padded(tokens.inputs), "targets": _padded(tokens.targets)}
+    arrays = {"inputs": _padded([*tokens.inputs]), "targets": _padded([*tokens.targets])}
     arrays["task"] = np.full(count, number, np.int32)
     arrays["seen"] = np.full(count, source is not None, np.int32)
     arrays["pixels"] = np.zeros((count, 32, 32, 3), np.uint8)
