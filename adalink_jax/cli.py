@@ -147,6 +147,9 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
         "search": Command(
             "settings with few parameters and a high score", "adalink_jax.tools.sweep.search"
         ),
+        "pretrain-images": Command(
+            "make the image world's encoder and bases", "adalink_jax.tools.image_bases.command"
+        ),
         "report": Command(
             "finished runs side by side: tables, plots, a page",
             "adalink_jax.tools.report.command",

@@ -14,6 +14,8 @@ from tasks.flan import FLAN_TASKS
 from tasks.glue import GLUE_FILES, GLUE_TASKS, glue_file, glue_rows, glue_submission
 from tasks.images import CAPTION_TASKS, VQA_TASKS, add_image_task, references
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
+from tasks.mini_images import MINI_IMAGE_TASKS
+from tasks.mini_images import VOCABULARY as MINI_IMAGE_VOCABULARY
 from tasks.mini_instructions import INSTRUCTIONS as MINI_INSTRUCTIONS
 from tasks.mini_vocabulary import VOCABULARY as MINI_VOCABULARY
 from tasks.mixtures import proportional_rate
@@ -44,6 +46,8 @@ __all__ = [
     "GLUE_TASKS",
     "LABELS",
     "MINI_GLUE_TASKS",
+    "MINI_IMAGE_TASKS",
+    "MINI_IMAGE_VOCABULARY",
     "MINI_INSTRUCTIONS",
     "MINI_VOCABULARY",
     "PICTURES",

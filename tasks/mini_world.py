@@ -38,6 +38,7 @@ class MiniSource(seqio.DataSource):
       generator: generates the examples.
       sizes: number of examples of each split.
       dtypes: dtypes of the fields that are not strings.
+      version: of the examples, for caches and run records.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class MiniSource(seqio.DataSource):
         generator: Generator,
         sizes: Mapping[str, int],
         dtypes: Mapping[str, type] | None = None,
+        version: int = VERSION,
     ):
         super().__init__(splits=tuple(sizes), num_input_examples=dict(sizes))
         self._name, self._where, self._generator = name, where, generator
         self._sizes, self._dtypes = dict(sizes), dict(dtypes or {})
+        self._version = version
         self._made: dict[str, dict[str, np.ndarray]] = {}
 
     def columns(self, split: str) -> dict[str, np.ndarray]:
@@ -101,6 +104,6 @@ class MiniSource(seqio.DataSource):
             "kind": "generated",
             "name": self._name,
             "split": split,
-            "version": VERSION,
+            "version": self._version,
             "seed": SEED,
         }

@@ -290,7 +290,7 @@ def _cache_key(task, split: str, lengths: Mapping[str, int] | None = None) -> di
     if steps is None or not hasattr(task.source, "identity"):
         return None
     code = hashlib.sha256()
-    for file in sorted(pathlib.Path(tasks.__file__).parent.glob("*.py")):
+    for file in sorted(pathlib.Path(tasks.__file__).parent.rglob("*.py")):
         code.update(file.read_bytes())
     key = {
         "task": task.name,

@@ -190,6 +190,9 @@ def test_whatever_the_tokens_depend_on_is_in_the_key(tmp_path, monkeypatch):
     (tmp_path / "edited.py").write_text("# a task's code, edited")
     monkeypatch.setattr(tasks, "__file__", str(tmp_path / "__init__.py"))
     keys.append(corpus._cache_key(task, "validation"))
+    (tmp_path / "mini_images").mkdir()
+    (tmp_path / "mini_images/edited.py").write_text("# code in a folder")
+    keys.append(corpus._cache_key(task, "validation"))
     assert None not in keys and len({repr(key) for key in keys}) == len(keys)
 
 

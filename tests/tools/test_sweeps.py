@@ -215,7 +215,16 @@ def test_mistakes_are_found_before_the_first_training(asked, capsys, line, words
 
 
 @pytest.mark.parametrize(
-    "name", ["few-shot", "multitask", "rank-sweep", "glue", "experiment", "pretrain-mini"]
+    "name",
+    [
+        "few-shot",
+        "multitask",
+        "rank-sweep",
+        "glue",
+        "experiment",
+        "pretrain-mini",
+        "pretrain-images",
+    ],
 )
 def test_without_arguments_they_say_how_they_are_called(name, capsys):
     assert cli.main([name]) == 2

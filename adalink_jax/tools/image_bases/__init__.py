@@ -1,0 +1,1 @@
+"""The bases of the image world, trained from random weights."""

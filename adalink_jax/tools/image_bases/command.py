@@ -1,0 +1,305 @@
+"""Trains the two bases of the image world, with their image encoder, from random weights.
+
+adalink pretrain-images runs/image_bases
+
+There are three stages: the image encoder, a ViT, learns to name what each patch shows; ViT and T5
+are trained together on `mini_image_raw`, which gives the raw base; T5 alone goes on with
+`mini_image_instructions`, which gives the tuned base of the same encoder. OUT/encoder, OUT/raw and
+OUT/tuned hold them. A stage that was stopped goes on from its last saved step.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+
+from adalink_jax import files
+from adalink_jax.checkpoints.adapters import save_adapter
+from adalink_jax.checkpoints.encoders import (
+    image_encoder,
+    load_image_encoder,
+    save_image_encoder,
+)
+from adalink_jax.checkpoints.fingerprint import fingerprint
+from adalink_jax.errors import UserError
+from adalink_jax.models.parameters import init_base
+from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.models.vision.preprocessing import Preprocessing
+from adalink_jax.models.vision.vit import ViT, ViTConfig
+from adalink_jax.tools.image_bases import examples as image_examples
+from adalink_jax.training.losses import cross_entropy
+
+VISION = ViTConfig(width=128, depth=3, num_heads=4, mlp_dim=256, patch_size=8, image_size=32)
+TEXT = T5Config(
+    vocab_size=256,
+    emb_dim=128,
+    num_heads=4,
+    num_encoder_layers=3,
+    num_decoder_layers=2,
+    head_dim=32,
+    mlp_dim=256,
+    mlp_activations=("gelu", "linear"),
+    logits_via_embedding=False,
+    image_width=128,
+)
+PREPROCESSING = Preprocessing(height=VISION.image_size, width=VISION.image_size)
+_WARMUP, _DECAY = 200, 0.25  # Steps at the start, and the share of steps at the end.
+_SAVED_EVERY = 60.0  # Seconds.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training.
+
+    Attributes:
+      name: its name.
+      mixture: what it is trained on.
+      steps: number of steps.
+      batch_size: examples of a step.
+      rate: Adam's learning rate after the warm-up; it falls to 0 in the last steps.
+      trains: the trees that it trains, of "vision", "names" (the patches' classifier) and "text".
+    """
+
+    name: str
+    mixture: str
+    steps: int
+    batch_size: int
+    rate: float
+    trains: tuple[str, ...]
+
+
+STAGES = (
+    Stage("encoder", "mini_image_raw", 1000, 128, 1e-3, ("vision", "names")),
+    Stage("raw", "mini_image_raw", 8000, 32, 1e-3, ("vision", "text")),
+    Stage("tuned", "mini_image_instructions", 4000, 32, 5e-4, ("text",)),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder and the numbers of steps."""
+    parser.add_argument("out", metavar="OUT", help="the folder of encoder and bases")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
+    for stage in STAGES:
+        flag = f"--{stage.name}_steps"
+        parser.add_argument(flag, type=int, default=stage.steps, help=f"steps of {stage.name}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains all stages that are not finished, and writes encoder and bases.
+
+    Raises:
+      UserError: a number of steps is below 1, or less than a stage has already; a state is damaged;
+        or what is there comes from another training.
+    """
+    out = pathlib.Path(arguments.out)
+    steps = {stage.name: getattr(arguments, f"{stage.name}_steps") for stage in STAGES}
+    for name, count in steps.items():
+        if count < 1:
+            raise UserError(f"--{name}_steps is {count}; expected 1 or more")
+    params = _initial(arguments.seed)
+    for stage in STAGES:
+        stage = dataclasses.replace(stage, steps=steps[stage.name])
+        params = _trained(stage, params, out, arguments.seed)
+        if stage.name == "raw":
+            _write_encoder(out / "encoder", params["vision"])
+        if "text" in stage.trains:
+            _write_base(out / stage.name, params["text"], stage, arguments.seed)
+
+
+def _write_encoder(folder: pathlib.Path, params: Any) -> None:
+    encoder = image_encoder(ViT(VISION), params, PREPROCESSING)
+    if not folder.exists():
+        save_image_encoder(folder, encoder)
+    elif load_image_encoder(folder).fingerprint != encoder.fingerprint:
+        raise UserError(f"{folder} holds the encoder of another training; remove it")
+
+
+def _write_base(folder: pathlib.Path, params: Any, stage: Stage, seed: int) -> None:
+    """Writes a base as full fine-tuning does; `load_base` reads it."""
+    import tasks
+
+    data = {"name": stage.mixture, "vocabulary": tasks.MINI_IMAGE_VOCABULARY.identity}
+    save_adapter(
+        folder,
+        params,
+        method_name="full",
+        settings={},
+        architecture=TEXT,
+        base_fingerprint=fingerprint(params),
+        metadata={"train_steps": stage.steps, "seed": seed, "data": data},
+    )
+
+
+def _initial(seed: int) -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(seed), 3)
+    pixels = jnp.zeros((1, VISION.image_size, VISION.image_size, 3))
+    names = jax.nn.initializers.lecun_normal()
+    width = sum(map(len, image_examples.classes()))
+    return {
+        "vision": ViT(VISION).init(keys[0], pixels)["params"],
+        "names": {"kernel": names(keys[1], (VISION.width, width))},
+        "text": init_base(TEXT, keys[2]),
+    }
+
+
+def patch_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Computes how badly the encoder's tokens name what their patches show, and where they are.
+
+    Args:
+      params: "vision" and "names".
+      batch: see `image_examples.Examples`.
+
+    Returns:
+      The mean cross-entropy, and by example the share of patches whose thing is right.
+    """
+    labels = batch["labels"]
+    logits = _tokens(params, batch["pixels"]) @ params["names"]["kernel"]
+    total, right = jnp.zeros(()), []
+    ends = np.cumsum([len(some) for some in image_examples.classes()])[:-1]
+    for i, part in enumerate(jnp.split(logits, ends, axis=-1)):
+        known = (labels[:, i] >= 0).astype(jnp.float32)
+        targets = jnp.maximum(labels[:, i], 0)
+        loss, _ = cross_entropy(part, targets, known)
+        total += loss / jnp.maximum(known.sum(), 1)
+        right.append(jnp.mean(part.argmax(-1) == targets, axis=-1))
+    return total, right[0]
+
+
+def text_loss(params: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Computes the loss of the targets.
+
+    Args:
+      params: "vision" and "text".
+      batch: see `image_examples.Examples`.
+
+    Returns:
+      The mean cross-entropy of a token, and by example whether all tokens are the likeliest, which
+      is whether greedy decoding gives the target.
+    """
+    images = _tokens(params, batch["pixels"])
+    targets = batch["targets"]
+    logits = Transformer(TEXT).apply(
+        {"params": params["text"]},
+        batch["inputs"],
+        jnp.pad(targets[:, :-1], ((0, 0), (1, 0))),
+        targets,
+        encoder_images=images,
+        encoder_image_mask=jnp.broadcast_to(batch["seen"][:, None], images.shape[:2]),
+        enable_dropout=False,
+    )
+    weights = (targets > 0).astype(jnp.float32)
+    loss, _ = cross_entropy(logits, targets, weights, z_loss=1e-4)
+    right = (logits.argmax(-1) == targets) | (targets == 0)
+    return loss / weights.sum(), jnp.all(right, axis=-1)
+
+
+def _tokens(params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
+    """Returns the encoder's tokens of pictures, which have their size already."""
+    scaled = (pixels.astype(jnp.float32) / 255 - 0.5) / 0.5  # As `PREPROCESSING` does.
+    return jnp.asarray(ViT(VISION).apply({"params": params["vision"]}, scaled))
+
+
+def _optimizer(stage: Stage) -> optax.GradientTransformation:
+    decay = max(1, int(stage.steps * _DECAY))
+    falls = optax.linear_schedule(stage.rate, 0.0, decay, stage.steps - decay)
+
+    def rate(step):
+        return jnp.minimum(stage.rate * (step + 1) / _WARMUP, falls(step))
+
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98))
+
+
+def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int) -> dict[str, Any]:
+    """Trains a stage from its last saved step, or from the end of the stage before it."""
+    optimizer = _optimizer(stage)
+    loss_of = patch_loss if stage.name == "encoder" else text_loss
+    frozen = {name: tree for name, tree in params.items() if name not in stage.trains}
+    trainable = {name: params[name] for name in stage.trains}
+    path, begun = out / f"{stage.name}.state.safetensors", fingerprint(params)
+    step, trainable, state = _restored(path, begun, trainable, optimizer.init(trainable))
+    if step > stage.steps:
+        raise UserError(f"{path} has {step} steps, but --{stage.name}_steps is {stage.steps}")
+    if step == stage.steps:
+        return frozen | trainable
+    examples = image_examples.load(stage.mixture, "train")
+    validate = _validation(loss_of, image_examples.load(stage.mixture, "validation"))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(trainable, state, frozen, batch):
+        def loss(trainable):
+            return loss_of(frozen | trainable, batch)[0]
+
+        value, gradients = jax.value_and_grad(loss)(trainable)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(trainable, updates), state, value
+
+    saved, losses = time.monotonic(), []
+    while step < stage.steps:
+        batch = examples.batch(stage.batch_size, np.random.default_rng((seed, step)))
+        trainable, state, loss = update(trainable, state, frozen, batch)
+        losses.append(float(loss))
+        step += 1
+        if step == stage.steps or time.monotonic() - saved > _SAVED_EVERY:
+            _save(path, begun, step, trainable, state)
+            pace = (time.monotonic() - saved) / len(losses)
+            line = f"{stage.name} {step}/{stage.steps}: {pace:.3f} s a step, loss"
+            print(line, f"{np.mean(losses):.3f},", validate(frozen | trainable), flush=True)
+            saved, losses = time.monotonic(), []
+    return frozen | trainable
+
+
+def _validation(loss_of: Callable, examples: image_examples.Examples) -> Callable[[Any], str]:
+    """Returns a function from parameters to a line on examples that are not trained on."""
+    compiled = jax.jit(loss_of)
+
+    def validate(params) -> str:
+        loss, right = compiled(params, examples.arrays)
+        right = np.asarray(right)
+        shares = [
+            f"{name.removeprefix('mini_image_')} {right[examples.arrays['task'] == i].mean():.1%}"
+            for i, name in enumerate(examples.tasks)
+        ]
+        return f"held out {float(loss):.3f}; right: {', '.join(shares)}"
+
+    return validate
+
+
+def _save(path: pathlib.Path, begun: str, step: int, *trees: Any) -> None:
+    """Writes a stage's state.
+
+    Args:
+      path: its file, which is replaced.
+      begun: the fingerprint of all parameters before the stage.
+      step: number of steps done.
+      *trees: arrays.
+    """
+    leaves = jax.device_get(jax.tree.leaves(trees))
+    arrays = {f"{i:04}": np.asarray(leaf, order="C") for i, leaf in enumerate(leaves)}
+    about = {"begun": begun, "step": str(step)}
+    with files.replaced_file(path) as file:
+        file.write(safetensors.numpy.save(arrays, about))
+
+
+def _restored(path: pathlib.Path, begun: str, *trees: Any) -> tuple[Any, ...]:
+    """Returns the step and the trees of a state's file; without one, 0 and the trees given."""
+    if not path.exists():
+        return 0, *trees
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            about = file.metadata()
+            leaves = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged; remove it to train this stage anew") from error
+    if about["begun"] != begun:
+        raise UserError(f"{path} was begun from other parameters; remove it, or choose another OUT")
+    return int(about["step"]), *jax.tree.unflatten(jax.tree.structure(trees), leaves)

@@ -1,0 +1,131 @@
+"""`adalink pretrain-images`: names of patches, stages that go on where they stopped, its files."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import seqio
+
+import tasks
+from adalink_jax import cli
+from adalink_jax.checkpoints import load_base
+from adalink_jax.checkpoints.encoders import load_image_encoder
+from adalink_jax.errors import UserError
+from adalink_jax.tools.image_bases import command, examples
+from tasks.mini_images import raw, tuned
+from tests.tasks import mini_seeing
+
+FLAGS = ("--encoder_steps=3", "--raw_steps=3", "--tuned_steps=2")
+
+
+def test_patches_are_called_what_is_seen_there():
+    things, colors, places = examples.classes()
+    album = raw.SOURCES["mini_image_alt"].albums["train"]
+    for index in range(40):
+        labels = examples.patches(album.meaning(index)).reshape(3, 4, 4)
+        assert labels[2, 1, 3] == places["1 3"] and len(set(labels[2].ravel())) == len(places)
+        seen = mini_seeing.scene(album.picture(index))
+        for number, place in enumerate(mini_seeing.PLACES):
+            row, column = (2 * side for side in divmod(number, 2))
+            thing, color = labels[:2, row : row + 2, column : column + 2].reshape(2, 4)
+            words = seen.get(place, "").split()
+            name, ink = "", ""
+            if len(words) == 3:
+                name, ink = f"{words[0]} {words[2]}", words[1]
+            elif words:
+                ink, name = words
+            assert set(thing) == {things[name]} and set(color) == {colors[ink]}
+    album = raw.SOURCES["mini_image_read"].albums["train"]
+    lines = [i for i in range(40) if hasattr(album.meaning(i), "lines")]
+    for index in lines:
+        labels = examples.patches(album.meaning(index)).reshape(3, 4, 4)
+        read = mini_seeing.document(album.picture(index))
+        expected = [[things[field]] * 2 + [things[word]] * 2 for field, word in read]
+        np.testing.assert_array_equal(labels[0], expected)
+        assert (labels[1] == -1).all()
+    assert len(lines) > 5
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A tiny network and few examples."""
+    monkeypatch.setattr(
+        command, "VISION", dataclasses.replace(command.VISION, width=8, depth=1, mlp_dim=8)
+    )
+    tiny = {"emb_dim": 8, "head_dim": 2, "mlp_dim": 8, "image_width": 8}
+    tiny |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    monkeypatch.setattr(command, "TEXT", dataclasses.replace(command.TEXT, **tiny))
+    sources = (*raw.SOURCES.values(), *tuned.SOURCES.values(), raw.TEXTS)
+    for source in sources:
+        monkeypatch.setattr(source, "_sizes", {"train": 20, "validation": 5})
+        monkeypatch.setattr(source, "_made", {})
+
+
+@pytest.mark.slow
+def test_examples_of_a_mixture_come_at_its_rates(small):
+    found = examples.load("mini_image_raw", "train")
+    assert len(found.arrays["inputs"]) == 120
+    batch = found.batch(4_000, np.random.default_rng(0))
+    for number, name in enumerate(found.tasks):
+        rate = seqio.get_mixture_or_task("mini_image_raw").get_rate(seqio.TaskRegistry.get(name))
+        assert abs((batch["task"] == number).mean() - rate / 7.5) < 0.03
+    blind = found.tasks.index("mini_image_text")
+    np.testing.assert_array_equal(found.arrays["seen"], found.arrays["task"] != blind)
+    pixels = found.arrays["pixels"][found.arrays["task"] == found.tasks.index("mini_image_read")]
+    np.testing.assert_array_equal(pixels[3], tasks.PICTURES["mini_image_read_train"](3))
+    decode = tasks.MINI_IMAGE_VOCABULARY.decode
+    texts = raw.SOURCES["mini_image_read"].columns("train")["targets"]
+    rows = found.arrays["targets"][found.arrays["task"] == found.tasks.index("mini_image_read")]
+    assert [decode(row.tolist()) for row in rows] == texts.tolist()
+
+
+@pytest.mark.slow
+def test_a_stopped_training_ends_as_one_that_was_not(small, tmp_path, monkeypatch, capsys):
+    assert cli.main(["pretrain-images", str(tmp_path / "whole"), *FLAGS]) == 0
+    monkeypatch.setattr(command, "_SAVED_EVERY", 0.0)
+    saved = command._save
+
+    def stopping(path, begun, step, *trees):
+        saved(path, begun, step, *trees)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_save", stopping)
+    for _ in range(3):  # Each stage is stopped once; the last one ends with its second step.
+        assert cli.main(["pretrain-images", str(tmp_path / "parts"), *FLAGS]) != 0
+    assert cli.main(["pretrain-images", str(tmp_path / "parts"), *FLAGS]) == 0
+    for name in ("encoder/image_encoder.safetensors", "raw/adapter.safetensors",
+                 "tuned/adapter.safetensors"):  # fmt: skip
+        whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+        assert whole == parts
+    assert "right: alt" in capsys.readouterr().out
+    encoder = load_image_encoder(tmp_path / "whole/encoder")
+    assert (encoder.tokens, encoder.width) == (16, 8)
+    config, params = load_base(str(tmp_path / "whole/tuned"))
+    assert config.image_width == 8 and "image_projection" in params["encoder"]
+    # The tuned base has the raw one's encoder, and other weights.
+    _, before = load_base(str(tmp_path / "whole/raw"))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), params, before)
+    assert all(jax.tree.leaves(changed["decoder"]))
+    record = json.loads((tmp_path / "whole/tuned/adapter.json").read_text())
+    assert record["metadata"]["data"]["vocabulary"] == tasks.MINI_IMAGE_VOCABULARY.identity
+
+
+def test_what_comes_from_another_training_is_not_gone_on_with(tmp_path):
+    path, tree = tmp_path / "raw.state.safetensors", {"a": np.ones(3, np.float32)}
+    assert command._restored(path, "one", tree)[0] == 0
+    command._save(path, "one", 7, tree)
+    step, found = command._restored(path, "one", {"a": np.zeros(3, np.float32)})
+    assert step == 7 and found["a"].tolist() == [1, 1, 1]
+    with pytest.raises(UserError, match="begun from other parameters"):
+        command._restored(path, "another", tree)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="is damaged"):
+        command._restored(path, "one", tree)
+
+
+def test_steps_are_counted_from_one(tmp_path, capsys):
+    assert cli.main(["pretrain-images", str(tmp_path), "--encoder_steps=0"]) == 2
+    assert "--encoder_steps is 0; expected 1 or more" in capsys.readouterr().err
