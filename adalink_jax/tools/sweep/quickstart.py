@@ -252,10 +252,10 @@ def answers(run: pathlib.Path) -> Callable[[str], tuple[str, str]]:
     encode, labels = tasks.MINI_VOCABULARY.encode, tasks.LABELS[TASK]
     options = np.array([[*encode(label), 1] for label in labels], np.int32)
     programs = [
-        (jax.jit(functools.partial(decoding.score_options, Transformer(*model))), params)
+        (jax.jit(functools.partial(decoding.score_options, model)), params)
         for model, params in (
-            ((adaptation.config,), adaptation.base),
-            ((adaptation.config, adaptation.method), adaptation.params),
+            (Transformer(adaptation.config), adaptation.base),
+            (Transformer(adaptation.config, adaptation.method), adaptation.params),
         )
     ]
 

@@ -97,7 +97,7 @@ def tpe(
       UserError: optuna is not installed.
     """
     try:
-        import optuna
+        import optuna  # pyright: ignore[reportMissingImports]: optional
     except ImportError:
         raise UserError("--by tpe needs optuna: pip install 'adalink_jax[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
