@@ -35,7 +35,7 @@ def test_the_first_steps_give_the_same_bytes_twice(tmp_path, token_cache):
 
     Of the instructions one skill: all of them take minutes to generate.
     """
-    few = ("TRAIN_STEPS=20", "Evaluation.limit=8", "Periods.log_period=1")
+    few = ("TRAIN_STEPS=20", "BATCH_SIZE=32", "Evaluation.limit=8", "Periods.log_period=1")
     train = [sys.executable, str(ROOT / "scripts/train.py")]
     for name in ("one", "two"):
         raw, tuned = tmp_path / name / "raw", tmp_path / name / "tuned"
