@@ -78,7 +78,7 @@ def script_and_entry(name: str) -> tuple[str, str]:
 
 TRAINING = [name for name in EXPERIMENTS if script_and_entry(name)[1] == "train"]
 # Experiments of any method, which the user names beside them.
-SHARED = ("experiments/glue.gin", "experiments/mini.gin", "experiments/own_data.gin")
+SHARED = tuple(f"experiments/{name}.gin" for name in ("glue", "mini", "mini_images", "own_data"))
 
 
 def test_files_are_of_known_kinds():
