@@ -28,7 +28,7 @@ from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
 from adalink_jax.runs.images import pictures_of
-from adalink_jax.runs.options import Evaluation, Images, Lengths, MethodSetting
+from adalink_jax.runs.options import Batches, Evaluation, Images, Lengths, MethodSetting
 from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
@@ -116,6 +116,9 @@ def finetune(
     if METHODS.get(method.scope) is not type(method):
         known = ", ".join(cls.__name__ for cls in METHODS.values())
         raise UserError(f"{type(method).__name__} is not in METHODS, which has {known}")
+    for group in options:
+        if isinstance(group, Batches):
+            batch_size = _one_batch_size(batch_size, group.batch_size)
     task, lengths = _task(base, examples, validation, labels, columns, vocabulary, lengths)
     macros = {
         "MODEL": None,
@@ -133,7 +136,9 @@ def finetune(
         # Any texts are generated; labels are ranked, as Evaluation has it.
         options = [*options, *([] if task in tasks.LABELS else [Evaluation(mode="greedy")])]
     bindings = [f"{name}={value!r}" for name, value in macros.items()]
-    bindings += [binding for group in (method, *options) for binding in _settings(group)]
+    given = [binding for group in (method, *options) for binding in _settings(group)]
+    # Groups bind all of their fields, and this one is an argument here.
+    bindings += [one for one in given if not one.startswith("options.Batches.batch_size=")]
     configuration = _configuration(method, bindings, model_dir)
     arguments = gin_files.build(configuration)
     if not isinstance(base, str):
@@ -143,6 +148,14 @@ def finetune(
             arguments["images"] = group
     runs.train(**arguments, configuration=configuration)
     return load_result(configuration.values["model_dir"])
+
+
+def _one_batch_size(argument: int, grouped: int) -> int:
+    """Returns the batch size of an argument and of a group, of which one is left as it was."""
+    sizes = {argument, grouped} - {Batches.batch_size}
+    if len(sizes) > 1:
+        raise UserError(f"batch_size is {argument}, and {grouped} in Batches; give one of them")
+    return sizes.pop() if sizes else argument
 
 
 def _configuration(

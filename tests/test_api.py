@@ -47,6 +47,16 @@ def test_finetune_leaves_what_train_leaves(trained, capsys):
         al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, options=[al.Evaluation(limit=4)])
     with pytest.raises(UserError, match="rank was 1 and is 2"):
         al.finetune("mini", al.AdaLink(rank=2), FILMS, **settings)
+    # Of a group, what is an argument of the call stays that.
+    with pytest.raises(UserError, match="few_shot was None and is 4"):
+        al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, options=[al.Batches(few_shot=4)])
+    batches = [al.Batches(batch_size=8)]
+    for more, words in (
+        ({}, "batch_size was 32 and is 8"),
+        ({"batch_size": 4}, "give one of them"),
+    ):
+        with pytest.raises(UserError, match=words):
+            al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, **more, options=batches)
 
 
 def test_a_base_in_memory_is_the_same_run(trained, capsys):
