@@ -1,6 +1,7 @@
 """A task's metrics and postprocessing, called as SeqIO calls them."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,9 +72,7 @@ class TaskMetrics:
         step = task.postprocessor
         while hasattr(step, "func"):  # functools.partial
             step = step.func
-        # The postprocessors of this project read texts and references only.
-        ours = step is None or getattr(step, "__module__", "").split(".")[0] == "tasks"
-        self.reads_examples = bool(self._objects) or not ours
+        self.reads_examples = bool(self._objects) or _reads_examples(step)
 
     def postprocessed(
         self, texts: Sequence[str], examples: Sequence[Mapping[str, Any]], is_target: bool
@@ -140,3 +139,16 @@ class TaskMetrics:
             else:
                 found.append(made.compute())
         return found
+
+
+def _reads_examples(step: Any) -> bool:
+    """Returns whether a postprocessor may read more of an example than its texts and references.
+
+    One of this project's does so where it takes `example` without a default.
+    """
+    if step is None:
+        return False
+    if getattr(step, "__module__", "").split(".")[0] != "tasks":
+        return True
+    taken = inspect.signature(step).parameters.get("example")
+    return taken is not None and taken.default is taken.empty

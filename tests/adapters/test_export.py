@@ -290,7 +290,7 @@ def test_programs_are_for_all_platforms_and_say_their_arguments(run, base, write
     signature = json.loads((target / "signature.json").read_text())
     assert signature["method"] == {
         "name": "adalink",
-        **dataclasses.asdict(ADALINK),
+        **ADALINK.settings(),
         "stacks": ["encoder"],
     }
     shapes = {}

@@ -91,7 +91,9 @@ def test_what_a_sentence_gets_is_what_scoring_says(done):
 
 def test_a_training_that_fails_ends_it_with_its_line(tmp_path, short, capsys):
     (tmp_path / "base").write_text("in the way")
-    assert cli.main(["quickstart", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["quickstart", str(tmp_path)])
+    assert ended.value.code == 2
     assert "error: " in capsys.readouterr().err
 
 

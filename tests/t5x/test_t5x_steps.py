@@ -9,7 +9,7 @@ from tests.tiers import mostly_slow
 RATE = 1e-3
 # As gin/t5x/optimizers/adapter.gin sets them.
 RULES = {"routes": "batch", "adapter_embed": "none", "rank": "none", "prompt": "none",
-         "adapter_vocab": "none", "terms": "none"}  # fmt: skip
+         "adapter_vocab": "none", "image_width": "none", "terms": "none"}  # fmt: skip
 UNFACTORED = dict.fromkeys(RULES, "none")
 # Name of a run -> its method, the method's settings, and what of Adafactor it sets in T5X. Of
 # several routes each has second moments and clipping of its own.

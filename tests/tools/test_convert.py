@@ -63,11 +63,11 @@ def answers(monkeypatch):
     """Computes the logits here, without processes; returns how often each was asked for."""
     asked = []
 
-    def logits_of(path, framework):
+    def logits_of(path, framework, images=True):
         asked.append((pathlib.Path(path).name, framework))
         if framework == "transformers":
             return logits(path), ""
-        return probe.base_logits(str(path))
+        return probe.base_logits(str(path), images)
 
     monkeypatch.setattr(probe, "logits_of", logits_of)
     monkeypatch.setattr(probe, "has_transformers", lambda: True)
@@ -98,8 +98,8 @@ def test_a_copy_says_whether_it_has_a_tokenizer(mini_base, tmp_path, answers, ca
 def test_other_logits_leave_nothing(mini_base, tmp_path, answers, monkeypatch, change, liar):
     honest = probe.logits_of
 
-    def logits_of(path, framework):
-        found, theirs = honest(path, framework)
+    def logits_of(path, framework, images=True):
+        found, theirs = honest(path, framework, images)
         if framework == liar and ".partial" in str(path):
             found = found.copy()
             found[1, 2, 3] += change
