@@ -208,7 +208,7 @@ class _Child:
         faulthandler.dump_traceback_later(0.9 * start.seconds)
         if probe := sys.modules.get("adalink_jax.adapters.probe"):
             # Not in a new Python, which takes six seconds.
-            probe.logits_of = lambda path, framework: probe.base_logits(path)
+            probe.logits_of = lambda path, _, images=True: probe.base_logits(path, images)
             probe.has_transformers = lambda: False
         self._prepare()
         time.sleep(start.late)  # So that two starts meet at another moment in each trial.
