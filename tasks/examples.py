@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from tasks import metrics
 from tasks.errors import DataError
 from tasks.registry import LABELS, add_classification, add_generation
-from tasks.sources import dataset_from_columns
+from tasks.sources import ColumnsSource
 from tasks.vocabulary import UserVocabulary
 
 Examples = Sequence[tuple[str, str]]
 
 
-class ExamplesSource(seqio.DataSource):
+class ExamplesSource(ColumnsSource):
     """Pairs of input and target texts in memory, by split."""
 
     def __init__(
@@ -37,29 +36,13 @@ class ExamplesSource(seqio.DataSource):
         self._record = dict(record or {})
         self._images = {split: list(keys) for split, keys in (images or {}).items()}
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """Whether any number of shards can be read: yes."""
-        return True
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused,
-    ) -> tf.data.Dataset:
+    def columns(self, split: str) -> dict[str, np.ndarray]:
         """Returns examples with the strings `inputs` and `targets`, perhaps also `image`."""
         inputs, targets = zip(*self._splits[split], strict=True)
         columns = {"inputs": np.array(inputs, object), "targets": np.array(targets, object)}
         if split in self._images:
             columns["image"] = np.array(self._images[split], object)
-        return dataset_from_columns(columns, shuffle, seed, shard_info)
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        """Returns one shard, named after the split."""
-        return [split]
+        return columns
 
     def num_input_examples(self, split: str) -> int:
         """Returns the number of examples in a split."""

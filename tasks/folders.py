@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
 from tasks import tsv
 from tasks.errors import DataError
-from tasks.sources import dataset_from_columns
+from tasks.sources import ColumnsSource
 
 
-class FolderSource(seqio.DataSource):
+class FolderSource(ColumnsSource):
     """Examples from the files of a folder that an environment variable names.
 
     The variable is read whenever the source is used, never at import. Files are read when a dataset
@@ -36,27 +35,14 @@ class FolderSource(seqio.DataSource):
         super().__init__(splits=tuple(files))
         self._variable, self._files, self._read = variable, dict(files), read
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """Whether any number of shards can be read: yes."""
-        return True
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused,
-    ) -> tf.data.Dataset:
+    def columns(self, split: str) -> dict[str, np.ndarray]:
         """Returns a split's examples: strings, int32, and string sequences.
 
         Raises:
           DataError: the folder or file is missing, there is no such split, or the file is faulty.
         """
         examples = self._examples(split)
-        columns = {name: _column([one[name] for one in examples]) for name in examples[0]}
-        return dataset_from_columns(columns, shuffle, seed, shard_info)
+        return {name: _column([one[name] for one in examples]) for name in examples[0]}
 
     def list_shards(self, split: str) -> Sequence[str]:
         """Returns the file of a split."""

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import numpy as np
 import seqio
@@ -21,14 +20,12 @@ from tasks.errors import DataError
 from tasks.image_files import ImageFormat
 from tasks.mixtures import proportional_rate
 from tasks.registry import (
-    EVAL_SPLITS,
     SCORED_BY,
     UNLABELED,
     add_classification,
-    output_features,
-    text_to_text,
+    add_generation,
 )
-from tasks.sources import dataset_from_columns
+from tasks.sources import ColumnsSource
 from tasks.vqa_metrics import anls, exact_match, soft_accuracy
 
 VARIABLE = "IMAGE_DIR"
@@ -39,7 +36,7 @@ EASY_VQA_ANSWERS = (
 )
 
 
-class ImageDataSource(seqio.DataSource):
+class ImageDataSource(ColumnsSource):
     """Examples of a data set of images from the folder IMAGE_DIR, an environment variable.
 
     The variable is read whenever the source is used, never at import. Examples are strings:
@@ -54,36 +51,19 @@ class ImageDataSource(seqio.DataSource):
         super().__init__(splits=tuple(image_format.files))
         self._name, self._format = name, image_format
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """Whether any number of shards can be read: yes."""
-        return True
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused,
-    ) -> tf.data.Dataset:
+    def columns(self, split: str) -> dict[str, np.ndarray]:
         """Returns a split's examples.
 
         Raises:
           DataError: IMAGE_DIR, a folder or a file does not exist; a file has a fault.
         """
         examples = self._examples(split)
-        columns = {
+        return {
             "image": np.array([one.image for one in examples], object),
             "text": np.array([one.text for one in examples], object),
             "target": np.array([one.target or UNLABELED for one in examples], object),
             "references": np.array(["\n".join(one.references) for one in examples], object),
         }
-        return dataset_from_columns(columns, shuffle, seed, shard_info)
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        """Returns one shard, named after the split."""
-        return [split]
 
     def num_input_examples(self, split: str) -> int:
         """Returns the number of examples of a split."""
@@ -222,15 +202,15 @@ def add_image_task(
     Returns:
       The registered task.
     """
-    task = seqio.TaskRegistry.add(
+    task = add_generation(
         name,
-        source=cast(seqio.DataSourceInterface, source),  # seqio.DataSource may lack a count.
-        preprocessors=text_to_text(preprocess),
+        source,
+        preprocess,
+        metric_fns,
+        eval_splits=eval_splits,
+        vocabulary=vocabulary,
         postprocess_fn=references,
-        metric_fns=list(metric_fns),
-        output_features=output_features(vocabulary),
     )
-    EVAL_SPLITS[name] = tuple(eval_splits)
     if scored_by is not None:
         SCORED_BY[name] = scored_by
     return task

@@ -9,12 +9,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import seqio
-import tensorflow as tf
 
 from tasks import mini_language
 from tasks.errors import DataError
-from tasks.sources import dataset_from_columns
+from tasks.sources import ColumnsSource
 
 VERSION = 2  # Increase it with any change of the examples: caches and run records contain it.
 SEED = 2310
@@ -29,7 +27,7 @@ PARTS = {
 Generator = Callable[[mini_language.Draw, range], Iterator[dict]]
 
 
-class MiniSource(seqio.DataSource):
+class MiniSource(ColumnsSource):
     """Examples that are generated on first use, the same on every machine.
 
     Args:
@@ -57,7 +55,13 @@ class MiniSource(seqio.DataSource):
         self._made: dict[str, dict[str, np.ndarray]] = {}
 
     def columns(self, split: str) -> dict[str, np.ndarray]:
-        """Returns a split's examples as columns of equal length; `idx` (int32) counts from 0."""
+        """Returns a split's examples as columns of equal length; `idx` (int32) counts from 0.
+
+        Raises:
+          DataError: there is no such split.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self._name} has no split '{split}'; it has {', '.join(self.splits)}")
         if split not in self._made:
             self._made[split] = self._generate(split)
         return self._made[split]
@@ -72,31 +76,9 @@ class MiniSource(seqio.DataSource):
         }
         return columns | {"idx": np.arange(len(rows), dtype=np.int32)}
 
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """Yes, because every example can be read separately."""
-        return True
-
     def list_shards(self, split: str) -> Sequence[str]:
         """Returns one name, because there are no files."""
         return [f"{self._name}-{split}"]
-
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        **unused,
-    ) -> tf.data.Dataset:
-        """Returns the examples of one split.
-
-        Raises:
-          DataError: there is no such split.
-        """
-        if split not in self.splits:
-            raise DataError(f"{self._name} has no split '{split}'; it has {', '.join(self.splits)}")
-        return dataset_from_columns(self.columns(split), shuffle, seed, shard_info)
 
     def identity(self, split: str) -> dict:
         """Returns everything the examples depend on: generator, version and seed."""

@@ -27,8 +27,8 @@ _PRONOUNS = frozenset("he she they it her his their them him".split())
 _PUNCTUATION = (".", ",", "?", "!")
 # Nouns of WSC with other words between them, which are no part of their texts.
 _APART = ("Kamenev and Zinoviev", "Kamenev, Zinoviev, and Stalin")
-# Two texts of WSC whose index is not that of the pronoun's word, with the pronoun's place as T5 has
-# it.
+# Two texts of WSC, word for word, whose index is not that of the pronoun's word, with the pronoun's
+# place as T5 has it.
 _MISPLACED = {
     "The boy continued to whip the pony , and eventually the pony threw him over. John laughed out "
     'quite loud. "Good for him," he said. ': "The boy continued to whip the pony , and eventually "

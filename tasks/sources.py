@@ -38,6 +38,42 @@ def dataset_from_columns(
     return dataset
 
 
+class ColumnsSource(seqio.DataSource):
+    """Examples that are in memory once they are asked for; a source of them says its `columns`."""
+
+    def columns(self, split: str) -> Mapping[str, Sequence | np.ndarray]:
+        """Returns a split's examples as columns of equal length, by the fields' names.
+
+        Raises:
+          DataError: there is no such split, or what the examples come from is missing or faulty.
+        """
+        raise NotImplementedError
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """Yes, because every example can be read separately."""
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns one shard, named after the split."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused,
+    ) -> tf.data.Dataset:
+        """Returns a split's examples.
+
+        Raises:
+          DataError: as `columns`.
+        """
+        return dataset_from_columns(self.columns(split), shuffle, seed, shard_info)
+
+
 @dataclasses.dataclass(frozen=True)
 class GlueFormat:
     """How one GLUE task is stored, in files and in TFDS.

@@ -98,8 +98,8 @@ def rendered(name: str, **values: str) -> list[dict]:
     text = (LAUNCH / name).read_text(encoding="utf-8")
     code = re.sub(r"#.*", "", text)
     assert set(re.findall(r"<(\w*)>", code)) == set(values)
-    for placeholder, value in values.items():
-        text = text.replace(f"<{placeholder}>", value)
+    for word, value in values.items():
+        text = text.replace(f"<{word}>", value)
     return list(yaml.safe_load_all(text))
 
 

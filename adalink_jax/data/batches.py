@@ -391,7 +391,7 @@ def with_pictures(found: Tokens, pictures: Pictures | None, task: str) -> Tokens
         shown = next((key for key in found.images if key), "")
         raise UserError(
             f"task '{task}' has pictures, such as '{shown}', to which a model of text alone is "
-            "blind; set Images.encoder, and Images.folder if they are files"
+            "blind; set Images.encoder of train or eval, and Images.folder if they are files"
         )
     return found.pictured(pictures.digests(found.images))
 

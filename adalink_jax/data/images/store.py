@@ -135,7 +135,7 @@ class Store:
                     if not said:
                         logger.warning("waiting: %s", error)
                     said = True
-                    time.sleep(_LOOK)
+                    time.sleep(_LOOK)  # Another process, maybe on another host: no event comes.
             yield check
 
 

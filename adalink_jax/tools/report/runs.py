@@ -264,7 +264,8 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
     }
     method = METHODS[adapter["method"]](**settings)
     lengths = record["data"]["lengths"]
-    shape = Shape(configured["batch_size"], lengths["inputs"], lengths["targets"])
+    images = record["data"].get("image_encoder", {}).get("tokens", 0)
+    shape = Shape(configured["batch_size"], lengths["inputs"], lengths["targets"], images)
     few_shot = configured.get("few_shot")
     # The step at which a run stopped early differs from seed to seed.
     early = results.get("stopped_early", False)
