@@ -2,12 +2,13 @@
 
 All of it goes to the standard error, and is of the first process of a run alone. Where there is
 neither terminal nor notebook (a file, a cluster's log) there is a line every half minute, so work
-that ends sooner says nothing.
+that ends sooner says nothing. Of several threads, the first one that has a bar shows its own.
 """
 
 import contextlib
 import functools
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,8 +29,8 @@ class Bar:
       done: how many are done.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int):
-        self.what, self.total, self.unit, self.done = what, total, unit, done
+    def __init__(self, what: str, total: int, unit: str, done: int, shown: "_Lines"):
+        self.what, self.total, self.unit, self.done, self._shown = what, total, unit, done, shown
         self._first, self._began = done, time.monotonic()
 
     def at(self, done: int, note: Note | None = None) -> None:
@@ -40,7 +41,7 @@ class Bar:
           note: what is said beside it, or what makes it; None for the time that is left.
         """
         self.done = done
-        if _shown[0].is_due():
+        if self._shown.is_due():
             self._show(note)
 
     def advance(self, count: int = 1) -> None:
@@ -54,15 +55,15 @@ class Bar:
           text: what is done.
           line: whether that is worth a line of its own in a log.
         """
-        if line or _shown[0].changes:
-            _shown[0].show(self, text, alone=True)
+        if line or self._shown.changes:
+            self._shown.show(self, text, alone=True)
 
     def _show(self, note: Note | None) -> None:
         if note is None:
             since, count = time.monotonic() - self._began, self.done - self._first
             known = count > 0 and self.total >= self.done
             note = left(since / count * (self.total - self.done)) if known else ""
-        _shown[0].show(self, note if isinstance(note, str) else note())
+        self._shown.show(self, note if isinstance(note, str) else note())
 
 
 def left(seconds: float) -> str:
@@ -82,16 +83,21 @@ def bar(what: str, total: int, unit: str = "", done: int = 0) -> Iterator[Bar]:
       unit: of what, in the plural.
       done: how many are done already.
     """
-    one, outermost = Bar(what, total, unit, done), not _shown
-    if outermost:
-        _shown.append(_medium())
+    outermost = _here.shown is None
+    shows = outermost and _screen.acquire(blocking=False)
+    if _here.shown is None:
+        _here.shown = _medium() if shows else _Nothing()
+    shown = _here.shown
+    one = Bar(what, total, unit, done, shown)
     try:
-        _shown[0].begin(one)
+        shown.begin(one)
         yield one
     finally:
-        _shown[0].end(one, outermost)
+        shown.end(one, outermost)
         if outermost:
-            _shown.clear()
+            _here.shown = None
+        if shows:
+            _screen.release()
 
 
 class _Lines:
@@ -185,7 +191,7 @@ class _Terminal(_Lines):
 
 
 class _Nothing(_Lines):
-    """What other hosts than the first say."""
+    """What other hosts and threads than the first say."""
 
     def _say(self, line: str) -> None:
         pass
@@ -213,4 +219,9 @@ def _drawn(one: Bar, width: int = 20) -> str:
     return "█" * full + "░" * (width - full)
 
 
-_shown: list[_Lines] = []  # The medium, while there is a bar.
+class _Here(threading.local):
+    shown: _Lines | None = None
+
+
+_here = _Here()  # The medium of this thread, while it has a bar.
+_screen = threading.Lock()  # Of the thread whose bars are shown.

@@ -1,7 +1,9 @@
 """How far work is: on a terminal, in a notebook, in a log."""
 
+import concurrent.futures
 import io
 import sys
+import threading
 import types
 
 import pytest
@@ -80,7 +82,7 @@ def test_bars_within_bars_share_the_half_minute(clock, capsys):
     assert capsys.readouterr().err == "scoring: 1 of 2 batches, 0:16 left\n"
     with pytest.raises(ZeroDivisionError), progress.bar("a", 1), progress.bar("b", 1):
         raise ZeroDivisionError
-    assert not progress._shown
+    assert progress._here.shown is None
 
 
 def test_what_takes_long_is_said_at_once(clock, capsys):
@@ -152,3 +154,26 @@ def test_only_the_first_host_speaks(clock, capsys, monkeypatch):
 )
 def test_times_that_are_left(seconds, text):
     assert progress.left(seconds) == text
+
+
+def test_threads_do_not_share_their_bars(monkeypatch, capsys):
+    """Each has its own, and one of them alone is shown."""
+    monkeypatch.setattr(progress, "_medium", lambda: progress._Lines(seconds=0.0))
+    inside = threading.Barrier(2, timeout=60)
+
+    def work(name: str) -> None:
+        with progress.bar(name, 2) as outer:
+            inside.wait()
+            with progress.bar(f"{name}'s part", 1) as inner:
+                inner.advance()
+            inside.wait()
+            outer.advance()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, name) for name in ("one", "two")]:
+            done.result()
+    said = capsys.readouterr().err
+    assert ("one" in said) != ("two" in said)
+    with progress.bar("three", 1) as bar:  # It is free again.
+        bar.advance()
+    assert "three: 1 of 1" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Features of pictures: the encoder's values, computed once, never another encoder's or damaged."""
 
 import dataclasses
-import itertools
 import logging
 import os
 import pathlib
@@ -10,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from adalink_jax import progress
 from adalink_jax.data.images import Pictures, store
 from adalink_jax.errors import UserError
 
@@ -229,15 +229,15 @@ def test_a_picture_that_changes_while_it_is_read_is_refused(folder, tmp_path):
         pictures.features(digests)
 
 
-def test_progress_is_said(see, monkeypatch):
-    from adalink_jax.data.images import features
-
+def test_progress_is_said(see, monkeypatch, capsys):
     said = []
-    clock = itertools.count(0, 6)
-    monkeypatch.setattr(features.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "_medium", lambda: progress._Lines(seconds=0.0))
     see(say=said.append)
-    assert "images: 10 of 10 pictures to encode" in said
-    assert "images: 8 of 10 pictures encoded, 0.7 a second, 3 s left" in said
+    assert said == ["images: 10 of 10 pictures to encode"]
+    lines = capsys.readouterr().err
+    assert (
+        "reading: 10 of 10 pictures" in lines and "encoding: 8 of 10 pictures, 0:00 left" in lines
+    )
 
 
 def test_the_encoder_is_let_go_where_features_are_stored(folder, tmp_path):

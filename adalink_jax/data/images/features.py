@@ -8,12 +8,12 @@ import hashlib
 import itertools
 import json
 import os
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from adalink_jax import progress
 from adalink_jax.data import cache
 from adalink_jax.data.images import reading
 from adalink_jax.data.images.store import Store
@@ -26,8 +26,6 @@ _R = TypeVar("_R")
 _NONE = bytes(32)
 # Threads that read and prepare pictures; Pillow decodes without Python's lock.
 _THREADS = min(8, os.cpu_count() or 1)
-# Seconds between two lines of progress.
-_PERIOD = 10.0
 
 
 @runtime_checkable
@@ -181,12 +179,12 @@ class Pictures:
           UserError: there is no such picture.
         """
         new = [key for key in dict.fromkeys(keys) if key not in self._digests]
-        with contextlib.closing(_ahead(self._digest, new)) as found:
-            progress = _Progress(self._say, "read", len(new))
+        reads = progress.bar("reading", len(new), "pictures")
+        with contextlib.closing(_ahead(self._digest, new)) as found, reads as bar:
             for key, digest in zip(new, found, strict=True):
                 self._digests[key] = digest
                 self._keys.setdefault(digest, key)
-                progress.add(1)
+                bar.advance()
         content = b"".join(self._digests[key] for key in keys)
         return np.frombuffer(content, np.uint8).reshape(-1, 32)
 
@@ -207,8 +205,8 @@ class Pictures:
             if self._encoder is None:
                 raise UserError("there are pictures whose features were not computed before")
             self._say(f"images: {len(left):,} of {len(wanted):,} pictures to encode")
-            progress = _Progress(self._say, "encoded", len(left))
-            self._store.fill(left, lambda some: self._encoded(some, progress))
+            with progress.bar("encoding", len(left), "pictures") as bar:
+                self._store.fill(left, lambda some: self._encoded(some, bar))
         return Features(digests, self._store.take, self.shape)
 
     def let_go(self) -> None:
@@ -227,7 +225,7 @@ class Pictures:
         assert self._encoder is not None  # Since `features`.
         return self._encoder.preprocessing.prepare(reading.decoded(content, name))
 
-    def _encoded(self, digests: Sequence[bytes], progress: "_Progress | None" = None) -> np.ndarray:
+    def _encoded(self, digests: Sequence[bytes], bar: progress.Bar | None = None) -> np.ndarray:
         """Returns the features [n, M, Dv] of pictures."""
         out = np.empty((len(digests), *self.shape), self._dtype)
         encoder = self._encoder
@@ -245,8 +243,8 @@ class Pictures:
                 with np.errstate(over="ignore"):
                     out[start : start + len(some)] = found[: len(some)]
                 self._check_finite(out[start : start + len(some)], digests[start:])
-                if progress is not None:
-                    progress.add(len(some))
+                if bar is not None:
+                    bar.advance(len(some))
         return out
 
     def _check_finite(self, features: np.ndarray, digests: Sequence[bytes]) -> None:
@@ -257,27 +255,6 @@ class Pictures:
                 f"the features of picture '{key}' are not finite in {self._dtype}: the encoder is "
                 "damaged, or they need Images.dtype = 'float32'"
             )
-
-
-class _Progress:
-    """Says now and then how many of a number of pictures are done."""
-
-    def __init__(self, say: Callable[[str], None], what: str, total: int):
-        self._say, self._what, self._total = say, what, total
-        self._done, self._began = 0, time.monotonic()
-        self._next = self._began + _PERIOD
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if (now := time.monotonic()) < self._next:
-            return
-        rate = self._done / (now - self._began)
-        left = (self._total - self._done) / rate
-        self._say(
-            f"images: {self._done:,} of {self._total:,} pictures {self._what}, {rate:,.1f} a "
-            f"second, {left:,.0f} s left"
-        )
-        self._next = now + _PERIOD
 
 
 def _ahead(make: Callable[[_T], _R], items: Iterable[_T]) -> Generator[_R]:
