@@ -15,10 +15,10 @@ from adalink_jax.models import parameters
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.cost import counts
 from adalink_jax.training import optimizers, state, step
-from tests.methods.toys import example
+from tests.methods.toys import OF_TEXT, example
 from tests.tiers import mostly_slow
 
-ADAPTERS = [name for name in METHODS if not METHODS[name].trains_base]
+ADAPTERS = [name for name in OF_TEXT if not METHODS[name].trains_base]
 STORED = ("bfloat16", "int8")
 RATE = optimizers.factors(base_learning_rate=0.01)
 OPTIMIZER = optimizers.adafactor(RATE, multiply_by_parameter_scale=False, factored=False)
