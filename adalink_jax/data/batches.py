@@ -98,6 +98,7 @@ class TrainBatches:
         padded_to: Sequence[int] = (),
         steps: int | None = None,
         pictures: Pictures | None = None,
+        packed_targets: int | None = None,
     ):
         """Tokenizes the train splits, or reads their caches.
 
@@ -117,6 +118,8 @@ class TrainBatches:
           padded_to: padded lengths of inputs, ascending; those of `plan.INPUT_BUCKETS` if empty.
           steps: choose the cheapest of them for so many steps (`plan.cheapest`); None for all.
           pictures: sees the pictures of tasks that have some; None for no such task.
+          packed_targets: length of the targets of a packed row; None for the cheapest
+            (`plan.packed_targets`).
 
         Raises:
           UserError: an unknown name; invalid lengths, few_shot, held_out or batch size; pictures
@@ -152,6 +155,7 @@ class TrainBatches:
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
         self._data, self._padded_to = data, tuple(padded_to)
+        self._packed_targets = packed_targets
         self._first = self._laid_out(data, 0)
         if steps is not None and isinstance(placed := self._first.plan, plan.Bucketed):
             sample = [placed.batch(step).input_length for step in range(min(steps, _SAMPLE))]
@@ -195,13 +199,20 @@ class TrainBatches:
         first_epoch = draw if self.packing else 0
         stream = plan.Stream([len(d) for d in data], self._rates, self._seed, first_epoch)
         length, target_length = self.lengths["inputs"], self.lengths["targets"]
-        sizes = (inputs.lengths, targets.lengths, self.batch_size, length, target_length)
         if self.packing:
             segments = max(1, length // TOKENS_PER_SEGMENT)
+            lengths = (inputs.lengths, targets.lengths, length)
+            if self._packed_targets is None:
+                self._packed_targets = plan.packed_targets(
+                    stream, *lengths, target_length, segments
+                )
             first_step = draw * self.steps_per_draw if draw and self.steps_per_draw else 0
-            packed = plan.Packed(stream, *sizes, segments)
+            packed = plan.Packed(
+                stream, *lengths[:2], self.batch_size, length, self._packed_targets, segments
+            )
             return _Draw(inputs, targets, packed, first_step=first_step)
         known = self._padded_to or plan.INPUT_BUCKETS
+        sizes = (inputs.lengths, targets.lengths, self.batch_size, length, target_length)
         laid = plan.Bucketed(stream, *sizes, known)
         return _Draw(inputs, targets, laid, self._features(data))
 
@@ -242,12 +253,14 @@ class TrainBatches:
         for task in tasks:
             if "drawn" in task:
                 task["drawn"] = {**task["drawn"], "anew_every_steps": self.steps_per_draw}
+        widened = self.packing and self._packed_targets != self.lengths["targets"]
         return {
             "name": self.name,
             "tasks": tasks,
             "vocabulary": vocabulary_identity(self.vocabulary),
             "lengths": dict(self.lengths),
             "packing": self.packing,
+            **({"packed_targets": self._packed_targets} if widened else {}),
             **({"padded_to": list(self._padded_to)} if self._padded_to else {}),
             **({"image_encoder": self.pictures.identity} if self.pictures else {}),
         }
@@ -298,7 +311,7 @@ class TrainBatches:
         """
         placed, images = self._first.plan, self.image_tokens
         if isinstance(placed, plan.Packed):
-            return ((self.lengths["inputs"], self.lengths["targets"]),)
+            return ((placed.max_inputs, placed.max_targets),)
         return tuple((images + t, n) for t in placed.input_buckets for n in placed.target_buckets)
 
     @property
@@ -313,7 +326,8 @@ class TrainBatches:
             rows = len(starts) - 1
             used = self._first.inputs.lengths[placed.stream.epoch(0)].sum()
             parts.append(
-                f"packed {self.epoch_size / rows:.1f} to a row of {self.lengths['inputs']} tokens, "
+                f"packed {self.epoch_size / rows:.1f} to a row of {placed.max_inputs} tokens and "
+                f"{placed.max_targets} of targets, "
                 f"{used / rows / self.lengths['inputs']:.0%} of them used"
             )
         else:

@@ -34,6 +34,10 @@ WINDOW = 32
 # accelerators.
 COMPILATION = 100
 
+# A token of a target also attends to the input and has logits: it is said to cost as much as two
+# of the input.
+TARGET_COST = 2
+
 # The purposes of random numbers, each with its own stream.
 _PASS, _MIX, _BATCHES, _ROWS, _DRAWS = range(5)
 
@@ -318,6 +322,41 @@ def next_fit(
     while starts[-1] < n:
         starts.append(ends[starts[-1]])
     return np.array(starts)
+
+
+def packed_targets(
+    stream: Stream,
+    input_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    max_inputs: int,
+    max_targets: int,
+    max_segments: int,
+) -> int:
+    """Returns the length of the targets of packed rows that costs the least.
+
+    A row holds a target for each of its inputs. With room for one longest target, targets would
+    fill a row first, and most of its inputs would be padding. The length is `max_targets` times 1,
+    2, 3, 4, 6, 8, 12 …; what counts is the cost of the first mixture epoch.
+
+    Args:
+      stream: the examples.
+      input_lengths: int [examples], tokens of each input, at most `max_inputs`.
+      target_lengths: int [examples], tokens of each target, at most `max_targets`.
+      max_inputs: maximum input tokens of a row.
+      max_targets: maximum target tokens of an example.
+      max_segments: maximum examples of a row.
+    """
+    examples = stream.epoch(0)
+    sizes = (input_lengths[examples], target_lengths[examples], max_inputs)
+    costs = {}
+    times, following = 1, 2
+    while True:
+        length = times * max_targets
+        rows = len(next_fit(*sizes, length, max_segments)) - 1
+        costs[length] = rows * (max_inputs + TARGET_COST * length)
+        if times >= max_segments:
+            return min(costs, key=costs.__getitem__)
+        times, following = following, times * 2 if times > 1 else 3
 
 
 class Packed:

@@ -122,7 +122,8 @@ class Batches(Checked):
     Attributes:
       batch_size: number of rows of the global batch.
       gradient_accumulation_steps: number of parts of a batch, with one in memory at a time.
-      packing: whether rows hold several examples, or one each and are bucketed by length.
+      packing: whether rows hold several examples, or one each and are bucketed by length. A packed
+        row is as long as the longest input may be, and has room for the targets of all its inputs.
       few_shot: train on this many examples of each task, chosen by the seed; None for all.
       padding: "cheapest" pads inputs to fewer lengths, where a compilation would cost more than
         their padding does over TRAIN_STEPS; the run keeps those of its first start. None for all.

@@ -157,7 +157,7 @@ def train(
         source = TrainBatches(
             data.mixture_or_task_name, data.lengths, batches.batch_size, seed,
             batches.packing, data.cache_dir, batches.few_shot, data.held_out,
-            **_padding(batches, folder, train_steps),
+            **_lengths(batches, data, folder, train_steps),
             pictures=pictures_of(images, base.config, data.cache_dir),
         )  # fmt: skip
         folder.claim("data", source.identity)
@@ -197,12 +197,18 @@ def train(
         store.close()
 
 
-def _padding(batches: Batches, folder: RunFolder, train_steps: int) -> dict[str, Any]:
-    """Returns how `TrainBatches` pads. A run that goes on keeps the lengths that it began with."""
+def _lengths(batches: Batches, data: Data, folder: RunFolder, train_steps: int) -> dict[str, Any]:
+    """Returns what lengths `TrainBatches` has. A run that goes on keeps those it began with."""
+    record = folder.record()
+    before = (record or {}).get("data", {})
+    if batches.packing:
+        # Runs of before had rows with targets of the length of one.
+        own = before.get("packed_targets", data.lengths["targets"])
+        return {"packed_targets": own} if record else {}
     if batches.padding is None:
         return {}
-    before = (folder.record() or {}).get("data", {}).get("padded_to")
-    return {"padded_to": before} if before else {"steps": train_steps}
+    padded_to = before.get("padded_to")
+    return {"padded_to": padded_to} if padded_to else {"steps": train_steps}
 
 
 def _pace(source: TrainBatches, config: T5Config, method: Method) -> Pace:

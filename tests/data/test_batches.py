@@ -210,6 +210,22 @@ def test_fewer_lengths_hold_the_same_examples_and_are_recorded(train):
         assert tokens == np.count_nonzero(encoder) + np.count_nonzero(decoder)
 
 
+def test_packed_rows_hold_as_many_targets_as_inputs_and_that_is_recorded(train):
+    made = train("bytes_proportional", lengths={"inputs": 128, "targets": 8}, packing=True)
+    length = made.identity["packed_targets"]
+    assert length > 8 and made.shapes == ((128, length),)
+    assert f"to a row of 128 tokens and {length} of targets" in made.summary
+    # A later start takes what was recorded; one of before, the length of one target.
+    recorded = {"lengths": {"inputs": 128, "targets": 8}, "packing": True}
+    again = train("bytes_proportional", **recorded, packed_targets=length)
+    assert again.identity == made.identity and equal(again.batch(9), made.batch(9))
+    before = train("bytes_proportional", **recorded, packed_targets=8)
+    assert "packed_targets" not in before.identity and before.shapes == ((128, 8),)
+    assert before.truncated == made.truncated  # Each target is still of 8 at most.
+    per_row = [len(examples_in(one.batch(0))) for one in (before, made)]
+    assert per_row[0] < per_row[1]
+
+
 def test_fewer_examples_than_a_batch(train):
     for packing in (False, True):
         made = train("bytes_small", batch_size=20, packing=packing)
@@ -412,7 +428,7 @@ def test_real_sentences_do_not_pay_for_padding(
     monkeypatch.setenv("GLUE_DIR", str(shared_data / "glue"))
     monkeypatch.setenv("VOCABULARY", str(shared_data / "vocab" / "spiece.model"))
     cache = tmp_path_factory.getbasetemp() / "real"
-    lengths = {"inputs": length, "targets": 64 if packing else 8}
+    lengths = {"inputs": length, "targets": 8}
     made = batches.TrainBatches(name, lengths, 32, 0, packing, cache)
     used = total = targets = 0
     for step in range(60):

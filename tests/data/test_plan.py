@@ -249,6 +249,24 @@ def test_next_fit_refuses_what_fits_no_row():
         plan.next_fit(np.array([3, 21]), np.array([1, 1]), 20, 8, 4)
 
 
+def test_packed_rows_have_room_for_the_targets_of_their_inputs():
+    """512 tokens hold 8 inputs of 60, whose targets of 4 need 32: for 1,000 examples, 125 rows."""
+    stream = plan.Stream([1000], [1.0], seed=0)
+    inputs, targets = np.full(1000, 60), np.full(1000, 4)
+
+    def length(inputs, targets, segments=32):
+        return plan.packed_targets(stream, inputs, targets, 512, 16, segments)
+
+    assert length(inputs, targets) == 32
+    # More room would cost tokens and save no row.
+    assert length(inputs, np.full(1000, 5)) == 48
+    # One input a row needs one target; so do few segments.
+    assert length(np.full(1000, 300), targets) == 16
+    assert length(inputs, targets, segments=1) == 16
+    # 31 inputs of 16 have 124 tokens of targets.
+    assert length(np.full(1000, 16), targets) == 128
+
+
 def packed_of(mixture, batch_size, seed) -> plan.Packed:
     stream = stream_of(mixture, seed)
     total = int(stream.sizes.sum())
