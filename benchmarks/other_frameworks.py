@@ -106,6 +106,20 @@ def transformers_steps(
       rank: LoRA's rank.
       prompt_length: P.
     """
+    networks = transformers_networks(config, rank, prompt_length)
+    return {name: torch_step(network, batch) for name, network in networks.items()}
+
+
+def transformers_networks(config: T5Config, rank: int, prompt_length: int) -> dict[str, Any]:
+    """Returns transformers' T5, and peft's with LoRA and with a prompt, each of its own weights.
+
+    LoRA is on the encoder's linear layers.
+
+    Args:
+      config: the architecture.
+      rank: LoRA's rank.
+      prompt_length: P.
+    """
     try:
         import torch
         import transformers
@@ -136,12 +150,12 @@ def transformers_steps(
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         return model
 
-    steps = {"transformers, full": _torch_step(torch, network(), batch)}
+    networks = {"transformers, full": network()}
     try:
         import peft
     except ImportError as error:
         print(f"peft is skipped: {error}")
-        return steps
+        return networks
     lora = peft.LoraConfig(
         task_type="SEQ_2_SEQ_LM",
         r=rank,
@@ -151,11 +165,14 @@ def transformers_steps(
     )
     prompt = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=prompt_length)
     for name, method in (("peft, lora", lora), ("peft, prompt_tuning", prompt)):
-        steps[name] = _torch_step(torch, peft.get_peft_model(network(), method), batch)
-    return steps
+        networks[name] = peft.get_peft_model(network(), method)
+    return networks
 
 
-def _torch_step(torch: Any, model: Any, batch: Mapping[str, np.ndarray]) -> Callable[[], None]:
+def torch_step(model: Any, batch: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    """Returns a training step of a network of PyTorch on a batch, with Adafactor."""
+    import torch
+
     tokens = torch.from_numpy(np.array(batch["encoder_input_tokens"], np.int64))
     targets = torch.from_numpy(np.array(batch["decoder_target_tokens"], np.int64))
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -48,6 +48,28 @@ def test_train_step_times_every_method_beside_floor_and_products(tmp_path):
 
 
 @pytest.mark.slow
+def test_streams_has_every_way_to_make_batches_of_a_task(tmp_path):
+    result, output = run("streams", tmp_path / "out.json")
+    names = [row["trained"] for row in result["rows"]]
+    assert names[:4] == ["adalink", "lora", "adalink, packed", "adalink, packed as T5X"]
+    assert ("peft lora, grouped" in names) != ("skipped" in output)
+    assert {row["task"] for row in result["rows"]} == {"mini_cola"}
+
+
+@pytest.mark.slow
+def test_a_load_is_held_without_a_failure_or_a_program(tmp_path):
+    out = tmp_path / "out.json"
+    flags = ["--minutes=0.2", "--saturates=4", "--share=0.5", f"--out={out}"]
+    command = [sys.executable, "benchmarks/held_load.py", *flags]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+    result = json.loads(out.read_text(encoding="utf-8"))
+    *slices, whole = result["rows"]
+    assert len(slices) == 10 and whole["requests"] == sum(one["requests"] for one in slices) > 20
+    assert whole["failed"] == 0 and result["compiled"] == 0
+    assert whole["MiB"] - result["settings"]["at first"]["MiB"] < 100
+
+
+@pytest.mark.slow
 def test_import_time_compares_us_with_the_libraries(tmp_path):
     result, _ = run("import_time", tmp_path / "out.json")
     assert [row["imported"] for row in result["rows"]] == ["libraries", "adalink_jax"]

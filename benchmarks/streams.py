@@ -1,0 +1,226 @@
+"""Time of training on real sentences: padding, packing and other frameworks' batches.
+
+FLAN-T5 small's shape (random weights, float32, dropout) on the first batches of GLUE's tasks, with
+TASK_FEATURE_LENGTHS of 512 / 16. Each candidate trains on batches made its own way:
+
+* adalink, lora: this project's default, rows bucketed by length;
+* adalink, packed: rows of 512 tokens (`Batches.packing`), with room for their targets;
+* adalink, packed as T5X: the same, with room for 16 tokens of targets in each row;
+* peft lora: batches in random order, each padded to its longest input;
+* peft lora, grouped: as transformers' `group_by_length`, sorted by length among fifty batches.
+
+How to read it: an example's time depends on its batch, so what is compared is seconds an example:
+"× adalink" is the median of ratios within a round, and "used" the share of input tokens that are no
+padding. CPU columns compare the CPU time of all threads, which is steadier on a shared machine.
+Needs the environment variables GLUE_DIR and VOCABULARY, as `docs/tutorials/glue.md` says.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+# Makes this checkout importable, installed or not.
+sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import tasks as _tasks  # noqa: E402, F401  # Registers the tasks.
+from adalink_jax.data import TrainBatches, tokens  # noqa: E402
+from adalink_jax.data.ragged import Ragged  # noqa: E402
+from adalink_jax.distributed.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
+from adalink_jax.methods.base import Method  # noqa: E402
+from adalink_jax.models import parameters  # noqa: E402
+from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
+from adalink_jax.training import optimizers  # noqa: E402
+from adalink_jax.training import state as states  # noqa: E402
+from adalink_jax.training.step import make_train_step  # noqa: E402
+from benchmarks import other_frameworks, shapes, timing  # noqa: E402
+from benchmarks.train_step import RANK, methods  # noqa: E402
+
+Batches = list[dict[str, np.ndarray]]
+# transformers sorts by length among this many batches.
+_GROUP = 50
+_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Tasks, maximum lengths, rows of a batch, and batches of a round.
+
+    A packed batch has fewer rows, as each holds several examples.
+    """
+
+    tasks: tuple[str, ...] = ("glue_rte", "glue_sst2", "glue_mnli")
+    inputs: int = 512
+    targets: int = 16
+    rows: int = 32
+    packed_rows: int = 8
+    batches: int = 6
+
+
+def ours(
+    task: str, sizes: Sizes, packing: bool = False, packed_targets: int | None = None
+) -> tuple[Batches, int]:
+    """Returns the first batches of a run on a task, and the number of examples in them."""
+    rows = sizes.packed_rows if packing else sizes.rows
+    lengths = {"inputs": sizes.inputs, "targets": sizes.targets}
+    source = TrainBatches(task, lengths, rows, _SEED, packing, packed_targets=packed_targets)
+    batches = [source.batch(step) for step in range(sizes.batches)]
+    segments = "decoder_segment_ids"
+    count = sum(b[segments].max(axis=1).sum() if segments in b else rows for b in batches)
+    return batches, int(count)
+
+
+def theirs(task: str, sizes: Sizes, grouped: bool) -> tuple[Batches, int]:
+    """Returns batches padded to their longest sequences, and the number of examples in them."""
+    read = tokens(task, "train", lengths={"inputs": sizes.inputs, "targets": sizes.targets})
+    order = np.random.default_rng(_SEED).permutation(len(read))[: _GROUP * sizes.rows]
+    if grouped:
+        order = order[np.argsort(-read.inputs.lengths[order], kind="stable")]
+    order = order[: len(order) // sizes.rows * sizes.rows].reshape(-1, sizes.rows)
+    chosen = np.random.default_rng(_SEED).permutation(len(order))[: sizes.batches]
+
+    def padded(sequences: Ragged, limit: int) -> np.ndarray:
+        rows = [sequence[:limit] for sequence in sequences]
+        array = np.zeros((len(rows), max(map(len, rows))), np.int32)
+        for line, row in zip(array, rows, strict=True):
+            line[: len(row)] = row
+        return array
+
+    batches = []
+    for number in chosen:
+        inputs, targets = (read.inputs.take(order[number]), read.targets.take(order[number]))
+        batches.append(
+            {
+                "encoder_input_tokens": padded(inputs, sizes.inputs),
+                "decoder_target_tokens": padded(targets, sizes.targets),
+            }
+        )
+    return batches, len(chosen) * sizes.rows
+
+
+def trains(config: T5Config, method: Method, base: Any, mesh: Any) -> Callable[[Batches], Callable]:
+    """Returns a function of batches, which returns a call that trains on each of them."""
+    schedule = optimizers.factors()
+    optimizer = optimizers.adafactor(schedule, multiply_by_parameter_scale=False, factored=False)
+    optimizer = optimizers.per_module(optimizer, method)
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
+    step = jax.jit(make_train_step(Transformer(config, method), optimizer, schedule))
+    state = states.create(config, method, base, adapter, optimizer, mesh)
+
+    def on(batches: Batches) -> Callable[[], None]:
+        placed = [place_batch(batch, mesh) for batch in batches]
+
+        def run() -> None:
+            now = state
+            for batch in placed:
+                now, metrics = step(now, batch, jax.random.key(0))
+            jax.block_until_ready(metrics)
+
+        return run
+
+    return on
+
+
+def peft_trains(config: T5Config) -> Callable[[Batches], Callable] | None:
+    """Returns the same of peft's LoRA; None where it is not installed."""
+    network = other_frameworks.transformers_networks(config, RANK, 1).get("peft, lora")
+    if network is None:
+        return None
+
+    def on(batches: Batches) -> Callable[[], None]:
+        steps = [other_frameworks.torch_step(network, batch) for batch in batches]
+
+        def run() -> None:
+            for step in steps:
+                step()
+
+        return run
+
+    return on
+
+
+def candidates(
+    config: T5Config, sizes: Sizes, task: str, mesh: Any
+) -> Iterator[tuple[str, Callable[[], None], Batches, int]]:
+    """Yields name, the timed call, its batches and the number of their examples."""
+    base = states.place_params(
+        config, Method(), parameters.init_base(config, jax.random.key(0)), mesh
+    )
+    paper = methods(1)
+    adalink, lora = (trains(config, paper[name], base, mesh) for name in ("adalink", "lora"))
+    bucketed = ours(task, sizes)
+    yield "adalink", adalink(bucketed[0]), *bucketed
+    yield "lora", lora(bucketed[0]), *bucketed
+    packed = ours(task, sizes, packing=True)
+    yield "adalink, packed", adalink(packed[0]), *packed
+    narrow = ours(task, sizes, packing=True, packed_targets=sizes.targets)
+    yield "adalink, packed as T5X", adalink(narrow[0]), *narrow
+    if peft := peft_trains(config):
+        for name, grouped in (("peft lora", False), ("peft lora, grouped", True)):
+            made = theirs(task, sizes, grouped)
+            yield name, peft(made[0]), *made
+
+
+def rows(config: T5Config, sizes: Sizes, task: str, rounds: int) -> tuple[list[dict], Any]:
+    """Measures the candidates on a task; returns the table's rows, and all seconds."""
+    mesh = make_mesh()
+    with on_mesh(mesh):
+        made = list(candidates(config, sizes, task, mesh))
+        times = timing.interleaved({name: run for name, run, *_ in made}, rounds)
+    examples = {name: count for name, _, _, count in made}
+    per_example = [
+        {name: [s / examples[name] for s in seconds] for name, seconds in clock.items()}
+        for clock in times
+    ]
+    wall, cpu = per_example
+    table = []
+    for name, _, batches, _ in made:
+        inputs = [batch["encoder_input_tokens"] for batch in batches]
+        used = sum(map(np.count_nonzero, inputs)) / sum(x.size for x in inputs)
+        table.append(
+            {
+                "task": task,
+                "trained": name,
+                "examples/s": 1 / statistics.median(wall[name]),
+                "CPU s an example": statistics.median(cpu[name]),
+                "× adalink": timing.ratio(wall, name, "adalink"),
+                "× adalink, CPU": timing.ratio(cpu, name, "adalink"),
+                "used": float(used),
+            }
+        )
+    return table, [{f"{task}, {name}": s for name, s in clock.items()} for clock in per_example]
+
+
+def main(arguments: list[str]) -> None:
+    """Measures and reports."""
+    flags = timing.parser(__doc__, rounds=3)
+    flags.add_argument("--tasks", help="names with commas between them, of a text's tasks")
+    options = flags.parse_args(arguments)
+    config = shapes.flan_t5_small(0.1)
+    sizes = Sizes()
+    if options.small:
+        config = dataclasses.replace(shapes.toy(0.1), vocab_size=512)
+        sizes = Sizes(("mini_cola",), 32, 8, 8, 2, 3)
+    if options.tasks:
+        sizes = dataclasses.replace(sizes, tasks=tuple(options.tasks.split(",")))
+    load = os.getloadavg()
+    measure = functools.partial(rows, config, sizes, rounds=options.rounds)
+    table, wall, cpu = [], {}, {}
+    for task in sizes.tasks:
+        found, seconds = measure(task)
+        table += found
+        wall |= seconds[0]
+        cpu |= seconds[1]
+    settings = {**dataclasses.asdict(sizes), "rank": RANK, "rounds": options.rounds}
+    timing.report("streams", table, settings, (wall, cpu), load, options.out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
