@@ -267,6 +267,8 @@ class Attention(nn.Module):
     ) -> Float[Array, "B Tq N K"]:
         """Attends; `factors` [B,1,Tq,Tk] multiplies keys and values for each query."""
         cfg = self.config
+        if cfg.attention == "cudnn" and factors is None and q.shape[1] > 1:
+            return self._attend_by_cudnn(q, k, v, mask, bias, deterministic)
         logits_dtype = jnp.float32 if cfg.float32_attention_logits else cfg.dtype
         logits = jnp.einsum("bqnk,bsnk->bnqs", q.astype(logits_dtype), k.astype(logits_dtype))
         if factors is not None:
@@ -277,14 +279,26 @@ class Attention(nn.Module):
             logits = jnp.where(mask, logits, jnp.asarray(_MASKED, logits_dtype))
         weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(cfg.dtype)
         if not deterministic and cfg.dropout_rate > 0.0:
-            # T5 drops whole keys: all queries share the mask.
-            keep_rate = 1.0 - cfg.dropout_rate
-            shape = (*weights.shape[:2], 1, weights.shape[3])
-            keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
-            weights = weights * (keep / keep_rate).astype(cfg.dtype)
+            weights = weights * self._kept_keys(k)
         if factors is not None:
             weights = weights * factors.astype(cfg.dtype)
         return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
+
+    def _attend_by_cudnn(
+        self, q, k, v, mask, bias, deterministic: bool
+    ) -> Float[Array, "B Tq N K"]:
+        """As `_attend`, in one kernel, whose logits and softmax are float32."""
+        if not deterministic and self.config.dropout_rate > 0.0:
+            # A key that all queries drop is a value that is 0 for all.
+            v = v * self._kept_keys(k).transpose(0, 3, 1, 2)
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0, implementation="cudnn")
+
+    def _kept_keys(self, k: Float[Array, "B Tk N K"]) -> Float[Array, "B N 1 Tk"]:
+        """Draws dropout's factors of keys: T5 drops whole keys, and all queries share the mask."""
+        keep_rate = 1.0 - self.config.dropout_rate
+        shape = (k.shape[0], k.shape[2], 1, k.shape[1])
+        keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
+        return (keep / keep_rate).astype(self.config.dtype)
 
     def _kept(self, projected: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Returns keys and values of the encoded sequence, which "source" keeps where it is made.
