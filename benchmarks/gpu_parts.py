@@ -353,7 +353,7 @@ def peft(settings: Settings, tell: Tell) -> None:
             loss = model(input_ids=tokens, attention_mask=mask, labels=targets).loss
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
             if device == "cuda":
                 torch.cuda.synchronize()
 

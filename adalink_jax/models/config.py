@@ -69,8 +69,8 @@ class T5Config(Checked):
       remat: what the backward pass recomputes in each layer: "none"; "minimal", all but the
         products with weights; "full", everything between its input and its output.
       attention: what computes attention: "xla"; or "cudnn", one kernel of NVIDIA's cuDNN, which
-        keeps no logits in memory and needs bfloat16. Where it does not apply (one query at a time,
-        a method's gated memory) XLA computes it.
+        keeps no logits in memory, and needs bfloat16 and jax 0.11. Where it does not apply (an odd
+        number of queries or keys, one token at a time, a method's gated memory) XLA computes it.
 
     Fields that only say how the network runs (`dtype`, `dropout_rate`, `scan_layers`, `remat`,
     `attention`) are not part of the architecture: they are neither stored nor compared.
@@ -104,10 +104,10 @@ class T5Config(Checked):
                 f"image_positions is '{self.image_positions}', but image_width is None: there are "
                 "no images to place"
             )
-        if self.attention == "cudnn" and self.dtype != jnp.bfloat16:
+        if self.attention == "cudnn" and (self.dtype != jnp.bfloat16 or self.head_dim % 8):
             raise UserError(
-                f"attention is 'cudnn', which takes bfloat16, but dtype is {self.dtype}; use "
-                "bfloat16, or attention 'xla'"
+                "attention is 'cudnn', which takes bfloat16 and a head_dim that is a multiple of "
+                f"8; dtype is {self.dtype} and head_dim is {self.head_dim}: use 'xla'"
             )
 
     def check_vocabulary(self, size: int) -> None:

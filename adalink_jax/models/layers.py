@@ -18,6 +18,7 @@ from flax.linen.partitioning import param_with_axes
 from flax.linen.spmd import with_logical_constraint as with_sharding_constraint
 from jaxtyping import Bool, Float, Int
 
+from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Context, Memory, Method, Site
 from adalink_jax.models.activations import FUNCTIONS
 from adalink_jax.models.config import T5Config
@@ -267,7 +268,9 @@ class Attention(nn.Module):
     ) -> Float[Array, "B Tq N K"]:
         """Attends; `factors` [B,1,Tq,Tk] multiplies keys and values for each query."""
         cfg = self.config
-        if cfg.attention == "cudnn" and factors is None and q.shape[1] > 1:
+        # The kernel's gradients take an even number of queries and of keys.
+        even = q.shape[1] % 2 == k.shape[1] % 2 == 0
+        if cfg.attention == "cudnn" and even and factors is None:
             return self._attend_by_cudnn(q, k, v, mask, bias, deterministic)
         logits_dtype = jnp.float32 if cfg.float32_attention_logits else cfg.dtype
         logits = jnp.einsum("bqnk,bsnk->bnqs", q.astype(logits_dtype), k.astype(logits_dtype))
@@ -288,6 +291,16 @@ class Attention(nn.Module):
         self, q, k, v, mask, bias, deterministic: bool
     ) -> Float[Array, "B Tq N K"]:
         """As `_attend`, in one kernel, whose logits and softmax are float32."""
+        if jax.default_backend() != "gpu":
+            raise UserError(
+                f"attention is 'cudnn', which needs an NVIDIA GPU, and this is a "
+                f"{jax.default_backend()}; use 'xla'"
+            )
+        if jax.__version_info__ < (0, 11):
+            raise UserError(
+                f"attention is 'cudnn', which needs jax 0.11: in {jax.__version__} the kernel has "
+                "no gradient of T5's position biases; use 'xla'"
+            )
         if not deterministic and self.config.dropout_rate > 0.0:
             # A key that all queries drop is a value that is 0 for all.
             v = v * self._kept_keys(k).transpose(0, 3, 1, 2)
