@@ -35,6 +35,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
+from adalink_jax.errors import UserError  # noqa: E402
 from adalink_jax.training.flops import peak_flops  # noqa: E402
 
 # What a part may take, and all of them together.
@@ -91,9 +92,9 @@ PARTS = (
     Part("attention", "attention", {"batch": 32, "heads": 32, "length": 512, "width": 64}),
     _step("xl_lora", XL, "lora"),
     Part("xl_peft_lora", "peft", {**XL, "variants": [[32, True], [16, False], [32, False]]}),
+    _step("xl_adalink_batch_64", {**XL, "batch": 64}, "adalink"),
     _step("xxl_adalink", XXL, "adalink"),
     _step("xxl_adalink_int8", XXL, "adalink", frozen_dtype="int8"),
-    _step("xl_prompt", XL, "prompt_tuning"),
     Part(
         "mixed",
         "mixed",
@@ -102,14 +103,14 @@ PARTS = (
             "adapters": [1, 16, 128, 1024],
         },
     ),
+    _step("xl_prompt", XL, "prompt_tuning"),
     _step("large_adalink", LARGE, "adalink"),
     _step("large_full", {**LARGE, "batch": 32}, "full"),
-    _step("large_lora", LARGE, "lora"),
     _step("xl_full", {**XL, "batch": 16}, "full"),
-    _step("large_prompt", LARGE, "prompt_tuning"),
     _step("xl_adalink_kept", {**XL, "batch": 16}, "adalink", remat="none"),
-    _step("xl_adalink_batch_64", {**XL, "batch": 64}, "adalink"),
     _step("xl_adalink_cublas", XL, "adalink", "--xla_gpu_enable_triton_gemm=false"),
+    _step("large_lora", LARGE, "lora"),
+    _step("large_prompt", LARGE, "prompt_tuning"),
     _step("xl_adalink_unscanned", XL, "adalink", scan_layers=False),
     _step("xl_adalink_rbg", XL, "adalink", rng="rbg"),
     _step("xxl_lora", XXL, "lora"),
@@ -420,7 +421,10 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(table(json.loads(options.table.read_text()))))
         return 0
     if options.plan:
-        plan(options.out / "gpu.json")
+        try:
+            plan(options.out / "gpu.json")
+        except UserError as error:
+            flags.error(str(error))
         return 0
     names = options.parts.split(",") if options.parts else [part.name for part in PARTS]
     if unknown := set(names) - {part.name for part in PARTS}:
