@@ -27,6 +27,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -183,9 +184,11 @@ def measure(parts: Sequence[Part], out: pathlib.Path, minutes: float) -> dict[st
     result = json.loads(file.read_text()) if file.exists() else {"parts": {}}
     result["versions"] = _versions()
     parts = [part for part in parts if "error" in result["parts"].get(part.name, {"error": ""})]
-    working = out / "working"
-    working.mkdir(exist_ok=True)
-    with (out / "gpu.log").open("a", encoding="utf-8") as log:
+    with (
+        (out / "gpu.log").open("a", encoding="utf-8") as log,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
+        working = pathlib.Path(folder)
         waiting = [Process(part, working, log) for part in parts[:1]]
         for number, part in enumerate(parts):
             left = ends - time.perf_counter()
