@@ -11,6 +11,7 @@ from adalink_jax.values import Checked, Depth, OneOf, Rate, Size, shown
 
 ACTIVATIONS = ("relu", "gelu", "gelu_exact", "linear", "silu", "swish")
 REMATS = ("none", "minimal", "full")
+ATTENTIONS = ("xla", "cudnn")
 IMAGE_POSITIONS = ("joint", "none")
 
 # More layers than this in a stack are scanned unless the configuration says otherwise.
@@ -67,9 +68,12 @@ class T5Config(Checked):
         dropout draws other masks.
       remat: what the backward pass recomputes in each layer: "none"; "minimal", all but the
         products with weights; "full", everything between its input and its output.
+      attention: what computes attention: "xla"; or "cudnn", one kernel of NVIDIA's cuDNN, which
+        keeps no logits in memory, and needs bfloat16 and jax 0.11. Where it does not apply (an odd
+        number of queries or keys, one token at a time, a method's gated memory) XLA computes it.
 
-    Fields that only say how the network runs (`dtype`, `dropout_rate`, `scan_layers`, `remat`) are
-    not part of the architecture: they are neither stored nor compared.
+    Fields that only say how the network runs (`dtype`, `dropout_rate`, `scan_layers`, `remat`,
+    `attention`) are not part of the architecture: they are neither stored nor compared.
     """
 
     vocab_size: Size
@@ -90,6 +94,7 @@ class T5Config(Checked):
     float32_attention_logits: bool = False
     scan_layers: bool | None = None
     remat: Annotated[str, OneOf(REMATS)] = "none"
+    attention: Annotated[str, OneOf(ATTENTIONS)] = "xla"
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,6 +103,11 @@ class T5Config(Checked):
             raise UserError(
                 f"image_positions is '{self.image_positions}', but image_width is None: there are "
                 "no images to place"
+            )
+        if self.attention == "cudnn" and (self.dtype != jnp.bfloat16 or self.head_dim % 8):
+            raise UserError(
+                "attention is 'cudnn', which takes bfloat16 and a head_dim that is a multiple of "
+                f"8; dtype is {self.dtype} and head_dim is {self.head_dim}: use 'xla'"
             )
 
     def check_vocabulary(self, size: int) -> None:

@@ -18,6 +18,7 @@ from flax.linen.partitioning import param_with_axes
 from flax.linen.spmd import with_logical_constraint as with_sharding_constraint
 from jaxtyping import Bool, Float, Int
 
+from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Array, Context, Memory, Method, Site
 from adalink_jax.models.activations import FUNCTIONS
 from adalink_jax.models.config import T5Config
@@ -267,6 +268,10 @@ class Attention(nn.Module):
     ) -> Float[Array, "B Tq N K"]:
         """Attends; `factors` [B,1,Tq,Tk] multiplies keys and values for each query."""
         cfg = self.config
+        # The kernel's gradients take an even number of queries and of keys.
+        even = q.shape[1] % 2 == k.shape[1] % 2 == 0
+        if cfg.attention == "cudnn" and even and factors is None:
+            return self._attend_by_cudnn(q, k, v, mask, bias, deterministic)
         logits_dtype = jnp.float32 if cfg.float32_attention_logits else cfg.dtype
         logits = jnp.einsum("bqnk,bsnk->bnqs", q.astype(logits_dtype), k.astype(logits_dtype))
         if factors is not None:
@@ -277,14 +282,36 @@ class Attention(nn.Module):
             logits = jnp.where(mask, logits, jnp.asarray(_MASKED, logits_dtype))
         weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(cfg.dtype)
         if not deterministic and cfg.dropout_rate > 0.0:
-            # T5 drops whole keys: all queries share the mask.
-            keep_rate = 1.0 - cfg.dropout_rate
-            shape = (*weights.shape[:2], 1, weights.shape[3])
-            keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
-            weights = weights * (keep / keep_rate).astype(cfg.dtype)
+            weights = weights * self._kept_keys(k)
         if factors is not None:
             weights = weights * factors.astype(cfg.dtype)
         return jnp.einsum("bnqs,bsnk->bqnk", weights, v)
+
+    def _attend_by_cudnn(
+        self, q, k, v, mask, bias, deterministic: bool
+    ) -> Float[Array, "B Tq N K"]:
+        """As `_attend`, in one kernel, whose logits and softmax are float32."""
+        if jax.default_backend() != "gpu":
+            raise UserError(
+                f"attention is 'cudnn', which needs an NVIDIA GPU, and this is a "
+                f"{jax.default_backend()}; use 'xla'"
+            )
+        if jax.__version_info__ < (0, 11):
+            raise UserError(
+                f"attention is 'cudnn', which needs jax 0.11: in {jax.__version__} the kernel has "
+                "no gradient of T5's position biases; use 'xla'"
+            )
+        if not deterministic and self.config.dropout_rate > 0.0:
+            # A key that all queries drop is a value that is 0 for all.
+            v = v * self._kept_keys(k).transpose(0, 3, 1, 2)
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0, implementation="cudnn")
+
+    def _kept_keys(self, k: Float[Array, "B Tk N K"]) -> Float[Array, "B N 1 Tk"]:
+        """Draws dropout's factors of keys: T5 drops whole keys, and all queries share the mask."""
+        keep_rate = 1.0 - self.config.dropout_rate
+        shape = (k.shape[0], k.shape[2], 1, k.shape[1])
+        keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, shape)
+        return (keep / keep_rate).astype(self.config.dtype)
 
     def _kept(self, projected: Callable[[], tuple[Array, Array]]) -> tuple[Array, Array]:
         """Returns keys and values of the encoded sequence, which "source" keeps where it is made.

@@ -43,6 +43,7 @@ _FREE = (
     "eval_at_start",
     "scan_layers",
     "remat",
+    "attention",
     "model_parallelism",
     "fully_sharded",
     "slices",

@@ -16,7 +16,7 @@ from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import MODES
 from adalink_jax.methods.base import Method, Params
-from adalink_jax.models.config import REMATS, T5Config, activations_dtype
+from adalink_jax.models.config import ATTENTIONS, REMATS, T5Config, activations_dtype
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.training.loop import Periods
 from adalink_jax.training.selection import Selection
@@ -202,10 +202,12 @@ class Layers(Checked):
     Attributes:
       scan_layers: whether layers are stacked and scanned; None does so for more than 12 layers.
       remat: what the backward pass recomputes: "none", "minimal" or "full".
+      attention: what computes attention: "xla", or "cudnn" on NVIDIA's GPUs, in bfloat16.
     """
 
     scan_layers: bool | None = None
     remat: Annotated[str, OneOf(REMATS)] = "none"
+    attention: Annotated[str, OneOf(ATTENTIONS)] = "xla"
 
 
 @dataclasses.dataclass(frozen=True)

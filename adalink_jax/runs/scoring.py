@@ -76,7 +76,7 @@ def evaluate(
       evaluation: how the task is scored.
       precision: the dtypes of activations and base.
       layout: how model and batches are laid out on devices.
-      layers: whether layers are scanned.
+      layers: whether layers are scanned, and what computes attention.
       configuration: the gin configuration of these arguments, for the records.
 
     Raises:
@@ -104,7 +104,7 @@ def evaluate(
                 base_path, method, adapter_path = adapter_path, Method(), None
         data, evaluation = own_data(data, table, evaluation, base_path, adapter=trained)
         run_settings = {"dtype": precision.dtype, "dropout_rate": 0.0}
-        run_settings |= {"scan_layers": layers.scan_layers}
+        run_settings |= {"scan_layers": layers.scan_layers, "attention": layers.attention}
         base = prepared_base(base_path, None, Method(), 0, run_settings)
         params = base.params
         if adapter_path is not None:

@@ -128,7 +128,8 @@ def train(
       selection: what is scored while training, and which step the run ends with.
       precision: the dtypes of activations and frozen base.
       layout: how model and batches are laid out on devices.
-      layers: whether layers are scanned, and what the backward pass recomputes.
+      layers: whether layers are scanned, what the backward pass recomputes, what computes
+        attention.
       loss: z-loss and label smoothing.
       wandb: the project at Weights & Biases that gets the values, too; None for none.
       configuration: the gin configuration of these arguments, for the records.

@@ -136,7 +136,7 @@ PARAMETERS = {
         **{"model_parallelism": "count", "fully_sharded": "flag", "slices": "count"},
         "devices": "count?",
     },
-    "Layers": {"scan_layers": "flag?", "remat": "name"},
+    "Layers": {"scan_layers": "flag?", "remat": "name", "attention": "name"},
     "Loss": {"z_loss": "amount", "label_smoothing": "rate"},
     "adalink.AdaLink": {
         **{"rank": "size", "activation": "name", "routes": "size", "stacks": "list of names"},
@@ -175,7 +175,7 @@ PARAMETERS = {
         **dict.fromkeys(("logits_via_embedding", "separate_encoder_embedding"), "flag"),
         **dict.fromkeys(("relpos_bias_per_layer", "float32_attention_logits"), "flag"),
         **{"dtype": "name", "mlp_activations": "list of names", "dropout_rate": "rate"},
-        **{"scan_layers": "flag?", "remat": "name"},
+        **{"scan_layers": "flag?", "remat": "name", "attention": "name"},
         **{"image_width": "size?", "image_positions": "name"},
     },
 }

@@ -29,9 +29,9 @@ FROZEN = "the frozen base"
 # as paths do. Every other setting tells runs apart, also one that this module has never seen.
 _INCIDENTAL = frozenset(
     {
-        "checkpoint_period", "devices", "eval_at_start", "eval_batch_size", "eval_period",
-        "fully_sharded", "keep_checkpoints", "log_period", "mixture_or_task_name", "model",
-        "model_parallelism", "remat", "scan_layers", "seed", "slices", "train_examples",
+        "attention", "checkpoint_period", "devices", "eval_at_start", "eval_batch_size",
+        "eval_period", "fully_sharded", "keep_checkpoints", "log_period", "mixture_or_task_name",
+        "model", "model_parallelism", "remat", "scan_layers", "seed", "slices", "train_examples",
         "train_steps", "wandb",
     }
 )  # fmt: skip
