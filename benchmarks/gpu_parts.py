@@ -236,9 +236,11 @@ def attention(settings: Settings, tell: Tell) -> None:
     """One attention with T5's bias, forward and backward: XLA's own and cuDNN's, and how exact."""
 
     def both(way: Callable[..., Any]) -> Callable[..., Any]:
-        def loss(qkv, *others):
-            out = way(*qkv, *others)
-            return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+        def loss(qkv, bias, mask, lengths):
+            out = way(*qkv, bias, mask, lengths)
+            # As in a network, nothing follows from a query that is padding.
+            counted = (jnp.arange(out.shape[1]) < lengths[:, None])[:, :, None, None]
+            return jnp.sum(jnp.sin(out.astype(jnp.float32)) * counted), out
 
         return jax.jit(jax.grad(loss, has_aux=True))
 

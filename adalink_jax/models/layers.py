@@ -304,7 +304,12 @@ class Attention(nn.Module):
         if not deterministic and self.config.dropout_rate > 0.0:
             # A key that all queries drop is a value that is 0 for all.
             v = v * self._kept_keys(k).transpose(0, 3, 1, 2)
-        return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0, implementation="cudnn")
+        y = jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0, implementation="cudnn")
+        if mask is None:
+            return y
+        # Of a query that sees no key, which is padding, the kernel's gradients are no number's.
+        seen = jnp.any(mask, axis=-1).transpose(0, 2, 1)[..., None]
+        return jnp.where(seen, y, 0)
 
     def _kept_keys(self, k: Float[Array, "B Tk N K"]) -> Float[Array, "B N 1 Tk"]:
         """Draws dropout's factors of keys: T5 drops whole keys, and all queries share the mask."""

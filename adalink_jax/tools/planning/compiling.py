@@ -239,6 +239,10 @@ def _bytes_of_a_chip(tree: Any) -> int:
     return total
 
 
+# The ends of names of files in XLA's dump.
+_REPORT, _PROGRAM = "memory-usage-report.txt", ".after_optimizations.txt"
+
+
 def _compiled(lowered: Any, level: str, folder: pathlib.Path, trace_seconds: float) -> Program:
     """Compiles a step, and reads XLA's dump for what is found only there."""
     # XLA also dumps the report of a refused program, whose error does not name the buffers.
@@ -248,24 +252,29 @@ def _compiled(lowered: Any, level: str, folder: pathlib.Path, trace_seconds: flo
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         seconds = time.perf_counter() - start
-        report = _report(folder)
+        report = _dumped(folder, _REPORT)
         needed = memory.needed_bytes(str(error), report)
         if needed is None:
             raise
         buffers = memory.largest_buffers(report)
         return Program(level, False, needed, seconds, trace_seconds, buffers, None)
     seconds = time.perf_counter() - start
+    # Its text as this jaxlib would write it need not exist: libtpu may know operations that jaxlib
+    # does not.
+    text = _dumped(folder, _PROGRAM)
+    if not text:
+        raise RuntimeError("XLA dumped no program whose collectives could be counted")
     return Program(
         level,
         True,
         compiled.memory_analysis().peak_memory_in_bytes,
         seconds,
         trace_seconds,
-        memory.largest_buffers(_report(folder)),
-        collectives.traffic(compiled.as_text()),
+        memory.largest_buffers(_dumped(folder, _REPORT)),
+        collectives.traffic(text),
     )
 
 
-def _report(folder: pathlib.Path) -> str:
-    reports = sorted(folder.glob("*memory-usage-report.txt"))
-    return reports[-1].read_text(encoding="utf-8") if reports else ""
+def _dumped(folder: pathlib.Path, name: str) -> str:
+    found = sorted(folder.glob(f"*{name}"))
+    return found[-1].read_text(encoding="utf-8") if found else ""
