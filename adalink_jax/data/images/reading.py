@@ -56,10 +56,9 @@ def fetched(key: str, folder: str | os.PathLike[str] | None = None) -> tuple[Con
     Raises:
       UserError: there is no such picture.
     """
-    if (drawn := _drawn(key)) is not None:
-        return drawn, key
-    parts = pathlib.PurePosixPath(key).parts
-    if not parts or key.startswith("/") or ".." in parts or "\0" in key:
+    if (pixels := drawn(key)) is not None:
+        return pixels, key
+    if not stays_below(key):
         raise UserError(f"picture {key!r:.200} is not a path below Images.folder")
     if folder is None:
         raise UserError(
@@ -75,6 +74,12 @@ def fetched(key: str, folder: str | os.PathLike[str] | None = None) -> tuple[Con
         raise UserError(f"there is no picture {path}{nearest(path.name, beside)}") from error
     except OSError as error:
         raise UserError(f"picture {path} cannot be read: {error.strerror or error}") from error
+
+
+def stays_below(key: str) -> bool:
+    """Returns whether a key is a path that cannot leave its folder."""
+    parts = pathlib.PurePosixPath(key).parts
+    return bool(parts) and not key.startswith("/") and ".." not in parts and "\0" not in key
 
 
 def digest(content: Content) -> bytes:
@@ -134,7 +139,7 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _drawn(key: str) -> np.ndarray | None:
+def drawn(key: str) -> np.ndarray | None:
     """Returns the pixels of a picture that a source draws; None if the key names no source."""
     if not (found := _DRAWN.fullmatch(key)):
         return None
