@@ -31,7 +31,7 @@ CONFIG = T5Config(
     num_decoder_layers=1, mlp_activations=("gelu", "linear"), dropout_rate=0.0, image_width=12,
 )  # fmt: skip
 METHODS_OF = {
-    "separate": METHODS["adalink"](rank=2, by_modality=True),
+    "separate": METHODS["adalink"](rank=2, by_modality=True, image_rank=3),
     "unified": METHODS["adalink"](rank=3),
 }
 LIMITS = Limits(inputs=16, targets=8, rows=4, slots=2)
