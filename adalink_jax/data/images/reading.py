@@ -140,13 +140,23 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
 
 
 def drawn(key: str) -> np.ndarray | None:
-    """Returns the pixels of a picture that a source draws; None if the key names no source."""
+    """Returns the pixels of a picture that a source draws; None if the key names no source.
+
+    Raises:
+      UserError: the source fails, or draws no picture.
+    """
     if not (found := _DRAWN.fullmatch(key)):
         return None
     import tasks
 
-    draw = tasks.PICTURES.get(found[1])
-    return None if draw is None else checked(draw(int(found[2])), key)
+    if (draw := tasks.PICTURES.get(found[1])) is None:
+        return None
+    try:
+        pixels = draw(int(found[2]))
+    except Exception as error:  # Whoever registered the source may raise any.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"picture {key} cannot be drawn: {reason}") from error
+    return checked(pixels, key)
 
 
 def checked(pixels: np.ndarray, name: str) -> np.ndarray:

@@ -183,6 +183,7 @@ WRONG = {
     "x" * 5000: "cannot be read: File name too long",
     "torn.png": "picture 'torn.png' is damaged",
     "empty.png": "picture 'empty.png' is empty",
+    "fails:7": "picture fails:7 cannot be drawn: IndexError: list index out of range",
     "data:image/png,abc": "a data URI without ';base64,'",
     "data:image/png;base64": "a data URI without ';base64,'",
     "data:;base64,YQ": "the image is no base64",
@@ -192,7 +193,8 @@ WRONG = {
 }
 
 
-def test_what_is_no_picture_is_one_line(world, service):
+def test_what_is_no_picture_is_one_line(world, service, monkeypatch):
+    monkeypatch.setitem(tasks.PICTURES, "fails", lambda index: [][index])
     requests = [
         Request(i, "a", None, LABELS, image=image) for i, image in enumerate(["0.png", *WRONG])
     ]
