@@ -60,7 +60,7 @@ class Gate:
                 return
             if not whole:
                 return
-            await self._app(scope, _replayed(b"".join(body.parts), receive), told)
+            await self._app(scope, _replayed(body, receive), told)
         finally:
             self._held -= body.size
             route = scope.get("route")
@@ -117,7 +117,7 @@ class _Refused(Exception):
         self.status = status
 
 
-def _replayed(body: bytes, receive):
+def _replayed(body: _Body, receive):
     """Returns a `receive` that gives the body again, then waits for the client to go away."""
     given = False
 
@@ -125,8 +125,9 @@ def _replayed(body: bytes, receive):
         nonlocal given
         if given:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        given, whole = True, b"".join(body.parts)
+        body.parts.clear()  # It may be large, and is not needed twice.
+        return {"type": "http.request", "body": whole, "more_body": False}
 
     return again
 

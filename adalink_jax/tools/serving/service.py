@@ -59,7 +59,7 @@ class Row:
     """A request that is ready to run.
 
     Attributes:
-      request: the request, with the labels that are scored.
+      request: the request, with the labels that are scored, and without its image.
       tokens: its text with EOS.
       dropped: number of tokens cut off at the end of the text.
       module: what its adapter and route meant when it was read; None for the base.
@@ -228,7 +228,8 @@ class Service:
         ids = self._vocabulary.encode(request.text)
         keep = self.limits.inputs - 1
         tokens = (*ids[:keep], self._vocabulary.eos_id)
-        request = dataclasses.replace(request, labels=labels)
+        # Without the picture, which may be megabytes of text.
+        request = dataclasses.replace(request, labels=labels, image=None)
         return Row(request, tokens, max(0, len(ids) - keep), module, options, picture)
 
     def _check_image(self, request: Request, known: Known | None, route: str) -> None:
