@@ -19,7 +19,7 @@ from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_bas
 from adalink_jax.config import gin_files
 from adalink_jax.data import own
 from adalink_jax.data.corpus import load_tasks
-from adalink_jax.data.examples import check_division, held_out, longest, pairs
+from adalink_jax.data.examples import check_division, divided, held_out, longest, pairs
 from adalink_jax.data.images import Encoder
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Prediction
@@ -62,7 +62,7 @@ def finetune(
     *,
     validation: Any = None,
     labels: Sequence[str] | None = None,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str, ...] | None = None,
     vocabulary: Any = None,
     model_dir: str | pathlib.Path | None = None,
     train_steps: Steps = 500,
@@ -81,12 +81,14 @@ def finetune(
         of `load_base`.
       method: the method to train, e.g. ``AdaLink(rank=4)``. Its optimizer and learning rate come
         from its gin file.
-      examples: (text, target) pairs, dicts, a pandas frame, a table of Hugging Face's `datasets`;
-        or the name of a SeqIO task or mixture.
+      examples: (text, target) pairs, or (text, target, image) where the text is about a picture;
+        dicts, a pandas frame, a table of Hugging Face's `datasets`; or the name of a SeqIO task or
+        mixture. An image is a path below `Images.folder`, "" for none.
       validation: examples to score, in the same forms; None holds out a tenth of the examples.
       labels: the possible targets, or ``()`` if targets are free texts; None decides by the
         examples (`adalink_jax.data.examples.pairs`).
-      columns: names of the columns of text and target; None looks for common names.
+      columns: names of the columns of text and target, and of that of images where it is read;
+        None looks for common names, "image" among them.
       vocabulary: a SentencePiece file's path or a SeqIO vocabulary; None takes the embedded base's
         vocabulary, or the file in the environment variable VOCABULARY.
       model_dir: the run's folder; None makes one in ``runs/``, named after the configuration.
@@ -95,8 +97,8 @@ def finetune(
       learning_rate: learning rate; None takes the method's default.
       seed: seed of initialization, dropout and the order of the data.
       lengths: {"inputs": T, "targets": L} in tokens; None takes the longest example's, up to 512.
-      options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``; for a
-        task with pictures ``[Images(encoder=…, folder=…)]``.
+      options: groups of `adalink_jax.runs.options`, e.g. ``[Precision(dtype="bfloat16")]``; for
+        examples with pictures ``[Images(encoder=…, folder=…)]``.
 
     Returns:
       Folder, adapter, scores and history.
@@ -119,7 +121,8 @@ def finetune(
     for group in options:
         if isinstance(group, Batches):
             batch_size = _one_batch_size(batch_size, group.batch_size)
-    task, lengths = _task(base, examples, validation, labels, columns, vocabulary, lengths)
+    sees = any(isinstance(group, Images) and group.encoder is not None for group in options)
+    task, lengths = _task(base, examples, validation, labels, columns, vocabulary, lengths, sees)
     macros = {
         "MODEL": None,
         "INITIAL_CHECKPOINT_PATH": _name_of(base),
@@ -260,7 +263,7 @@ def evaluate(
     examples: Any,
     labels: Sequence[str] | None = None,
     *,
-    columns: tuple[str, str] | None = None,
+    columns: tuple[str, ...] | None = None,
     route: str | None = None,
     vocabulary: Any = None,
     max_length: Length = 64,
@@ -273,14 +276,14 @@ def evaluate(
     Args:
       base: as in `finetune`.
       adapter: as in `predict`.
-      examples: pairs, dicts, a frame or a table, as in `finetune`.
+      examples: pairs, dicts, a frame or a table, as in `finetune`, perhaps with images.
       labels: as in `predict`.
       columns: as in `finetune`.
       route: as in `predict`.
       vocabulary: as in `finetune`.
       max_length: maximum number of generated tokens.
       batch_size: number of rows of a batch.
-      pictures: the picture of each example, as in `predict`.
+      pictures: the picture of each example, as in `predict`; None for those of `examples`.
       images: as in `predict`.
 
     Returns:
@@ -295,7 +298,13 @@ def evaluate(
     """
     model, params, loaded = _model(base, adapter)
     labels = _labels(loaded) or None if labels is None else tuple(labels)
-    rows, labels = pairs(examples, labels, columns)
+    shown, labels = pairs(examples, labels, columns)
+    rows, keys = divided(shown)
+    if keys is not None:
+        if pictures is not None:
+            raise UserError("the examples have images, and `pictures` is given too")
+        _check_seen(keys, images.encoder is not None)
+        pictures = keys
     results = _run(
         *(model, params, loaded, rows, labels, base, vocabulary, route, max_length),
         *(batch_size, pictures, images),
@@ -378,8 +387,18 @@ def _checked(text: Any, number: int) -> str:
     return text
 
 
+def _check_seen(keys: Sequence[str], sees: bool) -> None:
+    """Raises `UserError` if examples have pictures, and nothing sees them."""
+    if not sees:
+        shown = next((key for key in keys if key), "")
+        raise UserError(
+            f"the examples have images, such as '{shown}', to which a model of text alone is blind;"
+            " set Images(encoder=…), or name the two columns that are read: columns=('…', '…')"
+        )
+
+
 def _task(
-    base, examples, validation, labels, columns, vocabulary, lengths
+    base, examples, validation, labels, columns, vocabulary, lengths, sees
 ) -> tuple[str, Mapping[str, int]]:
     """Registers a task for the examples, prints what it is, and returns its name and lengths."""
     load_tasks()
@@ -392,14 +411,22 @@ def _task(
         if lengths is None:
             raise UserError(f"give the lengths of {examples}: {{'inputs': 512, 'targets': 16}}")
         return examples, lengths
-    rows, labels = pairs(examples, labels, columns)
+    shown, labels = pairs(examples, labels, columns)
     if validation is None:
-        rows, scored = held_out(rows)
-        check_division(rows, scored, labels, "give more examples, or `validation`")
+        shown, others = held_out(shown)
     else:
-        scored, _ = pairs(validation, labels, columns)
+        others, _ = pairs(validation, labels, columns)
+    (rows, keys), (scored, scored_keys) = divided(shown), divided(others)
+    if validation is None:
+        check_division(rows, scored, labels, "give more examples, or `validation`")
+    images = None
+    if keys is not None or scored_keys is not None:
+        if keys is None or scored_keys is None:
+            raise UserError("of `examples` and `validation` only one has images")
+        _check_seen(keys, sees)
+        images = {"train": keys, "validation": scored_keys}
     encoder = _vocabulary(base, vocabulary)
-    task = add_examples({"train": rows, "validation": scored}, labels, encoder)
+    task = add_examples({"train": rows, "validation": scored}, labels, encoder, images=images)
     kind = f"labels {', '.join(labels)}" if labels else "targets are any texts"
     lengths = lengths or longest(encoder, [*rows, *scored])
     print(

@@ -4,6 +4,7 @@ It sends a request again where the server was not there, or was full, until its 
 server may be started anew meanwhile.
 """
 
+import base64
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -75,7 +76,12 @@ class Client:
         self._http.close()
 
     def score(
-        self, text: str, adapter: str | None = None, labels: Sequence[str] | None = None
+        self,
+        text: str,
+        adapter: str | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        image: str | bytes | None = None,
     ) -> dict[str, Any]:
         """Scores labels.
 
@@ -83,6 +89,8 @@ class Client:
           text: what the model reads.
           adapter: NAME or NAME:ROUTE; None for the base.
           labels: the answers to choose from; None for the adapter's own.
+          image: what the text is about: the bytes of a picture's file, or a path below the
+            server's ``--image_folder``; None for text alone.
 
         Returns:
           A dict with "prediction" and "scores": label → log-likelihood.
@@ -90,15 +98,23 @@ class Client:
         Raises:
           ServerError: the server refused it, or was not there.
         """
-        body = {"text": text, "adapter": adapter}
+        body = _body(text, adapter, image)
         return self._asked("POST", "/v1/score", body | ({"labels": [*labels]} if labels else {}))
 
-    def generate(self, text: str, adapter: str | None = None, **options: Any) -> dict[str, Any]:
+    def generate(
+        self,
+        text: str,
+        adapter: str | None = None,
+        *,
+        image: str | bytes | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
         """Generates a text.
 
         Args:
           text: what the model reads.
           adapter: NAME or NAME:ROUTE; None for the base.
+          image: as in `score`.
           **options: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``beam_size``.
 
         Returns:
@@ -107,11 +123,18 @@ class Client:
         Raises:
           ServerError: the server refused it, or was not there.
         """
-        return self._asked("POST", "/v1/generate", {"text": text, "adapter": adapter, **options})
+        return self._asked("POST", "/v1/generate", _body(text, adapter, image) | options)
 
-    def stream(self, text: str, adapter: str | None = None, **options: Any) -> Iterator[str]:
+    def stream(
+        self,
+        text: str,
+        adapter: str | None = None,
+        *,
+        image: str | bytes | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
         """Yields a generated text in pieces, as `generate` does whole. It is not sent again."""
-        body = {"text": text, "adapter": adapter, "stream": True, **options}
+        body = _body(text, adapter, image) | {"stream": True, **options}
         try:
             with self._http.stream("POST", "/v1/generate", json=body) as answer:
                 if answer.is_error:
@@ -170,6 +193,13 @@ class Client:
 
     def _absent(self, error: Exception) -> ServerError:
         return ServerError(f"no answer from {self._address}: {error or type(error).__name__}")
+
+
+def _body(text: str, adapter: str | None, image: str | bytes | None) -> dict[str, Any]:
+    if isinstance(image, bytes):
+        # Which kind of picture it is, the server sees from the bytes.
+        image = f"data:application/octet-stream;base64,{base64.b64encode(image).decode()}"
+    return {"text": text, "adapter": adapter} | ({} if image is None else {"image": image})
 
 
 def _error(answer: Any) -> ServerError:

@@ -3,6 +3,7 @@
 import doctest
 import functools
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -182,6 +183,51 @@ def test_examples_of_every_kind_are_the_same_pairs():
 def test_examples_that_cannot_be_read(examples, more, message):
     with pytest.raises(UserError, match=message):
         pairs(examples, **more)
+
+
+SHOWN = [(text, label, f"{i}.png") for i, (text, label) in enumerate(FILMS)]
+
+
+def test_an_example_may_have_a_picture():
+    pandas = pytest.importorskip("pandas")
+    assert pairs(SHOWN) == (SHOWN, ("bad", "good"))
+    frame = pandas.DataFrame(SHOWN, columns=["text", "label", "Image"])
+    assert pairs(frame)[0] == SHOWN
+    assert pairs(frame, columns=("text", "label"))[0] == FILMS
+    named = frame.rename(columns={"Image": "photo"})
+    assert pairs(named)[0] == FILMS and pairs(named, columns=("text", "label", "photo"))[0] == SHOWN
+    some = [*SHOWN[:1], *FILMS[1:2], ("a film", "good", pathlib.Path("a/b.png"))]
+    assert [key for _, _, key in pairs(some, ("bad", "good"))[0]] == ["0.png", "", "a/b.png"]
+    some = pandas.DataFrame({"text": ["a", "b"], "label": ["1", "2"], "image": ["x.png", None]})
+    assert [key for _, _, key in pairs(some)[0]] == ["x.png", ""]
+    for more, words in (
+        ({"columns": ("text", "label", "foto")}, "no column 'foto'; did you mean 'photo'"),
+        ({"columns": ("text",)}, "columns is .*; it names those of text and target"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pairs(named, **more)
+    with pytest.raises(UserError, match="example 0: the image is 7; expected a path below Images"):
+        pairs([("a", "b", 7)])
+
+
+def test_a_picture_is_held_out_with_all_that_is_said_of_it():
+    many = [(f"what is {i}?", str(j), f"{i}.png") for i in range(30) for j in range(3)]
+    rest, scored = held_out(many)
+    assert sorted(rest + scored) == sorted(many)
+    assert not {key for *_, key in rest} & {key for *_, key in scored}
+    assert len(scored) == 9 and held_out(many[::-1])[1] == scored[::-1]
+
+
+def test_pictures_that_nothing_sees_are_refused(trained):
+    words = "have images, such as '0.png', to which a model of text alone is blind"
+    with pytest.raises(UserError, match=words):
+        al.finetune("mini", al.AdaLink(rank=1), SHOWN)
+    with pytest.raises(UserError, match=words):
+        al.evaluate("mini", trained[0], SHOWN)
+    with pytest.raises(UserError, match="and `pictures` is given too"):
+        al.evaluate("mini", trained[0], SHOWN, pictures=["0.png"] * len(SHOWN))
+    with pytest.raises(UserError, match="only one has images"):
+        al.finetune("mini", al.AdaLink(rank=1), SHOWN, validation=FILMS)
 
 
 def test_a_label_is_never_held_out_whole(tmp_path):

@@ -62,12 +62,33 @@ class AdapterRecord:
         return METHODS[self.method_name](**self.settings)
 
     @property
+    def _data(self) -> dict[str, Any]:
+        data = self.metadata.get("data")
+        return data if isinstance(data, dict) else {}
+
+    @property
+    def _tasks(self) -> list[dict[str, Any]]:
+        """What is recorded of its tasks, each with its "name"; empty if one of them has none."""
+        tasks = self._data.get("tasks")
+        tasks = tasks if isinstance(tasks, list) else []
+        named = all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in tasks)
+        return tasks if named else []
+
+    @property
     def only_task(self) -> dict[str, Any]:
         """What is recorded of its only task, with its "name"; empty if of several or of none."""
-        data = self.metadata.get("data")
-        tasks = data.get("tasks") if isinstance(data, dict) else None
-        task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
-        return task if isinstance(task, dict) and isinstance(task.get("name"), str) else {}
+        return self._tasks[0] if len(self._tasks) == 1 else {}
+
+    @property
+    def image_encoder(self) -> dict[str, Any] | None:
+        """What is recorded of the encoder of the pictures that it was trained on, if of any."""
+        found = self._data.get("image_encoder")
+        return found if isinstance(found, dict) else None
+
+    def shows_pictures(self, route: str) -> bool:
+        """Returns whether a route was trained on pictures, and on no task without any."""
+        own = [one for one in self._tasks if one["name"] == route] or self._tasks
+        return bool(own) and all(isinstance(one.get("images"), dict) for one in own)
 
     @property
     def labels(self) -> tuple[str, ...]:

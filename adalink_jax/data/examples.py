@@ -9,9 +9,10 @@ import dataclasses
 import decimal
 import difflib
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from adalink_jax.data import tables
 from adalink_jax.data.tables import INPUTS, PAIRS, TARGETS, Rows
@@ -28,6 +29,11 @@ _ALIKE = 0.8
 _LONGEST = 512
 
 Pairs = list[tuple[str, str]]
+# Input and target text, and perhaps the key of a picture, which is "" for none.
+Shown = list[tuple[str, ...]]
+_Example = TypeVar("_Example", bound=tuple[str, ...])
+# The column of pictures.
+_IMAGE = "image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,46 +78,70 @@ class Examples:
 
 
 def pairs(
-    examples: Any, labels: Sequence[str] | None = None, columns: tuple[str, str] | None = None
-) -> tuple[Pairs, tuple[str, ...]]:
+    examples: Any, labels: Sequence[str] | None = None, columns: tuple[str, ...] | None = None
+) -> tuple[Shown, tuple[str, ...]]:
     """Reads examples in any of Python's forms.
 
     Args:
-      examples: a sequence of (text, target) pairs or of dicts, a pandas frame, or a table of
-        Hugging Face's `datasets`.
+      examples: a sequence of (text, target) pairs, of (text, target, image) or of dicts, a pandas
+        frame, or a table of Hugging Face's `datasets`.
       labels: the possible targets, in the order of their class ids; ``()`` if targets are free
         texts. None takes the class names of a `datasets` table. If it has none, it takes the
         distinct targets, if there are at most 26 and at most half as many as examples.
-      columns: names of the input's and the target's column; None looks for common names.
+      columns: names of the input's and the target's column, and perhaps of that of pictures; None
+        looks for common names.
 
     Returns:
-      The pairs, and the labels (none if targets are free texts).
+      The pairs, with the key of a picture each where there are some; and the labels (none if
+      targets are free texts).
 
     Raises:
-      UserError: no examples, columns that cannot be found, or targets that are neither texts nor
-        numbers of given labels.
+      UserError: no examples, columns that cannot be found, targets that are neither texts nor
+        numbers of given labels, or pictures that are no keys.
     """
+    if columns is not None and len(columns) not in (2, 3):
+        raise UserError(
+            f"columns is {columns!r}; it names those of text and target, and perhaps of the image"
+        )
     inputs, target = ((columns[0],), columns[1]) if columns else (None, None)
     labels = None if labels is None else tuple(labels)
     kind = "text" if labels == () else None
-    found = meant(_rows(examples), Meaning(inputs, target, labels, kind))
-    return found.pairs, found.labels
+    rows = _rows(examples)
+    found = meant(rows, Meaning(inputs, target, labels, kind))
+    if columns is None:
+        usual = [name for name in rows.columns if str(name).casefold() == _IMAGE]
+        image = usual[0] if usual else None
+    else:
+        image = columns[2] if len(columns) > 2 else None
+    if image is None:
+        return list(found.pairs), found.labels
+    keys = _pictures(rows, image)
+    return [(*pair, key) for pair, key in zip(found.pairs, keys, strict=True)], found.labels
 
 
-def held_out(examples: Pairs) -> tuple[Pairs, Pairs]:
-    """Splits pairs by their hash into nine tenths for training and one tenth for validation.
+def divided(examples: Shown) -> tuple[Pairs, list[str] | None]:
+    """Returns the pairs of examples, and the keys of their pictures; None where there are none."""
+    keys = [one[2] for one in examples if len(one) > 2]
+    return [(text, target) for text, target, *_ in examples], keys or None
 
-    The order of the pairs does not matter, and equal ones are on one side.
+
+def held_out(examples: Sequence[_Example]) -> tuple[list[_Example], list[_Example]]:
+    """Splits examples by their hash into nine tenths for training and one tenth for validation.
+
+    The order of the examples does not matter, and equal ones are on one side. Of those with a
+    picture it is the hash of its key, so that no picture is on both sides.
     """
 
-    def key(pair: tuple[str, str]) -> str:
-        return hashlib.sha256("\n".join(pair).encode()).hexdigest()
+    def key(example: tuple[str, ...]) -> str:
+        told = example[2] if len(example) > 2 and example[2] else "\n".join(example[:2])
+        return hashlib.sha256(told.encode()).hexdigest()
 
-    scored = set(sorted(examples, key=key)[: max(1, len(examples) // 10)])
-    rest = [pair for pair in examples if pair not in scored]
+    keys = [key(example) for example in examples]
+    scored = set(sorted(keys)[: max(1, len(examples) // 10)])
+    rest = [one for one, its in zip(examples, keys, strict=True) if its not in scored]
     if not rest:
         raise UserError(f"{len(examples)} example(s) cannot be divided; give `validation` examples")
-    return rest, [pair for pair in examples if pair in scored]
+    return rest, [one for one, its in zip(examples, keys, strict=True) if its in scored]
 
 
 def check_division(train: Pairs, scored: Pairs, labels: Sequence[str], remedy: str) -> None:
@@ -198,11 +228,15 @@ def _columns_of(examples: list[Any]) -> dict[str, list[Any]]:
     for row, one in enumerate(examples):
         if isinstance(one, Mapping):
             found.append(one)
-        elif isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 2:
-            found.append(dict(zip((INPUTS[0], TARGETS[0]), one, strict=True)))
+        elif isinstance(one, Sequence) and not isinstance(one, str) and len(one) in (2, 3):
+            found.append(dict(zip((INPUTS[0], TARGETS[0], _IMAGE), one, strict=False)))
         else:
-            raise UserError(f"example {row} is {one!r:.80}; expected a pair (text, target)")
-    return {name: [one.get(name) for one in found] for one in found[:1] for name in one}
+            raise UserError(
+                f"example {row} is {one!r:.80}; expected a pair (text, target), or (text, target, "
+                "image)"
+            )
+    names = [*(found[0] if found else ()), *(_IMAGE for one in found if _IMAGE in one)]
+    return {name: [one.get(name) for one in found] for name in dict.fromkeys(names)}
 
 
 def _columns(rows: Rows, meaning: Meaning) -> tuple[tuple[str, ...], str]:
@@ -254,6 +288,24 @@ def _texts(rows: Rows, inputs: tuple[str, ...]) -> list[str]:
         return list(rows.columns[inputs[0]])
     parts = [[f"{column}: {value}" for value in rows.columns[column]] for column in inputs]
     return [" ".join(one) for one in zip(*parts, strict=True)]
+
+
+def _pictures(rows: Rows, column: str) -> list[str]:
+    """Returns the keys of pictures, "" for none."""
+    if column not in rows.columns:
+        guess = nearest(column, map(str, rows.columns))
+        raise UserError(f"no column '{column}'{guess or ';'} there are {', '.join(rows.columns)}")
+    keys = []
+    for row, value in enumerate(rows.columns[column]):
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # In a frame.
+            keys.append("")
+        elif isinstance(value, str | os.PathLike):
+            keys.append(os.fspath(value))
+        else:
+            raise UserError(
+                f"{rows.at([row])}: the image is {value!r:.80}; expected a path below Images.folder"
+            )
+    return keys
 
 
 def _check_characters(rows: Rows, texts: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ biases are those of ADePT (arXiv 2501.03291), which is AdaLink with relu beside 
 
 Where images stand in front of the text, one module is for both, or each modality has its own
 (`AdaLink.by_modality`, the paper's choice): ``2 · 2·D·R`` parameters, as many as one of rank 2·R.
+With a rank of its own for images (`AdaLink.image_rank`) it is ``2·D·(R + R_image)``.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jaxtyping import Float
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import IMAGE, TEXT, Array, Context, Method, Params, Stacks
 from adalink_jax.methods.embeddings import with_own_inputs
-from adalink_jax.methods.low_rank import ACTIVATIONS, LowRank, routed_low_rank
+from adalink_jax.methods.low_rank import ACTIVATIONS, routed_low_rank
 from adalink_jax.methods.modalities import ByModality
 from adalink_jax.values import OneOf, Rate, Size
 
@@ -37,6 +38,8 @@ class AdaLink(ByModality):
       bias: whether both projections have a bias, which starts at zero.
       dropout_rate: dropout on the R numbers before f, as ADePT has it.
       by_modality: whether images and text have a module each, on a base that takes images.
+      image_rank: the rank of the module for images, where `rank` is that of text alone; None for
+        the same one.
     """
 
     rank: Size
@@ -46,6 +49,7 @@ class AdaLink(ByModality):
     bias: bool = False
     dropout_rate: Rate = 0.0
     by_modality: bool = False
+    image_rank: Size | None = None
 
     scope: ClassVar[str] = "adalink"
     size_field: ClassVar[str] = "rank"
@@ -57,10 +61,10 @@ class AdaLink(ByModality):
     ) -> tuple[Float[Array, "B T D"], Context]:
         if ctx.stack not in self.stacks:
             return x, ctx
-        delta = LowRank(
+        delta = self.low_rank(
+            x,
+            ctx,
             features=x.shape[-1],
-            rank=self.rank,
-            routes=self.modules,
             # The paper does not give W_down's initialization; this has unit variance after W_down.
             down_init=nn.initializers.variance_scaling(
                 1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=0
@@ -68,8 +72,7 @@ class AdaLink(ByModality):
             activation=ACTIVATIONS[self.activation],
             bias=self.bias,
             hidden_dropout_rate=self.dropout_rate,
-            name=self.scope,
-        )(x, self.of_modules(ctx))
+        )
         return x + delta, ctx
 
     def for_inference(self, adapter: Params) -> tuple[Method, Params]:
@@ -83,9 +86,8 @@ class AdaLink(ByModality):
         """
 
         def of(modality: int) -> dict[str, np.ndarray]:
-            scope = adapter["encoder"][self.scope]
-            place = 2 * route + modality if self.by_modality else route
-            return {name: np.asarray(leaf[place : place + 1]) for name, leaf in scope.items()}
+            leaves = self.leaves_of(adapter["encoder"], route, modality)
+            return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
         def change(rows: Array, which: slice) -> Array:
             leaves = of(TEXT)

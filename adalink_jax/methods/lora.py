@@ -8,7 +8,7 @@ learn more slowly. LoRA+ (Hayou et al. 2024, arXiv 2402.12354) gives W_up a larg
 ``rate_factors = (("*/up", 16.0),)``.
 
 Context-PEFT (Hadji-Kyriacou & Arandjelović 2023, arXiv 2312.08900) gives each modality a module of
-its own: ``by_modality``.
+its own: ``by_modality``, here also of unequal ranks.
 """
 
 import dataclasses
@@ -32,7 +32,6 @@ from adalink_jax.methods.base import (
     Stacks,
 )
 from adalink_jax.methods.linears import OnLinears, kernel_of, modules_of, with_kernels
-from adalink_jax.methods.low_rank import LowRank
 from adalink_jax.methods.modalities import ByModality
 from adalink_jax.values import OneOf, Rate, Size
 
@@ -60,6 +59,8 @@ class LoRA(OnLinears, ByModality):
       gated: whether each token's update is multiplied by UniPELT's gate. It then does not fold.
       by_modality: whether images and text have a module each, on a base that takes images. It then
         does not fold.
+      image_rank: the rank of the module for images, where `rank` is that of text alone; None for
+        the same one. Both are scaled by alpha / rank.
     """
 
     rank: Size
@@ -73,6 +74,7 @@ class LoRA(OnLinears, ByModality):
     rate_factors: RateFactors = None
     gated: bool = False
     by_modality: bool = False
+    image_rank: Size | None = None
 
     scope: ClassVar[str] = "lora"
     size_field: ClassVar[str] = "rank"
@@ -102,15 +104,14 @@ class LoRA(OnLinears, ByModality):
     ) -> Float[Array, "B T Dout"]:
         if not self.adapts(site):
             return y
-        delta = LowRank(
+        delta = self.low_rank(
+            x,
+            ctx,
             features=y.shape[-1],
-            rank=self.rank,
-            routes=self.modules,
             down_init=DOWN_INIT,
             dropout_rate=self.dropout_rate,
             gate="token" if self.gated else None,
-            name=self.scope,
-        )(x, self.of_modules(ctx))
+        )
         return y + (ctx.gate * self.scale) * delta
 
     def for_inference(self, adapter: Params) -> tuple[Method, Params]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from adalink_jax.checkpoints import load_image_encoder
 from adalink_jax.data.images import Pictures
-from adalink_jax.errors import UserError
+from adalink_jax.data.images.features import check_trained_with, check_width
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.runs.options import Images
 from adalink_jax.runs.setup import say
@@ -38,16 +38,7 @@ def pictures_of(
         return None
     if isinstance(encoder, str):
         encoder = load_image_encoder(encoder)
-    if config.image_width is None:
-        raise UserError(
-            "Images.encoder is set, but the base reads text alone: it has no projection of images "
-            "(image_width)"
-        )
-    if config.image_width != encoder.width:
-        raise UserError(
-            f"the image encoder's tokens have {encoder.width} numbers, but the base takes "
-            f"{config.image_width} (image_width); give the encoder that it was trained with"
-        )
+    check_width(encoder, config.image_width, "Images.encoder")
     pictures = Pictures(
         encoder,
         images.folder or os.path.expanduser(os.environ.get("IMAGE_DIR", "")) or None,
@@ -57,12 +48,5 @@ def pictures_of(
         batch_size=images.batch_size,
         say=say,
     )
-    recorded = (trained or {}).get("image_encoder")
-    before = recorded if isinstance(recorded, Mapping) else pictures.identity
-    for name in ("fingerprint", "preprocessing"):
-        if before.get(name) != pictures.identity[name]:
-            raise UserError(
-                f"the adapter was trained with another image encoder: its {name} was "
-                f"{before.get(name)!r:.200} and is {pictures.identity[name]!r:.200}"
-            )
+    check_trained_with(pictures.identity, (trained or {}).get("image_encoder"))
     return pictures

@@ -248,7 +248,7 @@ def test_programs_serve_any_adapter_batch_and_length(run, base, write_adapter, n
 def test_a_base_with_images_is_folded_and_exported_with_them(run, write_base, write_adapter):
     config = dataclasses.replace(CONFIGS["t5_1_1"], image_width=5)
     folder = write_base(config)
-    method = METHODS["adalink"](rank=2, routes=2, by_modality=True)
+    method = METHODS["adalink"](rank=2, routes=2, by_modality=True, image_rank=3)
     adapter = write_adapter(method, folder)
     adaptation = load.load_adaptation(adapter, folder)
     code, target, _, errors = run(adapter, folder, "t5x", route="task_1")

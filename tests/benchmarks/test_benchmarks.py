@@ -173,3 +173,14 @@ def test_convert_memory_measures_every_conversion_and_check(tmp_path):
     ran = "check: transformers" in rows
     assert ran != any("skipped" in line for line in output.splitlines())
     assert result["settings"]["parameters"] > 1000
+
+
+@pytest.mark.slow
+def test_image_features_compares_stored_ones_with_the_encoder_in_the_step(tmp_path):
+    result, output = run("image_features", tmp_path / "out.json", "--batch=2")
+    rows = {row["batch"]: row for row in result["rows"]}
+    assert list(rows) == ["step", "stored", "encoder"] and rows["stored"]["x stored"] == 1
+    assert rows["encoder"]["x stored"] > 1 > rows["step"]["of encoder's"]
+    ratio = result["against_stored"]["CPU"]
+    assert 1 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert "encoder / stored, CPU time" in output

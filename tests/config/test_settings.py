@@ -140,13 +140,13 @@ PARAMETERS = {
     "Loss": {"z_loss": "amount", "label_smoothing": "rate"},
     "adalink.AdaLink": {
         **{"rank": "size", "activation": "name", "routes": "size", "stacks": "list of names"},
-        **{"bias": "flag", "dropout_rate": "rate", "by_modality": "flag"},
+        **{"bias": "flag", "dropout_rate": "rate", "by_modality": "flag", "image_rank": "size?"},
     },
     "lora.LoRA": {
         **{"rank": "size", "alpha": "number", "linears": "list of names", "routes": "size"},
         **{"stacks": "list of names", "layers": "numbers?", "dropout_rate": "rate"},
         **{"scaling": "name", "rate_factors": "object?", "gated": "flag"},
-        **{"by_modality": "flag"},
+        **{"by_modality": "flag", "image_rank": "size?"},
     },
     "prompt_tuning.PromptTuning": {
         **{"length": "size", "reparameterise": "flag", "bottleneck": "size", "routes": "size"},

@@ -151,6 +151,29 @@ def test_predictions_in_python_are_of_the_pictures(seeing, cache, tmp_path):
 
 
 @pytest.mark.slow
+def test_pairs_with_pictures_train_as_a_task_does(cache, tmp_path):
+    """A user's own (text, target, image), without a task of SeqIO's."""
+    import seqio
+
+    save(tmp_path / "files", NUMBERS["train"])
+    images = Images(encoder=Eye(), folder=str(tmp_path / "files"), batch_size=8)
+    triples = [("color?", color(i), f"{i}.png") for i in NUMBERS["train"]]
+    base = CONFIG, jax.device_get(init_base(CONFIG, jax.random.key(0)))
+    given = {"vocabulary": seqio.ByteVocabulary(), "lengths": LENGTHS, "batch_size": 16}
+    given |= {"train_steps": 60, "learning_rate": 0.05, "options": [images]}
+    run = al.finetune(base, al.Full(), triples, model_dir=tmp_path / "run", **given)
+    (score,) = run.scores.values()
+    assert score > 95  # Of pictures that it was not trained on; of all 33 % are of one color.
+    record = json.loads((run.folder / "run.json").read_text())["data"]["tasks"][0]
+    assert record["images"]["pictures"] == 87 and record["source"]["labels"] == sorted(COLORS)
+    seen = {"vocabulary": given["vocabulary"], "images": images, "batch_size": 8}
+    base = CONFIG, run.adapter.tree
+    assert al.evaluate(base, run, triples[:30], tuple(COLORS), **seen)["accuracy"] > 95
+    turned = [(text, color(i + 1), key) for i, (text, _, key) in enumerate(triples[:30])]
+    assert al.evaluate(base, run, turned, tuple(COLORS), **seen)["accuracy"] < 5
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_pictures_alone(seeing, cache, tmp_path, monkeypatch):
     import tasks
 

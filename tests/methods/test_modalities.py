@@ -30,6 +30,7 @@ CONFIG = T5Config(
 TEXT = dataclasses.replace(CONFIG, image_width=None)
 SEPARATE = METHODS["adalink"](rank=3, by_modality=True)
 UNIFIED = METHODS["adalink"](rank=6)
+UNEQUAL = dataclasses.replace(SEPARATE, image_rank=5)
 
 
 @functools.cache
@@ -70,11 +71,12 @@ def logits(params, method=None, routes=(0, 0), config=CONFIG, images=True):
 
 def by_hand(tree, method, route=0):
     """The base whose table and projection hold AdaLink's modules, in float64 NumPy."""
-    leaves = {n: np.asarray(x, np.float64) for n, x in tree["encoder"]["adalink"].items()}
-    image = 2 * route + 1 if method.by_modality else route
-    text = 2 * route if method.by_modality else route
+    apart = method.image_rank is not None
+    image = 2 * route + 1 if method.by_modality and not apart else route
+    text = 2 * route if method.by_modality and not apart else route
 
-    def adapted(x, place, shifts=1.0):
+    def adapted(x, place, shifts=1.0, scope="adalink"):
+        leaves = {n: np.asarray(x, np.float64) for n, x in tree["encoder"][scope].items()}
         inner = x @ leaves["down"][place]
         if method.bias:
             inner = inner + shifts * leaves["down_bias"][place]
@@ -83,8 +85,9 @@ def by_hand(tree, method, route=0):
 
     table = base()["token_embedder"]["embedding"].astype(np.float64)
     old = base()["encoder"]["image_projection"]
-    projection = {"kernel": adapted(old["kernel"].astype(np.float64), image, 0.0),
-                  "bias": adapted(old["bias"].astype(np.float64), image)}  # fmt: skip
+    scope = "adalink_images" if apart else "adalink"
+    projection = {"kernel": adapted(old["kernel"].astype(np.float64), image, 0.0, scope),
+                  "bias": adapted(old["bias"].astype(np.float64), image, 1.0, scope)}  # fmt: skip
     own = {"token_embedder": {"embedding": adapted(table, text)}, "image_projection": projection}
     return jax.tree.map(np.float32, {**base(), "encoder": {**base()["encoder"], **own}})
 
@@ -95,8 +98,13 @@ OWN_TABLE = dataclasses.replace(CONFIG, separate_encoder_embedding=True)
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(SEPARATE, id="separate"),
+        pytest.param(SEPARATE, id="separate", marks=pytest.mark.slow),
         pytest.param(UNIFIED, id="unified", marks=pytest.mark.slow),
+        pytest.param(UNEQUAL, id="of unequal ranks"),
+        pytest.param(
+            dataclasses.replace(UNEQUAL, routes=2, bias=True), id="of two tasks and unequal ranks",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             dataclasses.replace(SEPARATE, routes=2, bias=True), id="of two tasks, with biases",
             marks=pytest.mark.slow,
@@ -118,6 +126,28 @@ def test_adalink_of_images_is_in_the_projection_and_that_of_text_in_the_table(me
 def test_separate_and_unified_have_equally_many_parameters():
     assert counts.stored_parameters(CONFIG, SEPARATE) == counts.stored_parameters(CONFIG, UNIFIED)
     assert blank(CONFIG, SEPARATE)["encoder"]["adalink"]["down"].shape == (2, D, 3)
+    assert counts.stored_parameters(CONFIG, UNEQUAL) == 2 * D * (3 + 5)
+    assert counts.stored_parameters(CONFIG, UNEQUAL.resized(1)) == 2 * D * (1 + 5)
+
+
+def test_equal_ranks_that_are_said_are_the_same_numbers_in_other_places():
+    """The modules of two scopes, side by side in one."""
+    said, tree = dataclasses.replace(SEPARATE, image_rank=3), random_adapter(CONFIG, SEPARATE)
+    leaves = tree["encoder"]["adalink"]
+    apart = {"adalink": 0, "adalink_images": 1}
+    apart = {s: {n: x[i : i + 1] for n, x in leaves.items()} for s, i in apart.items()}
+    found = logits(merge(base(), {"encoder": apart}), said)
+    np.testing.assert_allclose(found, logits(merge(base(), tree), SEPARATE), atol=1e-6)
+
+
+def test_an_image_rank_is_of_a_module_for_images():
+    for name in ("adalink", "lora"):
+        with pytest.raises(UserError, match="image_rank is 2, but .*by_modality is False"):
+            METHODS[name](rank=2, image_rank=2)
+        method = METHODS[name](rank=2, by_modality=True)
+        assert "image_rank" not in method.settings()
+        method = dataclasses.replace(method, image_rank=4)
+        assert METHODS[name](**method.settings()) == method
 
 
 def test_an_activation_is_not_in_a_projection():
@@ -144,11 +174,15 @@ def test_an_invertible_adapter_does_not_fold_with_images():
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(SEPARATE, id="adalink"),
-        pytest.param(
-            METHODS["lora"](rank=2, by_modality=True, linears=("mlp/*",)),
-            id="lora",
-            marks=pytest.mark.slow,
+        pytest.param(SEPARATE, id="adalink", marks=pytest.mark.slow),
+        pytest.param(UNEQUAL, id="adalink of unequal ranks"),
+        *(
+            pytest.param(
+                METHODS["lora"](rank=2, by_modality=True, linears=("mlp/*",), image_rank=rank),
+                id=f"lora {rank}",
+                marks=pytest.mark.slow,
+            )
+            for rank in (None, 3)
         ),
     ],
 )
@@ -165,17 +199,22 @@ def test_routes_are_tasks_and_each_has_its_modalities(method):
     alone = [logits(merge(base(), tree), method, (5, 3)) for tree in trees]  # Routes of no matter.
     mixed = logits(merge(base(), stacked), both, (1, 0))
     np.testing.assert_allclose(mixed, [alone[1][0], alone[0][1]], atol=1e-5)
-    modules = [bank.module(method, tree, 0) for tree in trees]
+    # One of a smaller rank shares the bank.
+    small = method.resized(1)
+    modules = [bank.module(small, random_adapter(CONFIG, small, 5), 0)]
+    modules += [bank.module(method, tree, 0) for tree in trees]
+    assert len({module.kind for module in modules}) == 1
     of_three = bank.Bank(CONFIG, modules[0].kind, 3)
     for module in modules:
         of_three.load(module)
-    routes = [of_three.slot(module) for module in reversed(modules)]
+    routes = [of_three.slot(module) for module in (modules[2], modules[1])]
     found = logits(merge(base(), of_three.params), of_three.method, routes)
     np.testing.assert_allclose(found, mixed, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_lora_by_modality_is_one_product_for_each():
+@pytest.mark.parametrize("image_rank", [None, 3])
+def test_lora_by_modality_is_one_product_for_each(image_rank):
     """At one site: y + s · x · A · B, with the matrices of each token's modality, in NumPy."""
     seen = {}
 
@@ -187,7 +226,9 @@ def test_lora_by_modality_is_one_product_for_each():
                 seen.update(x=x, y=y, result=result)
             return result
 
-    method = Looks(rank=2, alpha=3.0, by_modality=True, linears=("attention/query",))
+    method = Looks(
+        rank=2, alpha=3.0, by_modality=True, linears=("attention/query",), image_rank=image_rank
+    )
     tree = random_adapter(CONFIG, method)
     inputs, _, images = given()
 
@@ -199,9 +240,11 @@ def test_lora_by_modality_is_one_product_for_each():
         return seen
 
     found = encode(merge(base(), tree))
-    leaves = tree["encoder"]["layers_0"]["attention"]["query"]["lora"]
+    query = tree["encoder"]["layers_0"]["attention"]["query"]
     count = images["encoder_images"].shape[1]
-    for modality, part in ((1, slice(count)), (0, slice(count, None))):
+    of_images = ("lora", 1) if image_rank is None else ("lora_images", 0)
+    for (scope, modality), part in ((of_images, slice(count)), (("lora", 0), slice(count, None))):
+        leaves = query[scope]
         x, y = (np.asarray(found[name])[:, part] for name in ("x", "y"))
         expected = y + 1.5 * (x @ leaves["down"][modality]) @ leaves["up"][modality]
         np.testing.assert_allclose(np.asarray(found["result"])[:, part], expected, atol=1e-5)
@@ -230,12 +273,17 @@ def test_text_alone_teaches_the_image_module_nothing():
     for images in (True, False):
         for leaf in gradients(SEPARATE, tree, images).values():
             assert np.abs(leaf[0]).max() > 0 and bool(np.abs(leaf[1]).max() > 0) == images
+        for name, leaf in gradients(UNEQUAL, random_adapter(CONFIG, UNEQUAL), images).items():
+            assert bool(np.abs(leaf).max() > 0) == (images or "adalink_images" not in name)
 
 
 @pytest.mark.slow
-def test_a_new_adapter_is_the_base():
-    tree = init_adapter(CONFIG, SEPARATE, base(), jax.random.key(0))
-    np.testing.assert_array_equal(logits(merge(base(), tree), SEPARATE), logits(base()))
+@pytest.mark.parametrize("method", [SEPARATE, UNEQUAL], ids=["equal", "unequal"])
+def test_a_new_adapter_is_the_base(method):
+    tree = init_adapter(CONFIG, method, base(), jax.random.key(0))
+    np.testing.assert_array_equal(logits(merge(base(), tree), method), logits(base()))
+    down = flat(tree)
+    assert all((np.abs(leaf).max() > 0) == name.endswith("down") for name, leaf in down.items())
 
 
 def test_the_projection_alone_trains_and_folds():
@@ -257,7 +305,7 @@ def test_the_projection_alone_trains_and_folds():
 @pytest.mark.parametrize("turned", [False, True])
 def test_adalink_with_a_trained_projection_folds_in_either_order(turned):
     """R images of W' + W' · A · U, whichever part comes first."""
-    parts = (METHODS["projection"](), SEPARATE)
+    parts = (METHODS["projection"](), UNEQUAL)
     method = METHODS["compose"](parts=parts[::-1] if turned else parts)
     tree = random_adapter(CONFIG, method)
     assert "image_projection" in tree["encoder"] and "adalink" in tree["encoder"]
@@ -317,6 +365,7 @@ def test_the_counts_of_pali_x_are_those_of_the_paper():
     for name, setting, expected in (
         ("adalink_by_modality", "RANK=64", 1_048_576),
         ("adalink", "RANK=128", 1_048_576),
+        ("adalink_by_modality", "adalink.AdaLink.image_rank=16", 2 * 4096 * (4 + 16)),
         ("prompt_tuning", "PROMPT_LENGTH=64", 262_144),
     ):
         config, method = gin_files.shipped("pali_x", name, [setting])

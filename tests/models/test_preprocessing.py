@@ -1,5 +1,7 @@
 """Preprocessing: bit for bit what transformers' processors of Pillow do, and closed formulas."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,14 @@ def test_what_is_no_picture_is_refused():
     for settings in ({"height": 0}, {"resample": "cubic"}, {"mean": (0.5,)}, {"shortest_edge": 1}):
         with pytest.raises(UserError, match="Preprocessing"):
             Preprocessing(**{"height": 2, "width": 2, **settings})
+
+
+def test_a_line_of_pixels_is_not_resized_to_more_than_memory():
+    """Its shorter side becomes 224, so the other would be 224 times as long."""
+    line = np.zeros((1, 1_000_000, 3), np.uint8)
+    cut = Preprocessing(height=224, width=224, shortest_edge=224)
+    for picture, sides in ((line, "1,000,000 x 1"), (line.transpose(1, 0, 2), "1 x 1,000,000")):
+        with pytest.raises(UserError, match=f"{sides} pixels: with 224 .* have 224,000,000 on"):
+            cut.prepare(picture)
+    squeezed = dataclasses.replace(cut, shortest_edge=None)
+    assert squeezed.prepare(line).shape == (224, 224, 3)

@@ -64,6 +64,63 @@ class Encoder(Protocol):
         ...
 
 
+def identity_of(encoder: Encoder, dtype: str) -> dict[str, Any]:
+    """Returns a JSON-able record of everything but the pictures that determines their features.
+
+    Args:
+      encoder: the frozen encoder.
+      dtype: what features are rounded to.
+    """
+    return {
+        "fingerprint": encoder.fingerprint,
+        "preprocessing": _plain(encoder.preprocessing),
+        "tokens": encoder.tokens,
+        "width": encoder.width,
+        "dtype": dtype,
+    }
+
+
+def check_trained_with(
+    identity: Mapping[str, Any], recorded: Any, who: str = "the adapter"
+) -> None:
+    """Raises `UserError` if an adapter was trained with another encoder.
+
+    Args:
+      identity: the encoder's `identity_of`.
+      recorded: what the adapter's record says of the encoder; anything else than a mapping says
+        nothing.
+      who: the adapter, for the message.
+    """
+    if not isinstance(recorded, Mapping):
+        return
+    for name in ("fingerprint", "preprocessing"):
+        if recorded.get(name) != identity[name]:
+            raise UserError(
+                f"{who} was trained with another image encoder: its {name} was "
+                f"{recorded.get(name)!r:.200} and is {identity[name]!r:.200}"
+            )
+
+
+def check_width(encoder: Encoder, width: int | None, setting: str) -> None:
+    """Raises `UserError` if a base does not take what an encoder gives.
+
+    Args:
+      encoder: the frozen encoder.
+      width: the base's `image_width`.
+      setting: what set the encoder, for the message.
+    """
+    if width is None:
+        raise UserError(
+            f"{setting} is set, but the base reads text alone: it has no projection of images "
+            "(image_width)"
+        )
+    if width != encoder.width:
+        raise UserError(
+            f"the image encoder's tokens have {encoder.width} numbers, but the base takes "
+            f"{width} (image_width); give the encoder that it was trained with"
+        )
+
+
 class Features:
     """The features of the pictures of examples, by the examples' numbers.
 
@@ -145,13 +202,7 @@ class Pictures:
           say: prints a line of progress.
         """
         self.shape = (encoder.tokens, encoder.width)
-        self.identity = {
-            "fingerprint": encoder.fingerprint,
-            "preprocessing": _plain(encoder.preprocessing),
-            "tokens": encoder.tokens,
-            "width": encoder.width,
-            "dtype": dtype,
-        }
+        self.identity = identity_of(encoder, dtype)
         self._encoder: Encoder | None = encoder
         self._folder, self._dtype, self._batch_size = folder, np.dtype(dtype), batch_size
         self._say = say

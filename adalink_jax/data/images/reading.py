@@ -56,10 +56,9 @@ def fetched(key: str, folder: str | os.PathLike[str] | None = None) -> tuple[Con
     Raises:
       UserError: there is no such picture.
     """
-    if (drawn := _drawn(key)) is not None:
-        return drawn, key
-    parts = pathlib.PurePosixPath(key).parts
-    if not parts or key.startswith("/") or ".." in parts or "\0" in key:
+    if (pixels := drawn(key)) is not None:
+        return pixels, key
+    if not stays_below(key):
         raise UserError(f"picture {key!r:.200} is not a path below Images.folder")
     if folder is None:
         raise UserError(
@@ -75,6 +74,12 @@ def fetched(key: str, folder: str | os.PathLike[str] | None = None) -> tuple[Con
         raise UserError(f"there is no picture {path}{nearest(path.name, beside)}") from error
     except OSError as error:
         raise UserError(f"picture {path} cannot be read: {error.strerror or error}") from error
+
+
+def stays_below(key: str) -> bool:
+    """Returns whether a key is a path that cannot leave its folder."""
+    parts = pathlib.PurePosixPath(key).parts
+    return bool(parts) and not key.startswith("/") and ".." not in parts and "\0" not in key
 
 
 def digest(content: Content) -> bytes:
@@ -134,14 +139,24 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _drawn(key: str) -> np.ndarray | None:
-    """Returns the pixels of a picture that a source draws; None if the key names no source."""
+def drawn(key: str) -> np.ndarray | None:
+    """Returns the pixels of a picture that a source draws; None if the key names no source.
+
+    Raises:
+      UserError: the source fails, or draws no picture.
+    """
     if not (found := _DRAWN.fullmatch(key)):
         return None
     import tasks
 
-    draw = tasks.PICTURES.get(found[1])
-    return None if draw is None else checked(draw(int(found[2])), key)
+    if (draw := tasks.PICTURES.get(found[1])) is None:
+        return None
+    try:
+        pixels = draw(int(found[2]))
+    except Exception as error:  # Whoever registered the source may raise any.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UserError(f"picture {key} cannot be drawn: {reason}") from error
+    return checked(pixels, key)
 
 
 def checked(pixels: np.ndarray, name: str) -> np.ndarray:

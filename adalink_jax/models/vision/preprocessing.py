@@ -15,6 +15,8 @@ from adalink_jax.values import Checked, OneOf, Positive, Size
 
 # Pillow's numbers of its filters, which files of settings use.
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+# Of a picture before its middle is cut out: a line of pixels would be resized to more than memory.
+_MOST_PIXELS = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Preprocessing(Checked):
 
         Args:
           picture: its pixels, red, green and blue.
+
+        Raises:
+          UserError: these are no such pixels, or its shorter side is far too short.
         """
         from PIL import Image
 
@@ -80,6 +85,13 @@ class Preprocessing(Checked):
         """Returns the sides after resizing."""
         if self.shortest_edge is None:
             return self.height, self.width
+        shorter, longer = sorted((height, width))
+        other = int(self.shortest_edge * longer / shorter)
+        if self.shortest_edge * other > _MOST_PIXELS:
+            raise UserError(
+                f"a picture has {width:,} x {height:,} pixels: with {self.shortest_edge} on its "
+                f"shorter side it would have {other:,} on the other"
+            )
         if width <= height:
-            return int(self.shortest_edge * height / width), self.shortest_edge
-        return self.shortest_edge, int(self.shortest_edge * width / height)
+            return other, self.shortest_edge
+        return self.shortest_edge, other

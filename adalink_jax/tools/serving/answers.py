@@ -138,7 +138,9 @@ class Answers:
         seconds = self._seconds if deadline_ms is None else deadline_ms / 1e3
         return Pending(self.batcher, row, time.monotonic() + seconds, draw)
 
-    def draw(self, asked: schemas.GenerateRequest | schemas.CompletionRequest) -> Draw:
+    def draw(
+        self, asked: schemas.GenerateRequest | schemas.CompletionRequest | schemas.ChatRequest
+    ) -> Draw:
         """Returns how a text is generated.
 
         Raises:

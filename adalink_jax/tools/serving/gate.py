@@ -12,6 +12,8 @@ from adalink_jax.tools.serving.metrics import Metrics
 
 # How much more than the limit of a body is read before the connection is closed, and for how long.
 _DISCARDED, _DISCARDING = 16, 2.0
+# How many of the largest bodies are in memory at a time.
+_BODIES = 64
 
 _ID = re.compile(rb"[\w.-]{1,128}")
 
@@ -30,6 +32,7 @@ class Gate:
         """
         self._app, self._metrics = app, metrics
         self._most, self._seconds = body_bytes, body_seconds
+        self._held = 0  # Bytes of the bodies of all requests that are not answered.
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -39,6 +42,7 @@ class Gate:
         name = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = name
         began, status = time.monotonic(), 499  # As of a client that went away.
+        body = _Body()
 
         async def told(message):
             nonlocal status
@@ -49,38 +53,41 @@ class Gate:
 
         try:
             try:
-                body = await self._body(headers, receive)
+                whole = await self._read(body, headers, receive)
             except _Refused as refused:
                 await self._discard(receive)
                 await _refuse(told, refused.status, str(refused), name)
                 return
-            if body is None:
+            if not whole:
                 return
             await self._app(scope, _replayed(body, receive), told)
         finally:
+            self._held -= body.size
             route = scope.get("route")
             path = getattr(route, "path", "unknown")  # Not the client's words: they have no end.
             self._metrics.requests.labels(path, str(status)).inc()
             self._metrics.seconds.labels(path).observe(time.monotonic() - began)
 
-    async def _body(self, headers, receive) -> bytes | None:
-        """Reads the body; returns None if the client goes away meanwhile."""
+    async def _read(self, body: "_Body", headers, receive) -> bool:
+        """Reads a body; returns False if the client goes away meanwhile."""
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most:
             raise _Refused(413, f"the body has {int(length):,} bytes; at most {self._most:,}")
-        parts, size = [], 0
         try:
             async with asyncio.timeout(self._seconds):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        return None
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > self._most:
+                        return False
+                    body.parts.append(part := message.get("body", b""))
+                    body.size += len(part)
+                    self._held += len(part)
+                    if body.size > self._most:
                         raise _Refused(413, f"the body has more than {self._most:,} bytes")
+                    if self._held > _BODIES * self._most:
+                        raise _Refused(503, "too many bytes of requests wait")
                     if not message.get("more_body"):
-                        return b"".join(parts)
+                        return True
         except TimeoutError:
             raise _Refused(408, f"the body took more than {self._seconds:g} s") from None
 
@@ -96,13 +103,21 @@ class Gate:
                         return
 
 
+class _Body:
+    """What has come of a request's body."""
+
+    def __init__(self):
+        self.parts: list[bytes] = []
+        self.size = 0
+
+
 class _Refused(Exception):
     def __init__(self, status: int, detail: str):
         super().__init__(detail)
         self.status = status
 
 
-def _replayed(body: bytes, receive):
+def _replayed(body: _Body, receive):
     """Returns a `receive` that gives the body again, then waits for the client to go away."""
     given = False
 
@@ -110,8 +125,9 @@ def _replayed(body: bytes, receive):
         nonlocal given
         if given:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        given, whole = True, b"".join(body.parts)
+        body.parts.clear()  # It may be large, and is not needed twice.
+        return {"type": "http.request", "body": whole, "more_body": False}
 
     return again
 
@@ -122,6 +138,7 @@ async def _refuse(send, status: int, detail: str, name: str) -> None:
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(content)).encode()),
         (b"connection", b"close"),  # The rest of the body is not read.
+        *([(b"retry-after", b"1")] if status == 503 else []),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from adalink_jax.methods.base import Method
 from adalink_jax.models import slots
-from adalink_jax.tools.serving.service import Row, Service, padded, rounded_rows
+from adalink_jax.tools.serving.service import Row, Service, padded
+from adalink_jax.tools.serving.shapes import rounded_rows
 
 # Tokens that one call adds: what a call costs beside the network is shared by them, and a row that
 # ends, or one that waits for a slot, loses at most as many less one.
@@ -53,12 +55,14 @@ class Table:
     def begin(self, rows: Sequence[tuple[Row, Draw]]) -> list[int]:
         """Puts rows into free slots, and returns their places."""
         engine, limits = self._service.engine, self._service.limits
+        pictures = self._service.pictures
         modules = [row.module for row, _ in rows]
         engine.load(self._kind, modules)
         if self._slots is None:
             shape = self._size, limits.inputs, limits.targets
+            images = None if pictures is None else pictures.shape[0]
             with engine.placing():
-                self._slots = slots.empty(*engine.network(self._kind), *shape)
+                self._slots = slots.empty(*engine.network(self._kind), *shape, images)
         count = rounded_rows(len(rows), self._size)
         taken = [place for place in range(self._size) if place not in self._rows][: len(rows)]
         places = np.full(count, self._size, np.int32)
@@ -69,15 +73,11 @@ class Table:
                 for name, t in (("temperature", "f4"), ("top_p", "f4"), ("seed", "i4"))
             )
         )
-        self._slots = engine.run(
-            slots.begin,
-            self._kind,
-            tokens=padded([row for row, _ in rows], count, limits.inputs),
-            slots=self._slots,
-            places=places,
-            routes=engine.routes(self._kind, modules, count),
-            choice=choice,
-        )
+        given: dict[str, Any] = {"tokens": padded([row for row, _ in rows], count, limits.inputs)}
+        if pictures is not None:  # A slot has room for an image, whether its row has one or not.
+            given |= pictures.batch([row.picture for row, _ in rows], count)
+        given |= {"routes": engine.routes(self._kind, modules, count), "choice": choice}
+        self._slots = engine.run(slots.begin, self._kind, slots=self._slots, places=places, **given)
         for place, (row, _) in zip(taken, rows, strict=True):
             self._rows[place] = row
             engine.hold(row.module)

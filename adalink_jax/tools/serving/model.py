@@ -1,12 +1,17 @@
-"""The flags of a base and its adapters, which the commands that serve share."""
+"""The flags of a base, its adapters and its images, which the commands that serve share."""
 
 import argparse
 import os
 
 from adalink_jax.adapters.texts import opened_vocabulary
+from adalink_jax.checkpoints import load_image_encoder
+from adalink_jax.data.images import check_width
+from adalink_jax.errors import UserError
+from adalink_jax.models.config import T5Config
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.runs.setup import check_frozen_dtype
 from adalink_jax.tools.serving.engine import BASE, Engine, Precision
+from adalink_jax.tools.serving.pictures import Pictures
 from adalink_jax.tools.serving.service import Limits, Service
 from adalink_jax.tools.serving.shelf import Shelf
 
@@ -19,6 +24,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--base", required=True, help="the base's checkpoint")
     add("--adapters", help="a folder of adapters, or of runs that wrote one, or a packed file")
     add("--vocabulary", help="T5's SentencePiece file, or 'mini' (default: VOCABULARY)")
+    add("--image_encoder", help="the base's image encoder, for requests with images")
+    about = "the folder in which requests may name images by path; without it none may"
+    add("--image_folder", help=about)
     add("--resident", type=int, default=64, help="adapters of one kind in memory")
     add("--bank_mib", type=int, default=1024, help="MiB for adapters on the device")
     add("--host_mib", type=int, default=1024, help="MiB for adapters in the host's memory")
@@ -40,7 +48,7 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
       programs: the most compiled programs.
 
     Raises:
-      UserError: the vocabulary, the base or the adapters cannot be used.
+      UserError: the vocabulary, the base, the adapters or the image encoder cannot be used.
     """
     import tasks
 
@@ -54,4 +62,15 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     shelf = Shelf(
         flags.adapters, engine.config, engine.fingerprint, labels_of, flags.host_mib * _MIB
     )
-    return Service(engine, shelf, vocabulary, labels_of, limits)
+    pictures = _pictures(flags, engine.config)
+    return Service(engine, shelf, vocabulary, labels_of, limits, pictures)
+
+
+def _pictures(flags: argparse.Namespace, config: T5Config) -> Pictures | None:
+    if flags.image_encoder is None:
+        if flags.image_folder is not None:
+            raise UserError("--image_folder is set, but --image_encoder is not")
+        return None
+    encoder = load_image_encoder(flags.image_encoder)
+    check_width(encoder, config.image_width, "--image_encoder")
+    return Pictures(encoder, flags.image_folder)

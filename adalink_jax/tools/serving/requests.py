@@ -7,11 +7,13 @@ from typing import Any
 
 from adalink_jax.errors import UserError, nearest
 
-_FIELDS = ("text", "adapter", "labels", "id")
+_FIELDS = ("text", "adapter", "labels", "id", "image")
+_COLUMNS = ("text", "adapter", "image")
 
 LONGEST_LINE = 2**20  # Bytes.
 MOST_LABELS = 1000  # Of one request.
 LONGEST_NAME = 255  # Characters of an adapter's name, as in file systems.
+LONGEST_IMAGE = 2**24  # Characters of a picture that is sent: a file of 12 MiB.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Request:
       id: any value that the answer repeats; None for nothing.
       scores: whether the adapter's own labels are scored where none are given.
       beam_size: the number of beams to generate with; 1 is greedy.
+      image: what it shows (`pictures.Pictures.read`). Without one it is text alone, and "" says so
+        to an adapter that was trained on pictures.
     """
 
     line: int
@@ -35,6 +39,7 @@ class Request:
     id: Any = None
     scores: bool = True
     beam_size: int = 1
+    image: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,12 +63,13 @@ def route_of(adapter: str, routes: Sequence[str]) -> str:
 
 
 def parse(line: int, content: bytes, tsv: bool) -> Request:
-    """Parses a line: a JSON object with "text" (and "adapter", "labels", "id"), or TSV.
+    """Parses a line: a JSON object with "text" (and the other fields of `Request`), or TSV.
 
     Args:
       line: its number.
       content: its bytes, without the newline; those of a line that is too long may be cut.
-      tsv: whether it is ``text`` or ``text<TAB>adapter`` instead of JSON.
+      tsv: whether it is ``text``, ``text<TAB>adapter`` or ``text<TAB>adapter<TAB>image`` instead
+        of JSON.
 
     Raises:
       UserError: the line is invalid.
@@ -77,10 +83,11 @@ def parse(line: int, content: bytes, tsv: bool) -> Request:
         raise UserError(f"no UTF-8: byte {error.start} is 0x{content[error.start]:02x}") from error
     if tsv:
         cells = text.rstrip("\r").split("\t")
-        if len(cells) > 2:
-            raise UserError(f"{len(cells)} columns; expected a text and an adapter's name at most")
-        fields: Any = dict(zip(_FIELDS, (cell or None for cell in cells), strict=False))
-        fields["text"] = cells[0]
+        if len(cells) > len(_COLUMNS):
+            known = "a text, an adapter's name and an image"
+            raise UserError(f"{len(cells)} columns; expected {known} at most")
+        fields: Any = dict(zip(_COLUMNS, cells, strict=False))
+        fields["adapter"] = fields.get("adapter") or None
     else:
         fields = _json(text)
     if not isinstance(fields, dict):
@@ -93,14 +100,21 @@ def parse(line: int, content: bytes, tsv: bool) -> Request:
     adapter, labels = fields.get("adapter"), fields.get("labels")
     if adapter is not None and not isinstance(adapter, str):
         raise UserError("field 'adapter' is no string")
+    if (image := fields.get("image")) is not None and not isinstance(image, str):
+        raise UserError("field 'image' is no string")
     labels = () if labels is None else labels
     if not isinstance(labels, list | tuple) or not all(isinstance(x, str) for x in labels):
         raise UserError("field 'labels' is no list of strings")
-    return checked_request(line, fields["text"], adapter, tuple(labels), fields.get("id"))
+    return checked_request(line, fields["text"], adapter, tuple(labels), fields.get("id"), image)
 
 
 def checked_request(
-    line: int, text: str, adapter: str | None, labels: tuple[str, ...], id: Any
+    line: int,
+    text: str,
+    adapter: str | None,
+    labels: tuple[str, ...],
+    id: Any,
+    image: str | None = None,
 ) -> Request:
     """Returns a request whose values are of the right types.
 
@@ -115,7 +129,7 @@ def checked_request(
         raise UserError(f"the adapter's name has {len(adapter):,} characters")
     if len(labels) > MOST_LABELS:
         raise UserError(f"{len(labels):,} labels; a request has at most {MOST_LABELS:,}")
-    return Request(line, text, adapter, labels, id)
+    return Request(line, text, adapter, labels, id, image=image)
 
 
 def _json(text: str) -> Any:

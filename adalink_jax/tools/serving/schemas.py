@@ -2,11 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
-from adalink_jax.tools.serving.requests import LONGEST_NAME, MOST_LABELS
+from adalink_jax.tools.serving.requests import LONGEST_IMAGE, LONGEST_NAME, MOST_LABELS
 
 _Text = Annotated[str, Field(description="what the model reads")]
+_About = "a picture: a data URI in base64, or a path below the server's folder"
+_Image = Annotated[
+    str | None, Field(max_length=LONGEST_IMAGE, description=f'{_About}; "" for the text alone')
+]
 _Adapter = Annotated[
     str | None,
     Field(
@@ -50,6 +54,7 @@ class ScoreRequest(_Strict):
 
     text: _Text
     adapter: _Adapter = None
+    image: _Image = None
     labels: Annotated[list[str], Field(max_length=MOST_LABELS)] | None = None
     id: _Id = None
     deadline_ms: _Deadline = None
@@ -70,6 +75,7 @@ class GenerateRequest(_Strict):
 
     text: _Text
     adapter: _Adapter = None
+    image: _Image = None
     max_tokens: _MaxTokens = None
     temperature: _Temperature = 0.0
     top_p: _TopP = 1.0
@@ -105,6 +111,68 @@ class CompletionRequest(_Strict):
     user: str | None = None
 
 
+class TextPart(_Strict):
+    """A part of a message's content that is text."""
+
+    type: Literal["text"]
+    text: _Text
+
+
+class ImageUrl(_Strict):
+    """OpenAI's way to a picture; nothing is fetched from elsewhere."""
+
+    url: Annotated[str, Field(min_length=1, max_length=LONGEST_IMAGE, description=_About)]
+    detail: Annotated[
+        Literal["auto", "low", "high"], Field(description="an encoder has one size of pictures")
+    ] = "auto"
+
+
+class ImagePart(_Strict):
+    """A part of a message's content that is a picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+_Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Strict):
+    """What a user says: a text, or parts of which one may be a picture."""
+
+    role: Literal["user"]
+    content: str | Annotated[list[_Part], Field(min_length=1, max_length=64)]
+
+    @property
+    def text(self) -> str:
+        """Its text, with a line for each part."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> list[str]:
+        """Its pictures."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+
+
+class ChatRequest(_Strict):
+    """OpenAI's chat completions, of one message: T5 knows no conversation."""
+
+    model: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1)]
+    max_tokens: Annotated[
+        _MaxTokens, Field(validation_alias=AliasChoices("max_completion_tokens", "max_tokens"))
+    ] = None
+    temperature: _Temperature = 1.0
+    top_p: _TopP = 1.0
+    seed: _Seed = None
+    stream: bool = False
+    n: Annotated[int, Field(ge=1, le=1)] = 1
+    user: str | None = None
+
+
 class Choice(BaseModel):
     """One completion."""
 
@@ -130,6 +198,34 @@ class Completion(BaseModel):
     created: int
     model: str
     choices: list[Choice]
+    usage: Usage | None = None
+
+
+class Said(BaseModel):
+    """What a model says: all of it, or a piece of a stream."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ChatChoice(BaseModel):
+    """One answer, as `message`, or as `delta` in a stream."""
+
+    index: int = 0
+    message: Said | None = None
+    delta: Said | None = None
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: None = None
+
+
+class ChatCompletion(BaseModel):
+    """OpenAI's answer in a chat, or a piece of it."""
+
+    id: str
+    object: Literal["chat.completion", "chat.completion.chunk"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
     usage: Usage | None = None
 
 

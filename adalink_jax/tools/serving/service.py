@@ -1,6 +1,7 @@
-"""What requests mean: their adapters, labels and tokens; calls that mix adapters; answers."""
+"""What requests mean: their adapters, labels, tokens and pictures; calls that mix them; answers."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,19 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from adalink_jax.data.images import check_trained_with
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
 from adalink_jax.models import decoding
 from adalink_jax.tools.serving.bank import Module
 from adalink_jax.tools.serving.engine import BASE, Engine
+from adalink_jax.tools.serving.pictures import Picture, Pictures
 from adalink_jax.tools.serving.requests import Request, answer, failure, route_of
+from adalink_jax.tools.serving.shapes import (
+    SHORTEST_LABEL,
+    SHORTEST_TEXT,
+    rounded,
+    rounded_rows,
+)
 from adalink_jax.tools.serving.shelf import Known, Shelf
 
-# Shapes are rounded up, so that few programs are compiled: the rows of a call to a power of four,
-# the tokens of a text and of a label and the number of labels to a power of two.
-_SHORTEST_TEXT = 16
-_SHORTEST_LABEL = 4
 _LONGEST_LABEL = 128  # Tokens with EOS.
+_READERS = 4  # Threads that read the pictures of a batch.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +59,12 @@ class Row:
     """A request that is ready to run.
 
     Attributes:
-      request: the request, with the labels that are scored.
+      request: the request, with the labels that are scored, and without its image.
       tokens: its text with EOS.
       dropped: number of tokens cut off at the end of the text.
       module: what its adapter and route meant when it was read; None for the base.
       options: the labels' tokens [C,L]; None to generate.
+      picture: what it shows; None for text alone.
     """
 
     request: Request
@@ -65,6 +72,7 @@ class Row:
     dropped: int
     module: Module | None
     options: np.ndarray | None
+    picture: Picture | None = None
 
     @property
     def kind(self) -> Method:
@@ -75,7 +83,7 @@ class Row:
     def group(self) -> tuple:
         """What rows of one call have in common."""
         what = self.options.shape if self.options is not None else self.request.beam_size
-        return self.kind, what, _rounded(len(self.tokens), _SHORTEST_TEXT)
+        return self.kind, what, rounded(len(self.tokens), SHORTEST_TEXT)
 
 
 class Service:
@@ -88,6 +96,7 @@ class Service:
       engine: the base, and the adapters on the device.
       shelf: the adapters on disk and in the host's memory.
       limits: what it takes.
+      pictures: what reads and encodes images; None if no request may have one.
     """
 
     def __init__(
@@ -97,6 +106,7 @@ class Service:
         vocabulary: Any,
         labels_of: Mapping[str, Sequence[str]],
         limits: Limits = DEFAULTS,
+        pictures: Pictures | None = None,
     ):
         """Joins the parts.
 
@@ -106,12 +116,14 @@ class Service:
           vocabulary: the base's vocabulary: ``encode``, ``decode``, ``eos_id``, ``pad_id``.
           labels_of: name of a task → its labels, for adapters that record their task.
           limits: what it takes.
+          pictures: reads and encodes images; None if no request may have one.
 
         Raises:
           UserError: the vocabulary is not the base's.
         """
         engine.config.check_vocabulary(vocabulary.vocab_size)
         self.engine, self.shelf, self.limits = engine, shelf, limits
+        self.pictures = pictures
         self._vocabulary, self._labels_of = vocabulary, labels_of
         engine.kept = shelf.pinned_modules
         self._options = functools.lru_cache(maxsize=256)(self._encoded)
@@ -143,10 +155,10 @@ class Service:
         """
         results: dict[int, dict] = {}
         rows: list[Row] = []
-        adapters = self._read(requests)
+        adapters, shown = self._read(requests), self._seen(requests)
         for request in requests:
             try:
-                rows.append(self.row(request, adapters))
+                rows.append(self.row(request, adapters, shown))
             except (UserError, OSError) as error:
                 results[request.line] = failure(request.line, error, request)
         for part in self.parts(rows):
@@ -168,17 +180,40 @@ class Service:
                 adapters[name] = error
         return adapters
 
-    def row(self, request: Request, adapters: Mapping[str, Known | Exception] | None = None) -> Row:
-        """Reads a request's adapter, and encodes its text and labels.
+    def _seen(self, requests: Sequence[Request]) -> dict[str, Picture | Exception]:
+        """Returns every picture that is asked about, or why it cannot be, read only once."""
+        asked = list(dict.fromkeys(one.image for one in requests if one.image))
+        pictures = self.pictures
+        if not asked or pictures is None:
+            return {}
+
+        def read(image: str) -> Picture | Exception:
+            try:
+                return pictures.read(image)
+            except UserError as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(min(_READERS, len(asked))) as pool:
+            return dict(zip(asked, pool.map(read, asked), strict=True))
+
+    def row(
+        self,
+        request: Request,
+        adapters: Mapping[str, Known | Exception] | None = None,
+        shown: Mapping[str, Picture | Exception] | None = None,
+    ) -> Row:
+        """Reads a request's adapter and picture, and encodes its text and labels.
 
         Args:
           request: the request.
           adapters: those that were read for its batch; None to read it now.
+          shown: the pictures that were read for its batch; None to read it now.
 
         Raises:
-          UserError: the adapter cannot be used, or the labels cannot be scored.
+          UserError: the adapter or the picture cannot be used, there is a picture where none can be
+            seen, or none where the adapter was trained on some, or the labels cannot be scored.
         """
-        module, labels = None, request.labels
+        module, labels, known, route = None, request.labels, None, ""
         if request.adapter is not None:
             known = self.shelf.read(request.name) if adapters is None else adapters[request.name]
             if isinstance(known, Exception):
@@ -187,12 +222,43 @@ class Service:
             module = known.modules[route]
             if request.scores:
                 labels = labels or known.labels or tuple(self._labels_of.get(route, ()))
+        self._check_image(request, known, route)
+        picture = self._picture(request.image, shown) if request.image else None
         options = self._options(labels) if labels else None
         ids = self._vocabulary.encode(request.text)
         keep = self.limits.inputs - 1
         tokens = (*ids[:keep], self._vocabulary.eos_id)
-        request = dataclasses.replace(request, labels=labels)
-        return Row(request, tokens, max(0, len(ids) - keep), module, options)
+        # Without the picture, which may be megabytes of text.
+        request = dataclasses.replace(request, labels=labels, image=None)
+        return Row(request, tokens, max(0, len(ids) - keep), module, options, picture)
+
+    def _check_image(self, request: Request, known: Known | None, route: str) -> None:
+        """Raises `UserError` if a request has an image and must not, or the other way round."""
+        if not request.image:
+            if request.image is None and known is not None and route in known.pictured:
+                raise UserError(
+                    f"adapter '{request.adapter}' was trained on pictures, and the request has no "
+                    "'image'; an empty one asks about the text alone"
+                )
+        elif self.engine.config.image_width is None:
+            raise UserError("the request has an image, but the base reads text alone")
+        elif self.pictures is None:
+            raise UserError("the request has an image, but --image_encoder names no image encoder")
+        elif known is not None:
+            who = f"adapter '{request.adapter}'"
+            check_trained_with(self.pictures.identity, known.image_encoder, who)
+
+    def _picture(self, image: str, shown: Mapping[str, Picture | Exception] | None) -> Picture:
+        assert self.pictures is not None  # Since `_check_image`.
+        found = self.pictures.read(image) if shown is None else shown[image]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def tokens_of(self, row: Row) -> int:
+        """Returns the number of tokens that the encoder reads of a row, of its image too."""
+        images = 0 if self.pictures is None or row.picture is None else self.pictures.shape[0]
+        return images + len(row.tokens)
 
     def _encoded(self, labels: tuple[str, ...]) -> np.ndarray:
         """Returns the labels' tokens, padded to a shape that others have too."""
@@ -200,7 +266,7 @@ class Service:
         count, length = options.shape
         if length > _LONGEST_LABEL:
             raise UserError(f"a label has {length:,} tokens; at most {_LONGEST_LABEL} are scored")
-        shape = _rounded(count, 1) - count, _rounded(length, _SHORTEST_LABEL) - length
+        shape = rounded(count, 1) - count, rounded(length, SHORTEST_LABEL) - length
         return np.pad(options, [(0, more) for more in shape])
 
     def answer(self, row: Row, output: np.ndarray) -> dict:
@@ -253,6 +319,7 @@ class Service:
             kind=first.kind,
             encoder_input_tokens=padded(rows, count, self.limits.inputs),
             routes=self.engine.routes(first.kind, modules, count),
+            **self._images(rows, count),
         )
         if first.options is not None:
             options = np.zeros((count, *first.options.shape), np.int32)
@@ -266,33 +333,18 @@ class Service:
         static["beam_size"] = first.request.beam_size
         return np.asarray(call(decoding.beam_search, static=static))[: len(rows)]
 
+    def _images(self, rows: Sequence[Row], count: int) -> dict[str, np.ndarray]:
+        """Returns the part of a call that holds images; none if no row has any."""
+        pictures = [row.picture for row in rows]
+        if self.pictures is None or not any(pictures):
+            return {}
+        return self.pictures.batch(pictures, count)
+
 
 def padded(rows: Sequence[Row], count: int, most: int) -> np.ndarray:
     """Returns the tokens of rows, int32 [count, T ≤ most], of a length that others have too."""
     longest = max(len(row.tokens) for row in rows)
-    tokens = np.zeros((count, min(most, _rounded(longest, _SHORTEST_TEXT))), np.int32)
+    tokens = np.zeros((count, min(most, rounded(longest, SHORTEST_TEXT))), np.int32)
     for row, into in zip(rows, tokens, strict=False):
         into[: len(row.tokens)] = row.tokens
     return tokens
-
-
-def lengths(most: int) -> list[int]:
-    """Returns all lengths of `padded` rows."""
-    found = [_SHORTEST_TEXT]
-    while found[-1] < most:
-        found.append(2 * found[-1])
-    return [min(most, length) for length in found]
-
-
-def row_counts(most: int) -> list[int]:
-    """Returns all numbers of rows that `rounded_rows` gives."""
-    return sorted({rounded_rows(count, most) for count in range(1, most + 1)})
-
-
-def rounded_rows(count: int, most: int) -> int:
-    """Returns a number of rows that few calls have: a power of four, or all that fit."""
-    return min(most, 1 << (-(-(count - 1).bit_length() // 2) * 2))
-
-
-def _rounded(count: int, least: int) -> int:
-    return max(least, 1 << (count - 1).bit_length())

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -28,12 +29,16 @@ class Known:
     Attributes:
       modules: its routes, by name.
       labels: those of the only task it was trained on; none if there were several.
+      image_encoder: what is recorded of the encoder whose pictures it was trained on, if of any.
+      pictured: the routes that were trained on pictures.
       written: which file its record was; another one means that the adapter was written anew.
       nbytes: bytes of its arrays.
     """
 
     modules: Mapping[str, Module]
     labels: tuple[str, ...]
+    image_encoder: Mapping[str, Any] | None
+    pictured: frozenset[str]
     written: tuple[int, ...]
     nbytes: int
 
@@ -139,7 +144,8 @@ class Shelf:
         labels = adapter.labels or tuple(known)
         trees = [one.tree for one in modules.values()]
         nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
-        return Known(modules, labels, written, nbytes)
+        pictured = frozenset(filter(adapter.shows_pictures, adapter.route_names))
+        return Known(modules, labels, adapter.image_encoder, pictured, written, nbytes)
 
     def names(self) -> Sequence[str]:
         """Returns the sorted names of all adapters on disk, right or damaged."""

@@ -1,12 +1,14 @@
 """Compiles the programs of a server before it is ready, so that none is compiled later."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from adalink_jax.errors import UserError
 from adalink_jax.tools.serving.generation import Draw, Table
 from adalink_jax.tools.serving.requests import Request
-from adalink_jax.tools.serving.service import Row, Service, lengths, row_counts
+from adalink_jax.tools.serving.service import Row, Service
+from adalink_jax.tools.serving.shapes import lengths, row_counts
 
 
 def examples(service: Service, most: int) -> list[Row]:
@@ -21,7 +23,7 @@ def examples(service: Service, most: int) -> list[Row]:
     for name in service.shelf.names()[:most]:
         try:
             routes = service.shelf.read(name).modules
-            found = [service.row(Request(1, "a", f"{name}:{route}")) for route in routes]
+            found = [service.row(Request(1, "a", f"{name}:{route}", image="")) for route in routes]
         except (UserError, OSError):
             continue  # Whoever asks for it is told.
         for row in found:
@@ -39,6 +41,9 @@ def _size(row: Row) -> int:
 def steps(service: Service, rows: Sequence[Row]) -> Iterator[Callable[[], object]]:
     """Yields calls of every shape that these rows have, for the thread that owns the device."""
     texts = set()
+    pictures = service.pictures
+    if pictures is not None:
+        yield pictures.warm
     for row in rows:
         longer = [_of_length(row, length) for length in lengths(service.limits.inputs)]
         if row.options is not None:
@@ -47,6 +52,9 @@ def steps(service: Service, rows: Sequence[Row]) -> Iterator[Callable[[], object
                     # As many as a call of these labels may have.
                     part = next(service.parts([_copy(one) for _ in range(count)]))
                     yield functools.partial(service.run, part)
+                    if pictures is not None:
+                        shown = dataclasses.replace(part[0], picture=pictures.blank())
+                        yield functools.partial(service.run, [shown, *part[1:]])
         if row.kind not in texts:
             texts.add(row.kind)
             table = Table(service, row.kind)

@@ -16,9 +16,10 @@ from adalink_jax.tools.serving.answers import Answers, Gone
 from adalink_jax.tools.serving.batching import Busy, Late
 from adalink_jax.tools.serving.gate import Gate, problem
 from adalink_jax.tools.serving.metrics import Metrics
-from adalink_jax.tools.serving.requests import LONGEST_LINE
+from adalink_jax.tools.serving.openai_paths import openai
+from adalink_jax.tools.serving.requests import LONGEST_IMAGE, LONGEST_LINE
 from adalink_jax.tools.serving.shelf import Absent
-from adalink_jax.tools.serving.text_paths import inference, openai
+from adalink_jax.tools.serving.text_paths import inference
 
 _BODY_SECONDS = 30.0
 
@@ -47,12 +48,17 @@ def application(
     app.include_router(inference(answers))
     app.include_router(openai(answers))
     app.include_router(adapters(answers, admin_token))
-    _operations(app, metrics, ready)
-    return Gate(app, metrics, LONGEST_LINE, _BODY_SECONDS)
+    _operations(app, metrics, ready, answers.service.pictures is not None)
+    most = LONGEST_LINE + (LONGEST_IMAGE if answers.service.pictures else 0)
+    return Gate(app, metrics, most, _BODY_SECONDS)
 
 
-def _operations(app: fastapi.FastAPI, metrics: Metrics, ready: Callable[[], bool]) -> None:
+def _operations(
+    app: fastapi.FastAPI, metrics: Metrics, ready: Callable[[], bool], sees: bool
+) -> None:
     page = importlib.resources.files("adalink_jax.tools.serving").joinpath("page.html")
+    page = page.read_text(encoding="utf-8")
+    page = page.replace(' id="picture" hidden', "") if sees else page
 
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> dict[str, str]:
@@ -74,7 +80,7 @@ def _operations(app: fastapi.FastAPI, metrics: Metrics, ready: Callable[[], bool
     @app.get("/", include_in_schema=False)
     async def root() -> responses.HTMLResponse:
         """The page."""
-        return responses.HTMLResponse(page.read_text(encoding="utf-8"))
+        return responses.HTMLResponse(page)
 
 
 async def _said(status: int, request: fastapi.Request, error: Exception):

@@ -301,12 +301,12 @@ def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, ca
     assert found[-1]["id"] == {"n": 7}
 
     requests = tmp_path / "requests.tsv"
-    requests.write_text("the dog is good\tadalink_2\na\tb\tc\nthe cat\n")
+    requests.write_text("the dog is good\tadalink_2\na\tb\tc\td\nthe cat\n")
     answers = tmp_path / "answers.jsonl"
     command += [f"--input={requests}", f"--output={answers}"]
     assert cli.main(command) == 0
     first, second, third = map(json.loads, answers.read_text().splitlines())
-    assert first["adapter"] == "adalink_2" and "3 columns" in second["error"]
+    assert first["adapter"] == "adalink_2" and "4 columns" in second["error"]
     assert third["adapter"] is None and "prediction" in third
     assert cli.main(command) == 2
     assert re.fullmatch("error: .*answers.jsonl.*\n", capsys.readouterr().err)

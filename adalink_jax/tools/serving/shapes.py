@@ -1,0 +1,31 @@
+"""Shapes of calls, rounded up so that few programs are compiled.
+
+The rows of a call are rounded to a power of four; the tokens of a text and of a label, and the
+number of labels, to a power of two.
+"""
+
+SHORTEST_TEXT = 16
+SHORTEST_LABEL = 4
+
+
+def rounded(count: int, least: int) -> int:
+    """Returns the next power of two, and at least `least`."""
+    return max(least, 1 << (count - 1).bit_length())
+
+
+def rounded_rows(count: int, most: int) -> int:
+    """Returns a number of rows that few calls have: a power of four, or all that fit."""
+    return min(most, 1 << (-(-(count - 1).bit_length() // 2) * 2))
+
+
+def row_counts(most: int) -> list[int]:
+    """Returns all numbers of rows that `rounded_rows` gives."""
+    return sorted({rounded_rows(count, most) for count in range(1, most + 1)})
+
+
+def lengths(most: int) -> list[int]:
+    """Returns all lengths of texts that `rounded` gives, none of them above `most`."""
+    found = [SHORTEST_TEXT]
+    while found[-1] < most:
+        found.append(2 * found[-1])
+    return [min(most, length) for length in found]
