@@ -43,6 +43,14 @@ ADALINK = Case(
     frozen_dtype="bfloat16",
 )
 FULL = dataclasses.replace(ADALINK, label="full", method=METHODS["full"](), frozen_dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def without_flags_of_cpus(monkeypatch):
+    """A libtpu that does not know one of XLA's flags ends the process."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 needs_libtpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"
 )
