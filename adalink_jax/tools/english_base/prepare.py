@@ -16,7 +16,7 @@ import numpy as np
 
 from adalink_jax import files
 from adalink_jax.errors import UserError
-from adalink_jax.tools.english_base import instructions, teacher, texts, variants, wordnet
+from adalink_jax.tools.english_base import instructions, packed, teacher, texts, wordnet
 
 PIECE = 62  # Tokens of a piece at most.
 TEACHER_PIECE = 80  # Tokens of it in the teacher's vocabulary, with its two special ones.
@@ -146,7 +146,7 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
         "text_sha256": hashlib.sha256(sources.text.read_bytes()).hexdigest(),
     }
     with files.replaced_file(out / "data.json") as file:
-        file.write(json.dumps(about, indent=1).encode())
+        file.write(json.dumps(about).encode())
 
 
 def _instructions(
@@ -189,6 +189,8 @@ def _add_made(
 
 def _add_wordnet(pieces: _Pieces, net: wordnet.WordNet) -> None:
     for sense in net.senses.values():
+        if not sense.counted and not sense.examples:
+            continue
         first = pieces.add(f"{', '.join(sense.words[:3])}: {sense.gloss}")
         for example in sense.examples[:2]:
             second = pieces.add(example)
@@ -247,7 +249,7 @@ def _write_pieces(
         "aligned": np.concatenate(steps),
         "partners": np.where(partners < 0, 0, partners - np.arange(len(partners))).astype(np.int32),
     }
-    np.savez_compressed(out / "pieces.npz", **files_)
+    packed.write(out / "pieces.npz", files_)
 
 
 def _characters(text: str) -> np.ndarray:
@@ -258,18 +260,12 @@ def _characters(text: str) -> np.ndarray:
 
 def _ragged(name: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     lengths = np.array([len(row) for row in rows])
-    flat = np.concatenate(rows)
-    # The bytes of a number in two arrays: zip packs each better than both in turn.
-    low, high = (flat & 255).astype(np.uint8), (flat >> 8).astype(np.uint8)
-    return {f"{name}_low": low, f"{name}_high": high, f"{name}_lengths": lengths.astype(np.uint8)}
+    return {name: np.concatenate(rows), f"{name}_lengths": lengths.astype(np.uint8)}
 
 
 def ragged(arrays: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads rows of ids as they are written in a file of data: all ids, and the rows' lengths."""
-    flat = arrays[f"{name}_low"].astype(np.uint16) | (
-        arrays[f"{name}_high"].astype(np.uint16) << 8
-    )
-    return flat, arrays[f"{name}_lengths"].astype(np.int32)
+    return arrays[name], arrays[f"{name}_lengths"].astype(np.int32)
 
 
 def padded(flat: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
@@ -299,13 +295,13 @@ def _write_instructions(
     numbers = {answer: i for i, answer in enumerate(answers)}
     # Below 0: the text of that answer, less one. From 0: the label, whose text a template has.
     labels = [m.answer if isinstance(m.answer, int) else -1 - numbers[m.answer] for *_, m in kept]
-    np.savez_compressed(
-        out / "instructions.npz",
-        kind=np.array([kinds.index(m.kind) for *_, m in kept], np.uint8),
-        first=np.array([first for first, _, _ in kept], np.int32),
-        second=np.array([second for _, second, _ in kept], np.int32),
-        label=np.array(labels, np.int32),
-    )
+    arrays = {
+        "kind": np.array([kinds.index(m.kind) for *_, m in kept], np.uint8),
+        "first": np.array([first for first, _, _ in kept], np.int32),
+        "second": np.array([second for _, second, _ in kept], np.int32),
+        "label": np.array(labels, np.int32),
+    }
+    packed.write(out / "instructions.npz", arrays)
     return {answer: vocabulary.encode(answer) for answer in answers}
 
 
@@ -334,4 +330,4 @@ def _write_glue(
             for i, name in enumerate(("first", "second")):
                 alone = vocabulary.encode([parts[i] for parts, _ in found])
                 arrays |= _ragged(f"stsb_{name}", [np.array(row[:GLUE_INPUT], np.uint16) for row in alone])
-    np.savez_compressed(out / "glue.npz", **arrays)
+    packed.write(out / "glue.npz", arrays)

@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adalink_jax.tools.english_base import packed
+
 _WORDS = "embeddings.word_embeddings.weight"
 
 
 def compress(folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes a BERT's weights in int8, with a scale for each row of a matrix.
+    """Writes a BERT's weights as small integers, with a scale for each row of a matrix.
+
+    6 bits are left of the word table and 7 of other matrices.
 
     Args:
       folder: has `model.safetensors` and `config.json`, as transformers writes them.
@@ -27,12 +31,12 @@ def compress(folder: pathlib.Path, out: pathlib.Path) -> None:
         if name.startswith("pooler") or name.endswith("position_ids"):
             continue
         if array.ndim == 2:
-            scale = np.abs(array).max(1, keepdims=True) / 127
+            scale = np.abs(array).max(1, keepdims=True) / (31 if name == _WORDS else 63)
             arrays[f"{name}:int8"] = np.round(array / np.maximum(scale, 1e-12)).astype(np.int8)
             array = scale
         arrays[name] = array.astype(np.float32)
     heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
-    np.savez_compressed(out, heads=heads, **arrays)
+    packed.write(out, {"heads": heads, **arrays})
 
 
 def load(path: pathlib.Path, dtype: Any) -> tuple[dict[str, jax.Array], int]:

@@ -20,6 +20,7 @@ class Sense:
       examples: short texts with one of the words.
       above: keys of the meanings that it is a kind of.
       opposites: words that mean the opposite of its first word.
+      counted: whether the texts of WordNet's authors have it.
     """
 
     words: list[str]
@@ -28,6 +29,7 @@ class Sense:
     examples: list[str]
     above: list[str]
     opposites: list[str]
+    counted: bool = False
 
 
 @dataclasses.dataclass
@@ -62,7 +64,7 @@ def read(folder: pathlib.Path) -> WordNet:
         words = senses[other].words
         if place <= 1 and other_place <= len(words):
             senses[key].opposites.append(words[max(other_place, 1) - 1])
-    return _related(senses, _first_senses(folder))
+    return _related(senses, _first_senses(folder, senses))
 
 
 def _sense(kind: str, line: str) -> tuple[str, Sense, list[tuple[int, str, int]]]:
@@ -84,7 +86,7 @@ def _sense(kind: str, line: str) -> tuple[str, Sense, list[tuple[int, str, int]]
     return kind + parts[0], sense, opposites
 
 
-def _first_senses(folder: pathlib.Path) -> dict[str, str]:
+def _first_senses(folder: pathlib.Path, senses: dict[str, Sense]) -> dict[str, str]:
     """Returns word → key of its commonest meaning, of words that were counted often."""
     kinds = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}
     places: dict[tuple[str, str, int], str] = {}
@@ -102,6 +104,7 @@ def _first_senses(folder: pathlib.Path) -> dict[str, str]:
         key = places.get((word, kinds[rest[0]], int(place)))
         # The file is sorted by words; of a word's meanings the one that is met most comes to stay.
         if key and int(count) >= _COMMON:
+            senses[key].counted = True
             best = found.get(word)
             if best is None or int(count) > int(best.split()[1]):
                 found[word] = f"{key} {count}"
