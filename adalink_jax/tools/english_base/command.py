@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="the folder of `adalink english-data`")
     parser.add_argument("out", metavar="OUT", help="the folder of both bases")
     parser.add_argument("--seconds", type=float, default=10_800, help="of all stages together")
-    parser.add_argument("--rows", type=int, default=64, help="rows of 128 tokens in a step")
+    parser.add_argument("--rows", type=int, default=64, help="rows of 96 tokens in a step")
     parser.add_argument("--steps", type=int, default=5, help="steps in one program")
     parser.add_argument("--score_seconds", type=float, default=0, help="of fine-tuning on GLUE")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and rows")
@@ -96,6 +96,7 @@ class _Trainer:
         )
         self.log(event="start", backend=jax.default_backend(), jax=jax.__version__)
         self._corpus = corpora.load(data, self._config.dtype)
+        jax.block_until_ready(self._corpus.embeddings)
         count, tokens = self._corpus.lengths.shape[0], self._corpus.states.shape[0]
         self.log(event="corpus", pieces=count, tokens=tokens)
         self._scorer = scoring.Scorer(self._config, examples.glue(data))

@@ -1,6 +1,7 @@
 """Text on the device: pieces, what the teacher sees in them, and rows of two pieces to learn from."""
 
 import functools
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ import numpy as np
 from adalink_jax.tools.english_base import prepare, teacher
 
 EOS = 1
-ROW = 128  # Two pieces, each with its end.
+ROW = 96  # Two pieces, each with its end; few are longer, and cut.
 HIDDEN = 32  # Target tokens of a row.
 _LAYERS = (3, 5)  # Outputs of the teacher that are learned, from 0.
 _BATCH = 512  # Pieces that the teacher sees at once.
+_OF_TEXT = 0.7  # Share of rows that begin with a piece of the text, not of what was made of it.
 _START, _LONGEST = 0.05, 5  # Chance that a hidden span begins at a token; its tokens at most.
 
 
@@ -30,6 +32,7 @@ class Corpus(NamedTuple):
       mean: [W], of the states.
       scale: [W], one over their standard deviation.
       embeddings: [N, E], of length 1.
+      of_text: how many pieces are of the text; they are the first.
     """
 
     tokens: jax.Array
@@ -40,6 +43,7 @@ class Corpus(NamedTuple):
     mean: jax.Array
     scale: jax.Array
     embeddings: jax.Array
+    of_text: jax.Array
 
 
 def load(data: pathlib.Path, dtype: Any) -> Corpus:
@@ -49,6 +53,7 @@ def load(data: pathlib.Path, dtype: Any) -> Corpus:
       data: a folder that `prepare.make` wrote.
       dtype: dtype of the teacher's arithmetic.
     """
+    about = json.loads((data / "data.json").read_text())
     with np.load(data / "pieces.npz") as file:
         arrays = {name: file[name] for name in file.files}
     flat, lengths = prepare.ragged(arrays, "tokens")
@@ -75,6 +80,7 @@ def load(data: pathlib.Path, dtype: Any) -> Corpus:
         some.mean(0),
         1 / (some.std(0) + 1e-3),
         embeddings,
+        jnp.int32(min(about["counts"]["of_text"], len(lengths))),
     )
 
 
@@ -123,8 +129,10 @@ class Rows(NamedTuple):
 
 def rows(corpus: Corpus, key: jax.Array, count: int) -> Rows:
     """Draws rows; the second piece belongs to the first in half of them."""
-    keys = jax.random.split(key, 3)
-    first = jax.random.randint(keys[0], (count,), 0, corpus.lengths.shape[0])
+    keys = jax.random.split(key, 4)
+    text = jax.random.bernoulli(keys[3], _OF_TEXT, (count,))
+    end = jnp.where(text, corpus.of_text, corpus.lengths.shape[0])
+    first = jax.random.randint(keys[0], (count,), 0, end)
     second = jax.random.randint(keys[1], (count,), 0, corpus.lengths.shape[0])
     partner = corpus.partners[first]
     near = jax.random.bernoulli(keys[2], 0.6, (count,)) & (partner != first)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from adalink_jax.tools.english_base import instructions, prepare
-from adalink_jax.tools.english_base.corpus import EOS, ROW
+from adalink_jax.tools.english_base.corpus import EOS
 
+ROW = 128
 TARGET = 8  # Tokens of an answer at most.
 _SIMILAR = 60_000  # Pairs of pieces whose likeness the teacher gives.
 _AMONG = 20_000  # Pieces among which the nearest is sought.
@@ -66,6 +67,7 @@ class Examples:
         near = embeddings[first[:part]] @ embeddings[among].T
         near[first[:part, None] == among] = -1
         second[:part] = among[near.argmax(1)]
+        # What stands side by side belongs together: a text goes on, or was changed.
         second[part : 2 * part] = np.minimum(first[part : 2 * part] + 1, count - 1)
         likeness = (embeddings[first] * embeddings[second]).sum(1)
         score = np.round(np.clip(likeness, 0, 1) * 25) / 5

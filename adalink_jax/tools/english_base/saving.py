@@ -58,7 +58,9 @@ def restored(path: pathlib.Path, tree: Any, state: Any) -> tuple[Any, Any, float
 
 
 def write_parts(out: pathlib.Path, name: str, params: Mapping[str, Any]) -> None:
-    """Writes a base in bfloat16, as files of at most 12 MiB: OUT/NAME.0.safetensors and so on.
+    """Writes a base as files of at most 12 MiB: OUT/NAME.0.safetensors and so on.
+
+    The numbers are bfloat16, as uint16 with the same bits: not every reader knows bfloat16.
 
     Args:
       out: the folder.
@@ -74,11 +76,10 @@ def write_parts(out: pathlib.Path, name: str, params: Mapping[str, Any]) -> None
             parts.append({})
             size = 0
         size += array.nbytes
-        data = array.view(np.uint16).tobytes()
-        parts[-1][leaf] = {"dtype": "bfloat16", "shape": array.shape, "data": data}
+        parts[-1][leaf] = np.ascontiguousarray(array).view(np.uint16)
     for i, part in enumerate(parts):
         with files.replaced_file(out / f"{name}.{i}.safetensors") as file:
-            file.write(safetensors.serialize(part))
+            file.write(safetensors.numpy.save(part))
 
 
 def read_parts(out: pathlib.Path, name: str) -> dict[str, Any]:
@@ -93,12 +94,11 @@ def read_parts(out: pathlib.Path, name: str) -> dict[str, Any]:
         raise UserError(f"{out} has no {name}.0.safetensors")
     for path in paths:
         try:
-            part = safetensors.deserialize(path.read_bytes())
+            part = safetensors.numpy.load(path.read_bytes())
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is damaged") from error
-        for leaf, tensor in part:
-            array = np.frombuffer(bytes(tensor["data"]), np.uint16).view(ml_dtypes.bfloat16)
-            flat[leaf] = array.reshape(tensor["shape"]).astype(np.float32)
+        for leaf, array in part.items():
+            flat[leaf] = array.view(ml_dtypes.bfloat16).astype(np.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

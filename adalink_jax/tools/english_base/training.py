@@ -112,7 +112,8 @@ def _distances(head, corpus, drawn, origin, encoded, whole) -> dict[str, jax.Arr
     sums = jnp.einsum("rtd,rts->rsd", encoded, sides).astype(jnp.float32)
     sizes = sides.astype(jnp.float32).sum(1)
     pooled = sums / jnp.maximum(sizes, 1)[..., None] @ head["pieces"]
-    pooled = pooled / (jnp.linalg.norm(pooled, axis=-1, keepdims=True) + 1e-6)
+    # Not `norm`, whose gradient at 0, of a side that is hidden, is not a number.
+    pooled = pooled * jax.lax.rsqrt(jnp.square(pooled).sum(-1, keepdims=True) + 1e-6)
     embeddings = corpus.embeddings[drawn.pieces].astype(jnp.float32)
     counted = (sizes > 0) & whole[:, None]
     cosine = (pooled * embeddings).sum(-1)
@@ -170,9 +171,14 @@ def steps(loss_of: Callable) -> Callable:
         def step(carry, one):
             tree, state = carry
             gradients, parts = jax.grad(loss_of, has_aux=True)(tree, one, shared)
-            updates, state = OPTIMIZER.update(gradients, state, tree)
-            tree = jax.tree.map(lambda leaf, update: leaf - rate * update, tree, updates)
-            return (tree, state), parts
+            updates, new = OPTIMIZER.update(gradients, state, tree)
+            moved = jax.tree.map(lambda leaf, update: leaf - rate * update, tree, updates)
+            # A step whose gradients are not finite is left out; the log's losses show it.
+            finite = jnp.isfinite(optax.global_norm(gradients))
+            kept = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), (moved, new), (tree, state)
+            )
+            return kept, parts
 
         (tree, state), parts = jax.lax.scan(step, (tree, state), each)
         return tree, state, jax.tree.map(jnp.mean, parts)
