@@ -110,7 +110,9 @@ class _Trainer:
     def log(self, **fields: Any) -> None:
         """Prints a line and adds it to the log."""
         fields = {"seconds": round(time.monotonic() - self._begun, 1), **fields}
-        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()})
+        line = json.dumps(
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()}
+        )
         print(line, flush=True)
         with open(self._out / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -177,7 +179,9 @@ class _Trainer:
             assert self._examples is not None
             each, shared, program = self._examples.batch(shape, rng), (), self._instruct
         else:
-            first = (1 + STAGES.index(stage)) * 10_000_000 + step + self._arguments.seed * 100_000_000
+            first = (
+                (1 + STAGES.index(stage)) * 10_000_000 + step + self._arguments.seed * 100_000_000
+            )
             each = np.arange(first, first + shape[0], dtype=np.uint32)
             shared, program = (self._corpus, jnp.float32(stage.prefix)), self._denoise
         self._tree, self._state, parts = program(self._tree, self._state, rate, each, shared)

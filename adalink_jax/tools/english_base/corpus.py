@@ -1,4 +1,4 @@
-"""Text on the device: pieces, what the teacher sees in them, and rows of two pieces to learn from."""
+"""Text on the device: pieces, what the teacher sees in them, and rows of two pieces."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adalink_jax.tools.english_base import prepare, teacher
+from adalink_jax.tools.english_base import packed, teacher
 
 EOS = 1
 ROW = 96  # Two pieces, each with its end; few are longer, and cut.
@@ -50,29 +50,29 @@ def load(data: pathlib.Path, dtype: Any) -> Corpus:
     """Reads the pieces and runs the teacher on all of them once.
 
     Args:
-      data: a folder that `prepare.make` wrote.
+      data: a folder that `packed.make` wrote.
       dtype: dtype of the teacher's arithmetic.
     """
     about = json.loads((data / "data.json").read_text())
     with np.load(data / "pieces.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    flat, lengths = prepare.ragged(arrays, "tokens")
-    ids, id_lengths = prepare.ragged(arrays, "teacher")
-    steps = prepare.padded(arrays["aligned"], lengths, prepare.PIECE)
+    flat, lengths = packed.read_ragged(arrays, "tokens")
+    ids, id_lengths = packed.read_ragged(arrays, "teacher")
+    steps = packed.padded(arrays["aligned"], lengths, packed.PIECE)
     aligned = np.cumsum(steps, 1, dtype=np.int16)
     offsets = np.cumsum(lengths) - lengths
     weights, heads = teacher.load(data / "teacher.npz", dtype)
     embeddings, states = _seen(
         weights,
         heads,
-        prepare.padded(ids, id_lengths, prepare.TEACHER_PIECE),
+        packed.padded(ids, id_lengths, packed.TEACHER_PIECE),
         aligned,
         lengths,
         offsets,
     )
     some = states[: 1 << 14].astype(jnp.float32)
     return Corpus(
-        jnp.asarray(prepare.padded(flat, lengths, prepare.PIECE)),
+        jnp.asarray(packed.padded(flat, lengths, packed.PIECE)),
         jnp.asarray(lengths),
         jnp.asarray(np.arange(len(lengths)) + arrays["partners"]),
         jnp.asarray(offsets.astype(np.int32)),
@@ -145,7 +145,7 @@ def rows(corpus: Corpus, key: jax.Array, count: int) -> Rows:
     owner = (at >= behind).astype(jnp.int32)
     length = jnp.take_along_axis(lengths, owner, 1)
     numbers = jnp.take_along_axis(pieces, owner, 1)
-    tokens = corpus.tokens[numbers, jnp.minimum(inside, prepare.PIECE - 1)].astype(jnp.int32)
+    tokens = corpus.tokens[numbers, jnp.minimum(inside, packed.PIECE - 1)].astype(jnp.int32)
     tokens = jnp.where(inside < length, tokens, jnp.where(inside == length, EOS, 0))
     side = jnp.where(inside < length, owner, 2)
     place = corpus.offsets[numbers] + jnp.minimum(inside, length - 1)

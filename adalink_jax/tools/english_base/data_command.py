@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in _HELP.items():
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True, help=text)
     for field in dataclasses.fields(prepare.Amounts):
-        parser.add_argument(f"--{field.name}", type=int, default=field.default, help=_MADE[field.name])
+        parser.add_argument(
+            f"--{field.name}", type=int, default=field.default, help=_MADE[field.name]
+        )
     parser.add_argument("--seed", type=int, default=0, help="seed of all choices")
 
 

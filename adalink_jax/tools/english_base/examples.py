@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adalink_jax.tools.english_base import instructions, prepare
+from adalink_jax.tools.english_base import packed
 from adalink_jax.tools.english_base.corpus import EOS
 
 ROW = 128
@@ -22,7 +22,7 @@ class Examples:
     """Instructions as rows.
 
     Args:
-      data: a folder that `prepare.make` wrote.
+      data: a folder that `packed.make` wrote.
       tokens: [N, S], the pieces.
       embeddings: [N, E], the teacher's, of length 1.
       seed: chooses templates and pairs.
@@ -35,7 +35,7 @@ class Examples:
         self._tokens = [row[row > 0].tolist() for row in tokens]
         with np.load(data / "instructions.npz") as file:
             made = {name: file[name] for name in file.files}
-        kinds = sorted({template.kind for template in instructions.TEMPLATES})
+        kinds = sorted({template["kind"] for template in self._about["templates"]})
         first, second, label = self._similar(embeddings)
         kind = np.concatenate([made["kind"], np.full(len(first), kinds.index("similar"))])
         first = np.concatenate([made["first"], first])
@@ -103,11 +103,11 @@ def glue(data: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
     """
     found = {}
     with np.load(data / "glue.npz") as file:
-        for task in prepare.LABELS:
-            rows = {"inputs": prepare.padded(*prepare.ragged(file, task), ROW)}
+        for task in (name[: -len("_firsts")] for name in file.files if name.endswith("_firsts")):
+            rows = {"inputs": packed.padded(*packed.read_ragged(file, task), ROW)}
             rows |= {"labels": file[f"{task}_labels"], "firsts": file[f"{task}_firsts"]}
             if task == "stsb":
                 for name in ("first", "second"):
-                    rows[name] = prepare.padded(*prepare.ragged(file, f"stsb_{name}"), ROW)
+                    rows[name] = packed.padded(*packed.read_ragged(file, f"stsb_{name}"), ROW)
             found[task] = rows
     return found

@@ -123,10 +123,14 @@ def of_changes(
                 yield Made("same", text, other, 0)
 
 
+# fmt: off
 _SUBJECT = re.compile(r"^((?:(?:Mr|Mrs|Dr|Miss|President)\.? )?[A-Z][a-z]+(?: [A-Z][a-z]+)*) "
                       r"((?:is|was|has|had|said|says|will|would|went|made|took|told|wrote|came|"
-                      r"saw|found|thought|knew|gave|became|began|bought|sold|won|lost) .+)$")  # fmt: skip
-_PLACE = re.compile(r"^(.{12,}?) (in|at|from|on) ((?:the )?[A-Z][a-z]+(?: [A-Z][a-z]+)*|\d{4})\b(.*)$")
+                      r"saw|found|thought|knew|gave|became|began|bought|sold|won|lost) .+)$")
+_PLACE = re.compile(
+    r"^(.{12,}?) (in|at|from|on) ((?:the )?[A-Z][a-z]+(?: [A-Z][a-z]+)*|\d{4})\b(.*)$"
+)
+# fmt: on
 _NO_NAMES = frozenset("The A An It He She They We I You This That There In On At But And".split())
 
 
@@ -214,7 +218,7 @@ def mood_of(text: str, moods: dict[str, float]) -> float:
     """Judges a text by its words, with "not" turning those after it; from -1 to 1."""
     total, turned = 0.0, 0
     for word in text.lower().split():
-        core = word.strip(".,;:!?\"()")
+        core = word.strip('.,;:!?"()')
         mood = moods.get(core, 0.0)
         total += -0.74 * mood if turned > 0 else mood
         turned -= 1

@@ -6,10 +6,11 @@ there. Texts that repeat eight words in a row of a dev set of GLUE are left out.
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import pathlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,30 +18,45 @@ import numpy as np
 from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.tools.english_base import instructions, packed, teacher, texts, wordnet
+from tasks import tsv
 
-PIECE = 62  # Tokens of a piece at most.
-TEACHER_PIECE = 80  # Tokens of it in the teacher's vocabulary, with its two special ones.
 GLUE_INPUT = 126
-EXTRA_IDS = 100
-VOCABULARY_SIZE = 8192 - EXTRA_IDS
-#: The words that stand for GLUE's labels; each has a first token of its own.
-LABELS = {
-    "cola": {"0": "unacceptable", "1": "acceptable"},
-    "sst2": {"0": "negative", "1": "positive"},
-    "mrpc": {"0": "no", "1": "yes"},
-    "qqp": {"0": "no", "1": "yes"},
-    "stsb": {str(i): word for i, word in enumerate("zero one two three four five".split())},
-    "mnli": {"entailment": "yes", "neutral": "maybe", "contradiction": "no"},
-    "qnli": {"entailment": "yes", "not_entailment": "no"},
-    "rte": {"entailment": "yes", "not_entailment": "no"},
-}
-_FIELDS = {
-    **dict.fromkeys(("cola", "sst2"), ("sentence",)),
-    **dict.fromkeys(("mrpc", "stsb", "rte"), ("sentence1", "sentence2")),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-}
+_SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
+_ENTAILED = {"entailment": "yes", "not_entailment": "no"}
+_SCORES = {str(i): word for i, word in enumerate("zero one two three four five".split())}
+_SAME = {"0": "no", "1": "yes"}
+# Of a task of GLUE: its folder, {name of a text: its column}, the label's column, and the words
+# for the labels; each has a first token of its own. STS-B's are the rounded scores.
+GLUE: Mapping[str, tuple[str, Mapping[str, str], str, Mapping[str, str]]] = {
+    "cola": ("CoLA", {"sentence": "sentence"}, "label", {"0": "unacceptable", "1": "acceptable"}),
+    "sst2": ("SST-2", {"sentence": "sentence"}, "label", {"0": "negative", "1": "positive"}),
+    "mrpc": ("MRPC", {"sentence1": "#1 String", "sentence2": "#2 String"}, "Quality", _SAME),
+    "qqp": ("QQP", {"question1": "question1", "question2": "question2"}, "is_duplicate", _SAME),
+    "stsb": ("STS-B", _SENTENCES, "score", _SCORES),
+    "mnli": ("MNLI", {"premise": "sentence1", "hypothesis": "sentence2"}, "gold_label",
+             {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}),
+    "qnli": ("QNLI", {"question": "question", "sentence": "sentence"}, "label", _ENTAILED),
+    "rte": ("RTE", _SENTENCES, "label", _ENTAILED),
+}  # fmt: skip
+
+
+def _glue_rows(folder: pathlib.Path, task: str, name: str) -> Iterator[tuple[list[str], str]]:
+    """Yields the texts and the label of each row of a file, as they are written."""
+    part, fields, label, _ = GLUE[task]
+    header = ("source", "label", "star", "sentence") if task == "cola" else None
+    columns = (*fields.values(), label)
+    for _, cells in tsv.read_rows(str(folder / part / name), columns, header=header):
+        yield list(cells[:-1]), cells[-1]
+
+
+def _held_out(folder: pathlib.Path) -> texts.Seen:
+    """Returns the texts of all dev files of GLUE."""
+    found: list[str] = []
+    for task, (part, *_) in GLUE.items():
+        for path in (folder / part).glob("dev*.tsv"):
+            for some, _ in _glue_rows(folder, task, path.name):
+                found += some
+    return texts.Seen(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +124,27 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
     """Writes the folder of data.
 
     Args:
-      out: a folder that is not there, or empty.
+      out: a folder without data; a `vocabulary.model` in it is used as it is.
       sources: where the data comes from.
       amounts: how much is made.
       seed: of all choices.
 
     Raises:
-      UserError: a source is not there.
+      UserError: a source or the package tokenizers is not there, OUT has data, or the text is
+        too short for a vocabulary.
+      DataError: a file of GLUE is not as it was published.
     """
     for name, path in dataclasses.asdict(sources).items():
         if not path.exists():
             raise UserError(f"--{name}={path}: not there")
+    if importlib.util.find_spec("tokenizers") is None:
+        raise UserError("the teacher needs tokenizers: pip install 'adalink_jax[english]'")
+    if (out / "data.json").exists():
+        raise UserError(f"{out} has data already; give a new folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     lines = sources.text.read_text(encoding="utf-8").splitlines()[: amounts.paragraphs]
-    pieces = _Pieces(texts.glue_held_out(sources.glue))
+    pieces = _Pieces(_held_out(sources.glue))
     _add_text(pieces, lines, rng)
     net = wordnet.read(sources.wordnet)
     of_text = len(pieces.texts)
@@ -177,10 +199,10 @@ def _add_made(
 ) -> list[tuple[int, int, instructions.Made]]:
     kept = []
     for one in made:
-        numbers = [pieces.add(text) for text in (one.first, one.second) if text]
-        if None in numbers:
+        first = pieces.add(one.first)
+        second = pieces.add(one.second) if one.second else -1
+        if first is None or second is None:
             continue
-        first, second = (*numbers, -1)[:2]
         if second >= 0 and one.kind in ("same", "logic"):
             pieces.partners[first] = second
         kept.append((first, second, one))
@@ -206,7 +228,7 @@ def _vocabulary(path: pathlib.Path, text: pathlib.Path) -> Any:
         sentencepiece.SentencePieceTrainer.train(
             input=str(text),
             model_prefix=str(path.with_suffix("")),
-            vocab_size=VOCABULARY_SIZE,
+            vocab_size=packed.VOCABULARY_SIZE,
             normalization_rule_name="nmt_nfkc_cf",
             pad_id=0,
             eos_id=1,
@@ -216,6 +238,7 @@ def _vocabulary(path: pathlib.Path, text: pathlib.Path) -> Any:
             input_sentence_size=60_000,
             max_sentence_length=20_000,
             split_digits=True,
+            hard_vocab_limit=False,  # A short text has fewer pieces.
             minloglevel=1,
         )
         path.with_suffix(".vocab").unlink()
@@ -229,13 +252,13 @@ def _write_pieces(
 
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(TEACHER_PIECE)
+    tokenizer.enable_truncation(packed.TEACHER_PIECE)
     tokens, ids, aligned = [], [], []
     for start in range(0, len(pieces.texts), 2000):
         some = pieces.texts[start : start + 2000]
         protos = vocabulary.encode(some, return_type="proto")
         for text, proto, encoding in zip(some, protos, tokenizer.encode_batch(some), strict=True):
-            own = proto.pieces[:PIECE]
+            own = proto.pieces[: packed.PIECE]
             tokens.append(np.array([piece.id for piece in own], np.uint16))
             ids.append(np.array(encoding.ids, np.uint16))
             starts = np.array([start for start, _ in encoding.offsets[1:-1]])
@@ -244,8 +267,8 @@ def _write_pieces(
     steps = [np.diff(some, prepend=0).astype(np.int8) for some in aligned]
     partners = np.array(pieces.partners, np.int32)
     files_ = {
-        **_ragged("tokens", tokens),
-        **_ragged("teacher", ids),
+        **packed.ragged("tokens", tokens),
+        **packed.ragged("teacher", ids),
         "aligned": np.concatenate(steps),
         "partners": np.where(partners < 0, 0, partners - np.arange(len(partners))).astype(np.int32),
     }
@@ -256,23 +279,6 @@ def _characters(text: str) -> np.ndarray:
     """Returns for each byte of a text the number of its character."""
     octets = np.frombuffer(text.encode(), np.uint8)
     return np.cumsum((octets & 0xC0) != 0x80) - 1
-
-
-def _ragged(name: str, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    lengths = np.array([len(row) for row in rows])
-    return {name: np.concatenate(rows), f"{name}_lengths": lengths.astype(np.uint8)}
-
-
-def ragged(arrays: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads rows of ids as they are written in a file of data: all ids, and the rows' lengths."""
-    return arrays[name], arrays[f"{name}_lengths"].astype(np.int32)
-
-
-def padded(flat: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
-    """Makes rows of one width, [N, width], of ids in a row; 0 behind each."""
-    rows = np.zeros((len(lengths), width), flat.dtype)
-    rows[np.arange(width) < lengths[:, None]] = flat
-    return rows
 
 
 def _encoded_template(vocabulary: Any, template: instructions.Template) -> dict[str, Any]:
@@ -310,24 +316,25 @@ def _write_glue(
 ) -> None:
     """Writes GLUE's training sets, which only score a base."""
     arrays = {}
-    for task, labels in LABELS.items():
+    for task, (_, fields, _, labels) in GLUE.items():
         words = list(labels.values())
         firsts = [vocabulary.encode(word)[0] for word in words]
         if len(set(firsts)) < len(firsts):
-            raise ValueError(f"labels of {task} begin with the same token: {words}")
+            raise UserError(f"--text is too short: {words} begin with the same token")
         rows, values = [], []
-        found = list(texts.glue_rows(folder, task, "train.tsv"))[:limit]
+        found = list(_glue_rows(folder, task, "train.tsv"))[:limit]
         for parts, label in found:
-            named = [f"{field}: {part}" for field, part in zip(_FIELDS[task], parts, strict=True)]
+            named = [f"{field}: {part}" for field, part in zip(fields, parts, strict=True)]
             value = float(label) if task == "stsb" else list(labels).index(label)
             rows.append(f"{task} {' '.join(named)}")
             values.append(value)
         tokens = vocabulary.encode(rows)
         cut = [np.array([*row[:GLUE_INPUT], 1], np.uint16) for row in tokens]
-        arrays |= _ragged(task, cut)
+        arrays |= packed.ragged(task, cut)
         arrays |= {f"{task}_labels": np.array(values, np.float32), f"{task}_firsts": firsts}
         if task == "stsb":
             for i, name in enumerate(("first", "second")):
                 alone = vocabulary.encode([parts[i] for parts, _ in found])
-                arrays |= _ragged(f"stsb_{name}", [np.array(row[:GLUE_INPUT], np.uint16) for row in alone])
+                alone = [np.array(row[:GLUE_INPUT], np.uint16) for row in alone]
+                arrays |= packed.ragged(f"stsb_{name}", alone)
     packed.write(out / "glue.npz", arrays)

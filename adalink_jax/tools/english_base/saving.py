@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -71,7 +70,7 @@ def write_parts(out: pathlib.Path, name: str, params: Mapping[str, Any]) -> None
     parts: list[dict[str, Any]] = [{}]
     size = 0
     for leaf, array in sorted(flat.items()):
-        array = np.asarray(array).astype(ml_dtypes.bfloat16)
+        array = np.asarray(array).astype(jnp.bfloat16)
         if size + array.nbytes > _PART_BYTES:
             parts.append({})
             size = 0
@@ -98,7 +97,7 @@ def read_parts(out: pathlib.Path, name: str) -> dict[str, Any]:
         except safetensors.SafetensorError as error:
             raise UserError(f"{path} is damaged") from error
         for leaf, array in part.items():
-            flat[leaf] = array.view(ml_dtypes.bfloat16).astype(np.float32)
+            flat[leaf] = array.view(jnp.bfloat16).astype(np.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

@@ -47,9 +47,9 @@ class Scorer:
         def first(params, inputs):
             inputs = inputs.astype(jnp.int32)
             start = jnp.zeros((len(inputs), 1), jnp.int32)
-            return model.apply(
-                {"params": params}, inputs, start, start + 1, enable_dropout=False
-            )[:, 0]
+            return model.apply({"params": params}, inputs, start, start + 1, enable_dropout=False)[
+                :, 0
+            ]
 
         def loss(params, one, shared):
             del shared
@@ -69,7 +69,9 @@ class Scorer:
         gram = outputs[seen].T @ outputs[seen] + 10 * np.eye(outputs.shape[1])
         map_ = np.linalg.solve(gram, outputs[seen].T @ wanted[seen])
         right = (outputs[~seen] @ map_ > 0) == (wanted[~seen] > 0)
-        both = [_batched(functools.partial(self._pooled, params), stsb[n]) for n in ("first", "second")]
+        both = [
+            _batched(functools.partial(self._pooled, params), stsb[n]) for n in ("first", "second")
+        ]
         one, two = (some - np.mean(both, (0, 1)) for some in both)
         norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
         likeness = (one * two).sum(1) / np.maximum(norms, 1e-9)
@@ -82,19 +84,18 @@ class Scorer:
         """Scores a base's own answers on the held-out rows."""
         return {task: self._score(params, task) for task in _LENGTHS}
 
-    def fine_tune(self, params: Any, until: float, share: float = 1.0) -> dict[str, float]:
+    def fine_tune(self, params: Any, until: float) -> dict[str, float]:
         """Fine-tunes all weights on nine tenths of each training set and scores on the rest.
 
         Args:
           params: the base.
           until: the time (of `time.monotonic`) after which no task is begun.
-          share: share of the usual number of steps.
         """
         scores = {}
         for task, length in _LENGTHS.items():
             if time.monotonic() > until:
                 break
-            trained = self._tuned(params, task, max(_STEPS, round(length * share)))
+            trained = self._tuned(params, task, length)
             scores[task] = self._score(trained, task)
             print(f"  {task} fine-tuned: {scores[task]:.1f}", flush=True)
         return scores

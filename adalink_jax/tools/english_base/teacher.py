@@ -47,7 +47,9 @@ def load(path: pathlib.Path, dtype: Any) -> tuple[dict[str, jax.Array], int]:
             name: scale * file[f"{name}:int8"] if f"{name}:int8" in file.files else scale
             for name, scale in scales.items()
         }
-        return {name: jnp.asarray(array, dtype) for name, array in whole.items()}, int(file["heads"])
+        return {name: jnp.asarray(array, dtype) for name, array in whole.items()}, int(
+            file["heads"]
+        )
 
 
 def states(
@@ -68,7 +70,9 @@ def states(
     h = weights[_WORDS][ids] + weights["embeddings.position_embeddings.weight"][: ids.shape[1]]
     h = _norm(weights, "embeddings", h + weights["embeddings.token_type_embeddings.weight"][0])
     outputs = []
-    layers = 1 + max(int(m[1]) for name in weights if (m := re.match(r"encoder\.layer\.(\d+)", name)))
+    layers = 1 + max(
+        int(m[1]) for name in weights if (m := re.match(r"encoder\.layer\.(\d+)", name))
+    )
     for i in range(layers):
         name = f"encoder.layer.{i}"
         q, k, v = (

@@ -1,7 +1,5 @@
 """English text as short pieces, without what is in the sets that a base will be scored on."""
 
-import csv
-import pathlib
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,47 +63,3 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _grams(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     return (tuple(words[i : i + _GRAM]) for i in range(len(words) - _GRAM + 1))
-
-
-# Folder, columns of texts, column of the label; a number is a column of a file without a header.
-GLUE = {
-    "cola": ("CoLA", (3,), 1),
-    "sst2": ("SST-2", ("sentence",), "label"),
-    "mrpc": ("MRPC", ("#1 String", "#2 String"), "Quality"),
-    "qqp": ("QQP", ("question1", "question2"), "is_duplicate"),
-    "stsb": ("STS-B", ("sentence1", "sentence2"), "score"),
-    "mnli": ("MNLI", ("sentence1", "sentence2"), "gold_label"),
-    "qnli": ("QNLI", ("question", "sentence"), "label"),
-    "rte": ("RTE", ("sentence1", "sentence2"), "label"),
-}
-
-
-def glue_rows(folder: pathlib.Path, task: str, name: str) -> Iterator[tuple[list[str], str]]:
-    """Reads texts and labels of a GLUE file.
-
-    Args:
-      folder: the folder with GLUE's folders.
-      task: a key of `GLUE`.
-      name: the file, such as "train.tsv".
-
-    Yields:
-      The texts of a row, and its label as it is written.
-    """
-    part, fields, label = GLUE[task]
-    with open(folder / part / name, encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        header = None if task == "cola" else next(rows)
-        columns = [header.index(field) if header else field for field in (*fields, label)]
-        for row in rows:
-            if len(row) > max(columns):
-                yield [row[i] for i in columns[:-1]], row[columns[-1]]
-
-
-def glue_held_out(folder: pathlib.Path) -> Seen:
-    """Returns the texts of all dev files of GLUE in a folder."""
-    found: list[str] = []
-    for task, (part, _, _) in GLUE.items():
-        for path in (folder / part).glob("dev*.tsv"):
-            for texts, _ in glue_rows(folder, task, path.name):
-                found += texts
-    return Seen(found)

@@ -91,7 +91,7 @@ def denoising_loss(
     )
     weights = (hidden.targets > 0).astype(jnp.float32)
     loss, _ = cross_entropy(logits, hidden.targets, weights, z_loss=_Z_LOSS)
-    parts = {"words": loss / weights.sum()}
+    parts = {"words": jnp.asarray(loss) / weights.sum()}
     whole = jnp.concatenate([jnp.ones(half, bool), ~open_ended])
     parts |= _distances(tree["head"], corpus, drawn, origin, encoded, whole)
     total = parts["words"] + parts["states"] + _PIECE * parts["pieces"]
@@ -147,7 +147,7 @@ def instruction_loss(
     )
     weights = (targets > 0).astype(jnp.float32)
     loss, _ = cross_entropy(logits, targets, weights, z_loss=_Z_LOSS)
-    loss = loss / weights.sum()
+    loss = jnp.asarray(loss) / weights.sum()
     return loss, {"answers": loss, "right": jnp.mean(logits[:, 0].argmax(-1) == targets[:, 0])}
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from adalink_jax.tools.english_base.wordnet import WordNet
 
 _BE = "is are was were can could will would should must may might has had have did does do".split()
-_LITTLE = "the a an of to in on for with at by from and or but is are was were it he she they".split()
+_LITTLE = (
+    "the a an of to in on for with at by from and or but is are was were it he she they".split()
+)
 _NUMBERS = "two three four five six seven eight nine ten twenty hundred".split()
 _ADVERBS = re.compile(r"^(very|really|quite|just|also|still|even|already|\w{3,}ly)$")
 

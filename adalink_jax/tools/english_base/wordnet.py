@@ -1,4 +1,4 @@
-"""WordNet's files: words, definitions, examples, and which word means less, more or the opposite."""
+"""WordNet's files: words, definitions, examples, and what can stand in place of a word."""
 
 import dataclasses
 import pathlib
