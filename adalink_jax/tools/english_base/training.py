@@ -174,7 +174,7 @@ def steps(loss_of: Callable) -> Callable:
             updates, new = OPTIMIZER.update(gradients, state, tree)
             moved = jax.tree.map(lambda leaf, update: leaf - rate * update, tree, updates)
             # A step whose gradients are not finite is left out; the log's losses show it.
-            finite = jnp.isfinite(optax.global_norm(gradients))
+            finite = jnp.isfinite(optax.tree.norm(gradients))
             kept = jax.tree.map(
                 lambda new, old: jnp.where(finite, new, old), (moved, new), (tree, state)
             )
