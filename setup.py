@@ -58,6 +58,8 @@ SERVE = [
     "starlette>=0.48,<2",
     "uvicorn>=0.38,<1",
 ]
+# What cuts text for the teacher of the English bases.
+ENGLISH = ["tokenizers>=0.21,<1"]
 # One more way for `adalink search` to choose.
 SEARCH = ["optuna>=5,<6"]
 TEST = [
@@ -70,6 +72,7 @@ TEST = [
     "pytest-xdist>=3.6,<4",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
+    *ENGLISH,
     *INT8,
     *SERVE,
 ]
@@ -108,6 +111,7 @@ setuptools.setup(
         "int8": INT8,
         "search": SEARCH,
         "images": IMAGES,
+        "english": ENGLISH,
         "serve": SERVE,
         "wandb": ["wandb>=0.19,<1"],  # Where WANDB names a project.
         "tensorboard": ["tensorboard>=2.18,<3"],  # Shows what runs write for it.

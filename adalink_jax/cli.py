@@ -150,6 +150,12 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
         "pretrain-images": Command(
             "make the image world's encoder and bases", "adalink_jax.tools.image_bases.command"
         ),
+        "english-data": Command(
+            "make the data of the English bases", "adalink_jax.tools.english_base.data_command"
+        ),
+        "pretrain-english": Command(
+            "make the English bases", "adalink_jax.tools.english_base.command"
+        ),
         "report": Command(
             "finished runs side by side: tables, plots, a page",
             "adalink_jax.tools.report.command",

@@ -110,6 +110,7 @@ def test_every_imported_package_is_required(arguments):
             "adalink_jax/adapters/probe.py": "reference",
             "adalink_jax/models/kernels.py": "int8",
             "adalink_jax/client.py": "serve",
+            "adalink_jax/tools/english_base/prepare.py": "english",
             "adalink_jax/tools/sweep/samplers.py": "search",
             "adalink_jax/runs/dashboard.py": "wandb",
         }

@@ -224,6 +224,8 @@ def test_mistakes_are_found_before_the_first_training(asked, capsys, line, words
         "experiment",
         "pretrain-mini",
         "pretrain-images",
+        "english-data",
+        "pretrain-english",
     ],
 )
 def test_without_arguments_they_say_how_they_are_called(name, capsys):

@@ -1,0 +1,113 @@
+"""Rows of instructions and of GLUE, as token arrays."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adalink_jax.tools.english_base import packed
+from adalink_jax.tools.english_base.corpus import EOS
+
+ROW = 128
+TARGET = 8  # Tokens of an answer at most.
+_SIMILAR = 60_000  # Pairs of pieces whose likeness the teacher gives.
+_AMONG = 20_000  # Pieces among which the nearest is sought.
+_WEIGHTS = {"logic": 3.0, "similar": 3.0, "sentiment": 2.0, "same": 2.0, "grammar": 2.0,
+            "answered": 2.0, "next": 1.0, "defined": 1.0, "kind_of": 0.5}  # fmt: skip
+
+
+class Examples:
+    """Instructions as rows.
+
+    Args:
+      data: a folder that `packed.make` wrote.
+      tokens: [N, S], the pieces.
+      embeddings: [N, E], the teacher's, of length 1.
+      seed: chooses templates and pairs.
+    """
+
+    def __init__(self, data: pathlib.Path, tokens: np.ndarray, embeddings: np.ndarray, seed: int):
+        self._about = json.loads((data / "data.json").read_text())
+        self._answers = list(self._about["answers"].values())
+        self._rng = np.random.default_rng(seed)
+        self._tokens = [row[row > 0].tolist() for row in tokens]
+        with np.load(data / "instructions.npz") as file:
+            made = {name: file[name] for name in file.files}
+        kinds = sorted({template["kind"] for template in self._about["templates"]})
+        first, second, label = self._similar(embeddings)
+        kind = np.concatenate([made["kind"], np.full(len(first), kinds.index("similar"))])
+        first = np.concatenate([made["first"], first])
+        second = np.concatenate([made["second"], second])
+        label = np.concatenate([made["label"], label])
+        self.inputs = np.zeros((len(kind), ROW), np.uint16)
+        self.targets = np.zeros((len(kind), TARGET), np.uint16)
+        for i, (number, *rest) in enumerate(zip(kind, first, second, label, strict=True)):
+            self._fill(i, kinds[number], *map(int, rest))
+        weights = np.array([_WEIGHTS[name] for name in kinds])[kind]
+        weights = weights / np.bincount(kind, minlength=len(kinds))[kind]
+        self._chances = np.cumsum(weights / weights.sum())
+        # The texts are in the rows now.
+        del self._tokens
+
+    def batch(self, shape: tuple[int, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draws `inputs` [*shape, ROW] and `targets` [*shape, TARGET]; kinds by their weights."""
+        drawn = np.searchsorted(self._chances, rng.random(shape))
+        drawn = np.minimum(drawn, len(self._chances) - 1)
+        return {"inputs": self.inputs[drawn], "targets": self.targets[drawn]}
+
+    def _similar(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns pairs of pieces: neighbours by the teacher, pieces side by side, strangers."""
+        count = len(embeddings)
+        first = self._rng.integers(0, count, min(_SIMILAR, 2 * count))
+        among = self._rng.integers(0, count, min(_AMONG, count))
+        second = self._rng.integers(0, count, len(first))
+        part = len(first) // 3
+        near = embeddings[first[:part]] @ embeddings[among].T
+        near[first[:part, None] == among] = -1
+        second[:part] = among[near.argmax(1)]
+        # What stands side by side belongs together: a text goes on, or was changed.
+        second[part : 2 * part] = np.minimum(first[part : 2 * part] + 1, count - 1)
+        likeness = (embeddings[first] * embeddings[second]).sum(1)
+        score = np.round(np.clip(likeness, 0, 1) * 25) / 5
+        names = list(self._about["answers"])
+        return first, second, np.array([-1 - names.index(f"{value:.1f}") for value in score])
+
+    def _fill(self, i: int, kind: str, first: int, second: int, label: int) -> None:
+        """Writes the row of one instruction."""
+        templates = [t for t in self._about["templates"] if t["kind"] == kind]
+        template = templates[self._rng.integers(len(templates))]
+        before, between, after = template["parts"]
+        room = ROW - 1 - len(before) - len(between or ()) - len(after)
+        own = self._tokens[first]
+        other = self._tokens[second] if between is not None else []
+        other = other[: max(room // 2, room - len(own))]
+        own = own[: room - len(other)]
+        row = [*before, *own, *(between or ()), *other, *after, EOS]
+        self.inputs[i, : len(row)] = row
+        if label < 0:
+            answer = self._answers[-1 - label]
+        else:
+            answer = self._about["answers"][template["answers"][label]]
+        answer = [*answer[: TARGET - 1], EOS]
+        self.targets[i, : len(answer)] = answer
+
+
+def glue(data: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
+    """Reads GLUE's training sets.
+
+    Returns:
+      For each task `inputs` [N, ROW], `labels` [N] and `firsts`, the first token of each label; for
+      "stsb" also the two sentences alone, `first` and `second`.
+    """
+    found = {}
+    with np.load(data / "glue.npz") as file:
+        for task in (name[: -len("_firsts")] for name in file.files if name.endswith("_firsts")):
+            rows = {"inputs": packed.padded(*packed.read_ragged(file, task), ROW)}
+            rows |= {"labels": file[f"{task}_labels"], "firsts": file[f"{task}_firsts"]}
+            if task == "stsb":
+                for name in ("first", "second"):
+                    rows[name] = packed.padded(*packed.read_ragged(file, f"stsb_{name}"), ROW)
+            found[task] = rows
+    return found

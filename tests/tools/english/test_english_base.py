@@ -1,0 +1,246 @@
+"""`adalink english-data` and `pretrain-english`: what is made of text, and trainings that go on."""
+
+import dataclasses
+import json
+import pathlib
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adalink_jax import cli
+from adalink_jax.checkpoints import load_base
+from adalink_jax.errors import UserError
+from adalink_jax.models.parameters import init_base
+from adalink_jax.tools.english_base import (
+    command,
+    corpus,
+    instructions,
+    packed,
+    saving,
+    scoring,
+    teacher,
+    texts,
+    training,
+    variants,
+    wordnet,
+)
+from tests.tools.english import sources
+
+TINY = dataclasses.replace(
+    training.CONFIG,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=16,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    return wordnet.read(sources.wordnet(tmp_path_factory.mktemp("sources") / "wordnet"))
+
+
+def test_wordnet_says_what_can_stand_in_place_of_a_word(net):
+    assert net.synonyms == {"dog": ["hound"]}
+    assert net.broader["dog"] == ["animal"] and net.siblings["cat"] == ["dog"]
+    assert net.opposites == {"good": ["bad"], "bad": ["good"]}
+    assert net.senses["n00000001"].examples == ["the animal ran"]
+    assert net.senses["a00000001"].gloss == "of high quality"
+
+
+@pytest.mark.parametrize(
+    ("way", "before", "after"),
+    [
+        (variants.opposite, "a good cat .", "a bad cat ."),
+        (variants.synonym, 'the "dog" ran', {'the "hound" ran', 'the "dog" ran'}),
+        (variants.broader, "the dog ran", "the animal ran"),
+        (variants.negated, "he is here", "he is not here"),
+        (variants.negated, "he is not here", "he is here"),
+        (variants.dropped, "dogs of Rome", "dogs Rome"),
+        (variants.inflected, "He walks", "He walk"),
+        (variants.swapped_names, "so Mary saw Peter", "so Peter saw Mary"),
+        (variants.number, "it was two", None),
+    ],
+)
+def test_changes_do_what_they_say(net, way, before, after):
+    changed = " ".join(way(before.split(), net, random.Random(0)))
+    if after is None:  # Another number, whichever.
+        assert changed != before and changed.startswith("it was ")
+    else:
+        assert changed in ({after} if isinstance(after, str) else after)
+
+
+def test_texts_are_cut_between_sentences_and_what_repeats_a_dev_set_is_known():
+    text = 'It rained. "Go home!" he said. Was it 3.5 miles? Yes.'
+    assert texts.sentences(text) == [
+        "It rained.",
+        '"Go home!"',
+        "he said.",
+        "Was it 3.5 miles?",
+        "Yes.",
+    ]
+    seen = texts.Seen(["one two three four five six seven eight nine", "Dull film ."])
+    assert "And TWO three four, five six seven eight nine!" in seen
+    assert "two three four five six seven" not in seen
+    assert "Well. Dull film." in seen and "a dull film" not in seen
+
+
+def test_questions_and_moods():
+    assert instructions.question("Mary Smith wrote the book.") == "who wrote the book ?"
+    assert instructions.question("The war was over in 1918.") == "in what year the war was over ?"
+    assert instructions.question("The cat slept.") is None
+    moods = {"good": 2.0}
+    assert instructions.mood_of("a good film", moods) == pytest.approx(2 / np.sqrt(19))
+    assert instructions.mood_of("not a good film", moods) < 0
+
+
+def test_hidden_spans_and_ends_can_be_put_back():
+    """Inputs with their sentinels replaced by the targets' spans are the rows that were."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(30, corpus.ROW, 40)
+    tokens = np.where(np.arange(corpus.ROW) < lengths[:, None], rng.integers(3, 900, (40, 96)), 0)
+    tokens[np.arange(40), lengths - 1] = 1
+    prefix = np.arange(40) % 2 == 0
+    got = corpus.corrupt(jnp.asarray(tokens), jax.random.key(0), jnp.asarray(prefix), 1000)
+    whole = 0
+    for row, ends, inputs, origin, targets in zip(
+        tokens, prefix, *map(np.asarray, got), strict=True
+    ):
+        row, inputs = row[row > 0].tolist(), inputs[inputs > 0].tolist()
+        targets = targets[targets > 0].tolist()
+        kept = origin[origin < corpus.ROW]
+        assert [row[i] for i in kept] == [t for t in inputs[: len(origin)] if t < 900][: len(kept)]
+        if ends:
+            assert inputs[-1] == 1
+            assert (inputs[:-1] + targets)[: len(row)] == row[: len(inputs) - 1 + corpus.HIDDEN]
+        elif len(targets) < corpus.HIDDEN:
+            assert targets[-1] == 1
+            spans = {}
+            for token in targets[:-1]:
+                if token > 900:
+                    span = spans.setdefault(token, [])
+                else:
+                    span.append(token)
+            assert list(spans) == list(range(999, 999 - len(spans), -1))
+            back = [t for token in inputs for t in spans.get(token, [token])]
+            assert back == row
+            whole += 1
+    assert whole > 10
+
+
+@pytest.mark.reference
+def test_the_teacher_is_transformers_bert(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=20,
+    )  # fmt: skip
+    bert = transformers.BertModel(config, add_pooling_layer=False).eval()
+    bert.save_pretrained(tmp_path)
+    teacher.compress(tmp_path, tmp_path / "teacher.npz")
+    weights, heads = teacher.load(tmp_path / "teacher.npz", jnp.float32)
+    table = bert.embeddings.word_embeddings.weight.detach().numpy()
+    step = np.abs(table).max(1, keepdims=True) / 31
+    assert (np.abs(weights["embeddings.word_embeddings.weight"] - table) <= step * 0.501).all()
+    bert.load_state_dict({n: torch.tensor(np.array(a)) for n, a in weights.items()}, strict=False)
+    ids = np.array([[2, 9, 11, 3, 0, 0], [2, 7, 8, 9, 10, 3]])
+    with torch.no_grad():
+        theirs = bert(torch.tensor(ids), torch.tensor(ids > 0), output_hidden_states=True)
+    ours, embeddings = teacher.states(weights, heads, jnp.asarray(ids))
+    for got, wanted in zip(ours, theirs.hidden_states[1:], strict=True):
+        np.testing.assert_allclose(got[1], wanted[1], atol=1e-5)
+        np.testing.assert_allclose(got[0, :4], wanted[0, :4], atol=1e-5)
+    mean = theirs.last_hidden_state[0, :4].numpy().mean(0)
+    np.testing.assert_allclose(embeddings[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_states_and_bases_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "spans.state.safetensors"
+    tree = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+    state = training.OPTIMIZER.init(tree)
+    assert saving.restored(path, tree, state) == (tree, state, 0.0, 0)
+    saving.save(path, tree, state, 1.25, 7)
+    zeros = jax.tree.map(jnp.zeros_like, (tree, state))
+    found, _, spent, step = saving.restored(path, *zeros)
+    assert (spent, step) == (1.25, 7) and found["a"].tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match="is damaged; remove it"):
+        saving.restored(path, tree, state)
+    params = init_base(TINY, jax.random.key(0))
+    saving.write_parts(tmp_path, "raw", params)
+    (tmp_path / "vocabulary.model").write_bytes(b"words")
+    (tmp_path / "data.json").write_text('{"text_sha256": "5a"}')
+    saving.write_base(tmp_path, "raw", TINY, tmp_path, {"seed": 0})
+    config, base = load_base(str(tmp_path / "raw"))
+    assert config.emb_dim == 16
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.bfloat16), np.float32), params)
+    jax.tree.map(np.testing.assert_array_equal, base, rounded)
+    with pytest.raises(UserError, match=r"has no tuned\.0\.safetensors"):
+        saving.read_parts(tmp_path, "tuned")
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    assert cli.main(["pretrain-english", str(data), str(out)]) == 2
+    assert "is not a folder that `adalink english-data` wrote" in capsys.readouterr().err
+    assert cli.main(["pretrain-english", str(data), str(out), "--rows=1"]) == 2
+    assert "--rows 2 or more" in capsys.readouterr().err
+    none = [
+        f"--{name}={tmp_path / 'none'}" for name in ("text", "teacher", "wordnet", "vader", "glue")
+    ]
+    assert cli.main(["english-data", str(data), *none]) == 2
+    assert f"--text={tmp_path / 'none'}: not there" in capsys.readouterr().err
+    assert not out.exists() and not data.exists()
+
+
+def _log(out: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_stopped_training_goes_on(tmp_path, monkeypatch, capsys):
+    """Both commands on tiny sources; each stage is stopped once."""
+    pytest.importorskip("tokenizers")
+    monkeypatch.setattr(packed, "VOCABULARY_SIZE", 200)
+    monkeypatch.setattr(training, "CONFIG", TINY)
+    monkeypatch.setattr(scoring, "_LENGTHS", {"sst2": 50, "stsb": 50})
+    data, out = tmp_path / "data", tmp_path / "out"
+    make = ["english-data", str(data), *sources.flags(tmp_path), "--judged=20"]
+    assert cli.main(make) == 0 and cli.main(make) == 2
+    assert "has data already" in capsys.readouterr().err
+    about = json.loads((data / "data.json").read_text())
+    assert all(about["made"][kind] for kind in ("grammar", "logic", "same", "sentiment", "defined"))
+    assert about["counts"]["left_out"] > 0  # What stands in the dev set.
+    train = ["pretrain-english", str(data), str(out), "--seconds=3", "--rows=4", "--steps=1"]
+    train += ["--score_seconds=60"]
+    monkeypatch.setattr(command, "_SAVED_EVERY", 0.0)
+    saved, stopped = saving.save, set()
+
+    def stopping(path, *state):
+        saved(path, *state)
+        if path not in stopped:
+            stopped.add(path)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "save", stopping)
+    for _ in command.STAGES:
+        assert cli.main(train) != 0
+    assert cli.main(train) == 0 and len(stopped) == 3
+    events = _log(out)
+    done = [event["stage"] for event in events if event["event"] == "stage was done"]
+    assert done == ["spans", "spans", "prefix"]
+    steps = [e for e in events if e["event"] == "step" and e["stage"] == "spans"]
+    assert np.isfinite(
+        [value for e in steps for value in e.values() if not isinstance(value, str)]
+    ).all()
+    assert steps[-1]["spent"] >= 1.8 and steps[-1]["words"] < steps[0]["words"]
+    assert events[-1]["base"] == "raw" and -100 <= events[-1]["sst2"] <= 100
+    (raw, tuned) = (load_base(str(out / name))[1] for name in ("raw", "tuned"))
+    changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), raw, tuned)
+    assert all(jax.tree.leaves(changed["decoder"]))
