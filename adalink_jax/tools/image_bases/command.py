@@ -86,9 +86,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("encoder", "mini_image_raw", 1000, 128, 1e-3, ("vision", "names")),
-    Stage("raw", "mini_image_raw", 8000, 32, 1e-3, ("vision", "text")),
-    Stage("tuned", "mini_image_instructions", 4000, 32, 5e-4, ("text",)),
+    Stage("encoder", "mini_image_raw", 2000, 128, 1e-3, ("vision", "names")),
+    Stage("raw", "mini_image_raw", 8000, 128, 1e-3, ("vision", "text")),
+    Stage("tuned", "mini_image_instructions", 4000, 128, 5e-4, ("text",)),
 )
 
 
@@ -159,7 +159,7 @@ def _initial(seed: int, out: pathlib.Path) -> dict[str, Any]:
     names = jax.nn.initializers.lecun_normal()
     width = sum(image_examples.load(STAGES[0].mixture, "validation", out / _EXAMPLES).classes)
     return {
-        "vision": ViT(VISION).init(keys[0], pixels)["params"],
+        "vision": jax.jit(ViT(VISION).init)(keys[0], pixels)["params"],
         "names": {"kernel": names(keys[1], (VISION.width, width))},
         "text": init_base(TEXT, keys[2]),
     }
@@ -241,7 +241,7 @@ def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int)
     frozen = {name: tree for name, tree in params.items() if name not in stage.trains}
     trainable = {name: params[name] for name in stage.trains}
     path, begun = out / f"{stage.name}.state.safetensors", fingerprint(params)
-    step, trainable, state = _restored(path, begun, trainable, optimizer.init(trainable))
+    step, trainable, state = _restored(path, begun, trainable, jax.jit(optimizer.init)(trainable))
     if step > stage.steps:
         raise UserError(f"{path} has {step} steps, but --{stage.name}_steps is {stage.steps}")
     if step == stage.steps:
