@@ -72,7 +72,7 @@ def load(mixture: str, split: str, folder: pathlib.Path) -> Examples:
         with files.replaced_file(path) as file:
             np.savez_compressed(file, **_packed(drawn))
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(path) as stored:
             return _unpacked(dict(stored))
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged; remove it to draw its examples anew") from error
