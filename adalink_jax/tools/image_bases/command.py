@@ -5,7 +5,7 @@ adalink pretrain-images runs/image_bases
 There are three stages: the image encoder, a ViT, learns to name what each patch shows; ViT and T5
 are trained together on `mini_image_raw`, which gives the raw base; T5 alone goes on with
 `mini_image_instructions`, which gives the tuned base of the same encoder. OUT/encoder, OUT/raw and
-OUT/tuned hold them, and OUT/log.jsonl has a line of losses for each saved step. A stage that was
+OUT/tuned hold them in bfloat16, and OUT/log.jsonl has a line of losses for each saved step. A stage that was
 stopped goes on from its last saved step.
 
 Pictures and texts are drawn once, into OUT/examples. With --draw_only the command stops then: the
@@ -131,15 +131,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _write_encoder(folder: pathlib.Path, params: Any) -> None:
-    encoder = image_encoder(ViT(VISION), params, PREPROCESSING)
+    encoder = image_encoder(ViT(VISION), _rounded(params), PREPROCESSING)
     if not folder.exists():
-        save_image_encoder(folder, encoder)
+        save_image_encoder(folder, encoder, halved=True)
     elif load_image_encoder(folder).fingerprint != encoder.fingerprint:
         raise UserError(f"{folder} holds the encoder of another training; remove it")
 
 
 def _write_base(out: pathlib.Path, params: Any, stage: Stage, seed: int) -> None:
-    """Writes a base as full fine-tuning does; `load_base` reads it."""
+    """Writes a base as full fine-tuning does, in half the bytes; `load_base` reads it."""
+    params = _rounded(params)
     examples = image_examples.load(stage.mixture, "validation", out / _EXAMPLES)
     data = {"name": stage.mixture, "vocabulary": examples.vocabulary}
     save_adapter(
@@ -150,7 +151,13 @@ def _write_base(out: pathlib.Path, params: Any, stage: Stage, seed: int) -> None
         architecture=TEXT,
         base_fingerprint=fingerprint(params),
         metadata={"train_steps": stage.steps, "seed": seed, "data": data},
+        halved=True,
     )
+
+
+def _rounded(params: Any) -> Any:
+    """Returns float32 parameters with bfloat16's values, so that half the bytes hold them."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
 
 
 def _initial(seed: int, out: pathlib.Path) -> dict[str, Any]:
