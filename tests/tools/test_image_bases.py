@@ -12,8 +12,11 @@ import seqio
 import tasks
 from adalink_jax import cli
 from adalink_jax.checkpoints import load_base
-from adalink_jax.checkpoints.encoders import load_image_encoder
+from adalink_jax.checkpoints.bases import EMBEDDED, EMBEDDED_FOLDER
+from adalink_jax.checkpoints.encoders import EMBEDDED_ENCODER, load_image_encoder
+from adalink_jax.checkpoints.fingerprint import file_sha256
 from adalink_jax.errors import UserError
+from adalink_jax.runs.setup import vocabulary_of
 from adalink_jax.tools.image_bases import command, examples
 from tasks.mini_images import raw, tuned
 from tasks.mini_images.drawing import NOISE
@@ -160,3 +163,47 @@ def test_what_comes_from_another_training_is_not_gone_on_with(tmp_path):
 def test_steps_are_counted_from_one(tmp_path, capsys):
     assert cli.main(["pretrain-images", str(tmp_path), "--encoder_steps=0"]) == 2
     assert "--encoder_steps is 0; expected 1 or more" in capsys.readouterr().err
+
+
+def test_what_comes_with_the_package_is_found_by_name():
+    encoder = load_image_encoder("mini_images_encoder")
+    assert (encoder.tokens, encoder.width) == (16, 128)
+    for name in ("mini_images", "mini_images_raw"):
+        config, _ = load_base(name)
+        assert dataclasses.replace(config, dtype=command.TEXT.dtype) == command.TEXT
+        for path in (name, str(EMBEDDED_FOLDER / name)):
+            assert vocabulary_of(path) is tasks.MINI_IMAGE_VOCABULARY
+        record = json.loads((EMBEDDED_FOLDER / name / "adapter.json").read_text())
+        data = record["metadata"]["data"]
+        assert data["vocabulary"] == tasks.MINI_IMAGE_VOCABULARY.identity
+        assert vocabulary_of("elsewhere", data) is tasks.MINI_IMAGE_VOCABULARY
+        stages = {stage.mixture: stage for stage in command.STAGES if "text" in stage.trains}
+        assert stages[data["name"]].steps == record["metadata"]["train_steps"]
+    assert vocabulary_of("mini_raw") is tasks.MINI_VOCABULARY
+    cards = {folder.name: folder / "README.md" for folder in EMBEDDED_FOLDER.iterdir()}
+    assert set(cards) == {*EMBEDDED, EMBEDDED_ENCODER}
+    for name, card in cards.items():
+        file = next((EMBEDDED_FOLDER / name).glob("*.safetensors"))
+        assert file_sha256(file) in card.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_shipped_bases_see(tmp_path, monkeypatch):
+    for source in (*raw.SOURCES.values(), *tuned.SOURCES.values(), raw.TEXTS):
+        monkeypatch.setattr(source, "_sizes", {"train": 1, "validation": 40})
+        monkeypatch.setattr(source, "_made", {})
+    monkeypatch.setenv("ADALINK_CACHE_DIR", str(tmp_path / "cache"))
+    vision = load_image_encoder("mini_images_encoder").params
+    loss = jax.jit(command.text_loss)
+    for name, mixture, seen in (
+        ("mini_images_raw", "mini_image_raw", {"mini_image_read", "mini_image_look"}),
+        ("mini_images", "mini_image_instructions", {"mini_image_long", "mini_image_story"}),
+    ):
+        found = examples.load(mixture, "validation", tmp_path)
+        params = {"vision": vision, "text": load_base(name)[1]}
+        for looks in (True, False):
+            hidden = {} if looks else {"seen": np.zeros_like(found.arrays["seen"])}
+            right = np.asarray(loss(params, found.arrays | hidden)[1])
+            for task in seen:
+                share = right[found.arrays["task"] == found.tasks.index(task)].mean()
+                assert share >= 0.9 if looks else share <= 0.4

@@ -87,8 +87,8 @@ class Stage:
 
 STAGES = (
     Stage("encoder", "mini_image_raw", 2000, 128, 1e-3, ("vision", "names")),
-    Stage("raw", "mini_image_raw", 8000, 128, 1e-3, ("vision", "text")),
-    Stage("tuned", "mini_image_instructions", 4000, 128, 5e-4, ("text",)),
+    Stage("raw", "mini_image_raw", 3000, 128, 1e-3, ("vision", "text")),
+    Stage("tuned", "mini_image_instructions", 1000, 128, 5e-4, ("text",)),
 )
 
 
