@@ -63,9 +63,9 @@ def load_image_encoder(
 
     Args:
       path: a Hugging Face folder of ViT, SigLIP, CLIP, DINOv2 or BLIP-2 with its
-        ``preprocessor_config.json``; a folder that `save_image_encoder` wrote; or, if no such folder
-        exists, ``efficientnet_lite0`` or ``mini_images_encoder``, which comes with the package.
-        ``gs://BUCKET/PATH`` works too, but for our own format.
+        ``preprocessor_config.json``; a folder that `save_image_encoder` wrote; or, if no such
+        folder exists, ``efficientnet_lite0`` or ``mini_images_encoder``, which comes with the
+        package. ``gs://BUCKET/PATH`` works too, but for our own format.
       layer: which layer's output the tokens are: -1, the last one; or -2, as LLaVA takes CLIP's,
         and so on, without a final norm.
       class_token: whether the class token is among the tokens, where there is one.

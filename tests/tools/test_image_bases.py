@@ -77,7 +77,7 @@ def test_examples_of_a_mixture_come_at_its_rates(small, tmp_path):
     assert len(found.arrays["inputs"]) == 120
     drawn = found.arrays["task"][found.rows(4_000, np.random.default_rng(0))]
     for number, name in enumerate(found.tasks):
-        rate = seqio.get_mixture_or_task("mini_image_raw").get_rate(seqio.TaskRegistry.get(name))
+        rate = seqio.MixtureRegistry.get("mini_image_raw").get_rate(seqio.TaskRegistry.get(name))
         assert abs((drawn == number).mean() - rate / 7.5) < 0.03
     blind = found.tasks.index("mini_image_text")
     np.testing.assert_array_equal(found.arrays["seen"], found.arrays["task"] != blind)
@@ -203,7 +203,7 @@ def test_the_shipped_bases_see(tmp_path, monkeypatch):
         params = {"vision": vision, "text": load_base(name)[1]}
         for looks in (True, False):
             hidden = {} if looks else {"seen": np.zeros_like(found.arrays["seen"])}
-            right = np.asarray(loss(params, found.arrays | hidden)[1])
+            right = np.asarray(loss(params, {**found.arrays, **hidden})[1])
             for task in seen:
                 share = right[found.arrays["task"] == found.tasks.index(task)].mean()
                 assert share >= 0.9 if looks else share <= 0.4

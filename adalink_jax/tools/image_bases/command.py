@@ -5,8 +5,8 @@ adalink pretrain-images runs/image_bases
 There are three stages: the image encoder, a ViT, learns to name what each patch shows; ViT and T5
 are trained together on `mini_image_raw`, which gives the raw base; T5 alone goes on with
 `mini_image_instructions`, which gives the tuned base of the same encoder. OUT/encoder, OUT/raw and
-OUT/tuned hold them in bfloat16, and OUT/log.jsonl has a line of losses for each saved step. A stage that was
-stopped goes on from its last saved step.
+OUT/tuned hold them in bfloat16, and OUT/log.jsonl has a line of losses for each saved step. A stage
+that was stopped goes on from its last saved step. What comes with the package was made so.
 
 Pictures and texts are drawn once, into OUT/examples. With --draw_only the command stops then: the
 rest needs JAX, but no TensorFlow, so OUT can be taken to a machine with a GPU.

@@ -70,7 +70,7 @@ def load(mixture: str, split: str, folder: pathlib.Path) -> Examples:
     if not path.exists():
         drawn = _drawn(mixture, split)
         with files.replaced_file(path) as file:
-            np.savez_compressed(file, **_packed(drawn))
+            np.savez_compressed(file, allow_pickle=False, **_packed(drawn))
     try:
         with np.load(path) as stored:
             return _unpacked(dict(stored))
