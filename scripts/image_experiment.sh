@@ -13,7 +13,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/adalink.sh"
 out=$1
 shift
 seeds=(${SEEDS:-0 1}) tasks=(${TASKS:-textvqa coco})
-methods=(${METHODS:-modality unified lora small_lora prompt projection full})
+methods=(${METHODS:-modality unified small_lora prompt full lora projection})
 steps=(--gin.TRAIN_STEPS=100 --gin.EVAL_PERIOD=100 --gin.BATCH_SIZE=16 "$@")
 rates() { # Those that are tried.
     case $1 in
@@ -51,7 +51,7 @@ for base in mini_images mini_images_raw; do for task in "${tasks[@]}"; do
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}" \
         --gin.Images.encoder=mini_images_encoder --gin.Evaluation.mode=greedy
 done; done
-for seed in "${seeds[@]}"; do for task in "${tasks[@]}"; do for method in "${methods[@]}"; do
+for seed in "${seeds[@]}"; do for method in "${methods[@]}"; do for task in "${tasks[@]}"; do
     for base in mini_images mini_images_raw; do
         training "$out/runs/$base/$method/$task/seed$seed" $base "$method" "$task" "$seed" \
             "${best[$method]}"
