@@ -70,7 +70,7 @@ def load(mixture: str, split: str, folder: pathlib.Path) -> Examples:
     if not path.exists():
         drawn = _drawn(mixture, split)
         with files.replaced_file(path) as file:
-            np.savez_compressed(file, allow_pickle=False, **_packed(drawn))
+            np.savez_compressed(file, **_packed(drawn))
     try:
         with np.load(path) as stored:
             return _unpacked(dict(stored))
@@ -87,7 +87,7 @@ def _code() -> str:
     return code.hexdigest()
 
 
-def _packed(examples: Examples) -> dict[str, np.ndarray]:
+def _packed(examples: Examples) -> dict[str, Any]:
     """Returns the arrays of a file: ids and labels in 16 bits, which hold all of them."""
     about = {
         field.name: np.array(getattr(examples, field.name))
