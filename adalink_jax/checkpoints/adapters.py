@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import traverse_util
@@ -69,6 +70,7 @@ def save_adapter(
     route_names: Sequence[str] = ("all",),
     metadata: Mapping[str, Any] = types.MappingProxyType({}),
     compressed: bool = False,
+    halved: bool = False,
 ) -> None:
     """Writes an adapter atomically; equal arguments give equal bytes.
 
@@ -86,6 +88,8 @@ def save_adapter(
       route_names: what each of the K routes is for.
       metadata: JSON values, without times or paths.
       compressed: whether arrays that hold −s, 0 and s alone are stored in two bits a number.
+      halved: whether the arrays of a base, which have bfloat16's values, are stored as such;
+        `load_base` reads them.
 
     Raises:
       UserError: the folder cannot be written (permission, space).
@@ -103,6 +107,8 @@ def save_adapter(
     """
     flat = traverse_util.flatten_dict(adapter_tree, sep="/")
     arrays = {name: _as_stored(name, flat[name]) for name in sorted(flat)}
+    if halved:
+        arrays = {name: array.astype(jnp.bfloat16) for name, array in arrays.items()}
     entries = {name: _tensor_entry(array) for name, array in arrays.items()}
     packed: dict[str, list[float]] = {}
     if compressed:
@@ -125,7 +131,7 @@ def save_adapter(
     shapes = {name: arrays[name].shape for name in ordered}
     with files.replaced_folder(folder) as partial:
         record["sha256"] = write_tensors(
-            partial / TENSORS, shapes, arrays.__getitem__, packed=packed
+            partial / TENSORS, shapes, arrays.__getitem__, packed=packed, halved=halved
         )
         write_record(partial, record)
 

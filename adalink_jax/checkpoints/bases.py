@@ -28,7 +28,7 @@ WRITERS: Mapping[str, Callable[..., None]] = {
 
 
 # Bases that come with the package; these names can be used as paths.
-EMBEDDED = ("mini", "mini_raw")
+EMBEDDED = ("mini", "mini_raw", "mini_images", "mini_images_raw")
 EMBEDDED_FOLDER = pathlib.Path(__file__).resolve().parent.parent / "bases"
 
 

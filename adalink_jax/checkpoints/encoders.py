@@ -1,7 +1,7 @@
 """Loads image encoders, and writes them in this project's own format.
 
-A folder of our own has ``image_encoder.safetensors``, every parameter as float32 under its
-``"/"``-joined name, and ``image_encoder.json``: the architecture, the preprocessing, the
+A folder of our own has ``image_encoder.safetensors``, every parameter as float32 or bfloat16 under
+its ``"/"``-joined name, and ``image_encoder.json``: the architecture, the preprocessing, the
 fingerprint, and the SHA-256 of the first file and of all these fields.
 """
 
@@ -19,7 +19,9 @@ from flax import traverse_util
 
 from adalink_jax import files
 from adalink_jax.checkpoints.architecture import check_shapes
+from adalink_jax.checkpoints.bases import EMBEDDED_FOLDER
 from adalink_jax.checkpoints.fingerprint import (
+    as_float32,
     check_finite,
     combined_fingerprint,
     file_sha256,
@@ -42,6 +44,8 @@ from adalink_jax.models.vision.vit import ViT, ViTConfig
 
 RECORD = "image_encoder.json"
 TENSORS = "image_encoder.safetensors"
+# The encoder that comes with the package; this name can be used as a path.
+EMBEDDED_ENCODER = "mini_images_encoder"
 _VERSION = 1
 
 # Name of a network in a record → its class, and the class of each of its fields.
@@ -59,9 +63,9 @@ def load_image_encoder(
 
     Args:
       path: a Hugging Face folder of ViT, SigLIP, CLIP, DINOv2 or BLIP-2 with its
-        ``preprocessor_config.json``; a folder that `save_image_encoder` wrote; or
-        ``efficientnet_lite0`` if no such folder exists. ``gs://BUCKET/PATH`` works too, but for our
-        own format.
+        ``preprocessor_config.json``; a folder that `save_image_encoder` wrote; or, if no such
+        folder exists, ``efficientnet_lite0`` or ``mini_images_encoder``, which comes with the
+        package. ``gs://BUCKET/PATH`` works too, but for our own format.
       layer: which layer's output the tokens are: -1, the last one; or -2, as LLaVA takes CLIP's,
         and so on, without a final norm.
       class_token: whether the class token is among the tokens, where there is one.
@@ -80,6 +84,8 @@ def load_image_encoder(
         _check_whole(network, layer, class_token, str(path))
         made = efficientnet.PREPROCESSING
         return _loaded(network, made, lambda name, shape: arrays[name], str(path))
+    if os.fspath(path) == EMBEDDED_ENCODER and not os.path.lexists(path):
+        path = EMBEDDED_FOLDER / EMBEDDED_ENCODER
     folder = Folder.at(path)
     if folder.local and not os.path.isdir(folder.path):
         raise UserError(f"image encoder {folder} does not exist, or is no folder")
@@ -193,12 +199,15 @@ def _described_network(described: Any, where: str) -> Network:
         raise UserError(f"{where}: {error}") from error
 
 
-def save_image_encoder(path: str | os.PathLike[str], encoder: ImageEncoder) -> None:
+def save_image_encoder(
+    path: str | os.PathLike[str], encoder: ImageEncoder, *, halved: bool = False
+) -> None:
     """Writes an encoder into a new folder, atomically; equal encoders give equal bytes.
 
     Args:
       path: a local path that must not exist.
       encoder: the encoder.
+      halved: whether its parameters, which have bfloat16's values, are stored as such.
 
     Raises:
       UserError: `path` exists or cannot be written.
@@ -206,7 +215,13 @@ def save_image_encoder(path: str | os.PathLike[str], encoder: ImageEncoder) -> N
     flat: dict[str, Any] = traverse_util.flatten_dict(encoder.params, sep="/")
     shapes = {name: tuple(flat[name].shape) for name in sorted(flat)}
     with files.new_folder(path) as folder:
-        sha256 = write_tensors(folder / TENSORS, shapes, lambda name: np.asarray(flat[name]))
+        dtype = jnp.bfloat16 if halved else np.float32
+        sha256 = write_tensors(
+            folder / TENSORS,
+            shapes,
+            lambda name: np.asarray(flat[name], dtype),
+            halved=halved,
+        )
         record = {
             "format_version": _VERSION,
             "architecture": _described(encoder.network),
@@ -237,7 +252,7 @@ def _load_own(folder: pathlib.Path) -> ImageEncoder:
         raise UserError(f"{folder / TENSORS}: truncated or altered: {RECORD} has another SHA-256")
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        array = tensors[name][...]
+        array = as_float32(np.asarray(tensors[name][...]))
         check_finite(array, f"{folder / TENSORS}: {name}")
         return array
 

@@ -92,7 +92,7 @@ class Images(Checked):
     """The pictures of tasks that have some, and the frozen encoder that sees them.
 
     Attributes:
-      encoder: the folder of an image encoder; None for tasks of text alone.
+      encoder: the folder or the name of an image encoder; None for tasks of text alone.
       folder: the folder that the paths of pictures begin in; None for that of the environment
         variable IMAGE_DIR, or where all pictures are drawn.
       stored: whether the encoder's features are computed once, before training, and stored in the

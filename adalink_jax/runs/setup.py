@@ -276,11 +276,13 @@ def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
     load_tasks()
     import tasks
 
-    own_folder = isinstance(base, str) and pathlib.Path(base).resolve().parent == EMBEDDED_FOLDER
-    same = (trained or {}).get("vocabulary") == tasks.MINI_VOCABULARY.identity
-    if own_folder or same or is_embedded(base):
-        return tasks.MINI_VOCABULARY
-    return tasks.UserVocabulary()
+    path = pathlib.Path(base) if isinstance(base, str) else None
+    if path and (path.resolve().parent == EMBEDDED_FOLDER or is_embedded(base)):
+        of_images = path.name.startswith("mini_images")
+        return tasks.MINI_IMAGE_VOCABULARY if of_images else tasks.MINI_VOCABULARY
+    recorded = (trained or {}).get("vocabulary")
+    worlds = (tasks.MINI_VOCABULARY, tasks.MINI_IMAGE_VOCABULARY)
+    return next((one for one in worlds if one.identity == recorded), tasks.UserVocabulary())
 
 
 def checked_mesh(

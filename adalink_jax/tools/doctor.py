@@ -34,7 +34,7 @@ _EXTRAS = {
 }
 # Files of /dev that a driver makes: the chip's name, and the extra with JAX's plugin.
 _CHIPS = (("nvidiactl", "NVIDIA GPU", "cuda12"), ("accel[0-9]*", "TPU", "tpu"))
-_BASES = ("mini", "mini_raw")
+_BASES = ("mini", "mini_raw", "mini_images", "mini_images_raw")
 # Published files as (bytes, SHA-256); docs/howto/files.md says where they come from.
 T5_VOCABULARY = (791656, "d60acb128cf7b7f2536e8f38a5b18a05535c9e14c7a355904270e15b0945ea86")
 GLUE = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tasks.mini_images import scenes
-from tasks.mini_images.drawing import draw_picture
+from tasks.mini_images.drawing import draw_picture, with_noise
 from tasks.mini_images.scenes import Document, Scene
 from tasks.mini_language import Draw
 from tasks.mini_world import PARTS, SEED, MiniSource
@@ -46,7 +46,11 @@ class Album:
 
     def picture(self, index: int) -> np.ndarray:
         """Returns a picture, uint8 [32, 32, 3]."""
-        return draw_picture(*self._drawn(index), f"{self.name}:{index}".encode())
+        return with_noise(self.clean(index), f"{self.name}:{index}".encode())
+
+    def clean(self, index: int) -> np.ndarray:
+        """Returns a picture before noise is added to it, uint8 [32, 32, 3]."""
+        return draw_picture(*self._drawn(index))
 
     def _drawn(self, index: int) -> tuple[Scene | Document, Draw]:
         draw = Draw(zlib.crc32(f"{SEED} {self.name}:{index}".encode()))

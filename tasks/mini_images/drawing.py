@@ -61,18 +61,17 @@ def _shape(thing: Object, draw: Draw) -> np.ndarray:
     return inside
 
 
-def draw_picture(meaning: Scene | Document, draw: Draw, noise: bytes) -> np.ndarray:
-    """Draws a picture.
+def draw_picture(meaning: Scene | Document, draw: Draw) -> np.ndarray:
+    """Draws a picture without its noise.
 
     Args:
       meaning: what to show.
       draw: chooses the background's gray, and where exactly a thing stands in its room.
-      noise: seed of the noise.
 
     Returns:
       uint8 [32, 32, 3].
     """
-    canvas = np.full((SIZE, SIZE, 3), draw.below(40), np.int16)
+    canvas = np.full((SIZE, SIZE, 3), draw.below(40), np.uint8)
     if isinstance(meaning, Document):
         ink = np.zeros((SIZE, SIZE), bool)
         top, left = draw.below(4), draw.below(2)
@@ -80,7 +79,7 @@ def draw_picture(meaning: Scene | Document, draw: Draw, noise: bytes) -> np.ndar
             _word(ink, field, LINE * line + top, left)
             _word(ink, word, LINE * line + top, left + CELL * 4)
         canvas[ink] = COLORS[draw.pick(tuple(COLORS))]
-        return _noisy(canvas, noise)
+        return canvas
     for place, thing in meaning.things:
         y, x = (SIZE // 2 * side for side in divmod(place, 2))
         ink = np.zeros((SIZE, SIZE), bool)
@@ -90,10 +89,20 @@ def draw_picture(meaning: Scene | Document, draw: Draw, noise: bytes) -> np.ndar
             top = y + LINE * draw.below(2) + draw.below(4)
             _word(ink, thing.word, top, x + draw.below(2))
         canvas[ink] = COLORS[thing.color]
-    return _noisy(canvas, noise)
+    return canvas
 
 
-def _noisy(canvas: np.ndarray, seed: bytes) -> np.ndarray:
-    stream = hashlib.shake_256(seed).digest(canvas.size)
-    noise = np.frombuffer(stream, np.uint8).reshape(canvas.shape) % (2 * NOISE + 1)
-    return np.clip(canvas + noise.astype(np.int16) - NOISE, 0, 255).astype(np.uint8)
+def with_noise(picture: np.ndarray, seed: bytes) -> np.ndarray:
+    """Adds to each value of a picture a whole number of -`NOISE` to `NOISE`.
+
+    Args:
+      picture: uint8 [32, 32, 3].
+      seed: of the noise.
+
+    Returns:
+      uint8 [32, 32, 3].
+    """
+    stream = hashlib.shake_256(seed).digest(picture.size)
+    noise = np.frombuffer(stream, np.uint8).reshape(picture.shape) % (2 * NOISE + 1)
+    noisy = picture.astype(np.int16) + noise.astype(np.int16) - NOISE
+    return np.clip(noisy, 0, 255).astype(np.uint8)

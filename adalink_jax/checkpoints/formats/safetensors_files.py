@@ -171,6 +171,7 @@ def write_tensors(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, str] | None = None,
     packed: Container[str] = (),
+    halved: bool = False,
 ) -> str:
     """Writes float32 tensors to a safetensors file; only one is in memory at a time.
 
@@ -180,6 +181,7 @@ def write_tensors(
       read: name → the tensor.
       metadata: strings for the header, or None.
       packed: names of tensors that are bytes, uint8, instead.
+      halved: whether the others are stored, and given, as bfloat16.
 
     Returns:
       The file's SHA-256, 64 hexadecimal digits.
@@ -188,11 +190,15 @@ def write_tensors(
       OSError: the file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    kinds = {name: ("U8", "u1") if name in packed else ("F32", "<f4") for name in shapes}
+    numbers = "BF16" if halved else "F32"
+    kinds = {
+        name: ("U8", np.dtype("u1")) if name in packed else (numbers, _DTYPES[numbers])
+        for name in shapes
+    }
     end = 0
     for name, shape in shapes.items():
         kind, dtype = kinds[name]
-        start, end = end, end + np.dtype(dtype).itemsize * math.prod(shape)
+        start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # Aligns the contents.
@@ -207,7 +213,7 @@ def write_tensors(
         put(text)
         for name, shape in shapes.items():
             array, (kind, dtype) = read(name), kinds[name]
-            if array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
+            if array.shape != tuple(shape) or array.dtype != dtype:
                 raise ValueError(f"{name}: {array.dtype} {array.shape}, expected {kind} {shape}")
             put(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
             del array  # Frees it before the next one is read.

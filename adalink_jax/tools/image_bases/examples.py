@@ -1,13 +1,24 @@
-"""The image world's examples in memory, pixels among them, for training its bases."""
+"""The image world's examples in memory, pixels among them, for training its bases.
+
+They are drawn and tokenized once, and kept in a file. A training that finds its files needs neither
+SeqIO nor TensorFlow, so it runs on a machine that has JAX alone.
+"""
 
 import dataclasses
 import functools
+import hashlib
+import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+import adalink_jax
+from adalink_jax import files
 from adalink_jax.data import corpus
+from adalink_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,35 +31,111 @@ class Examples:
         an example has no picture; `task` int32 [N].
       tasks: the tasks in the order of their numbers.
       chances: float64 [N], how often an example is drawn.
+      noise: the most that is still to be added to a pixel, or taken from it. Pictures to train on
+        get new noise in each step; those to validate with have theirs, and this is 0.
+      classes: number of `classes` of each kind.
+      vocabulary: the identity of the texts' vocabulary.
     """
 
     arrays: Mapping[str, np.ndarray]
     tasks: tuple[str, ...]
     chances: np.ndarray
+    noise: int
+    classes: tuple[int, ...]
+    vocabulary: str
 
-    def batch(self, size: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draws some examples."""
-        rows = np.searchsorted(np.cumsum(self.chances), draw.random(size) * self.chances.sum())
-        return {name: array[rows] for name, array in self.arrays.items()}
+    def rows(self, size: int, draw: np.random.Generator) -> np.ndarray:
+        """Draws some examples; returns their numbers, int32 [size]."""
+        ends = self._ends
+        return np.searchsorted(ends, draw.random(size) * ends[-1], side="right").astype(np.int32)
+
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.chances)
 
 
-def load(mixture: str, split: str) -> Examples:
-    """Draws and tokenizes a split of a mixture of the image world.
+def load(mixture: str, split: str, folder: pathlib.Path) -> Examples:
+    """Reads a split of a mixture of the image world; draws and tokenizes it at first.
 
     Args:
       mixture: its registered name.
       split: "train" or "validation".
+      folder: where it is kept. Its file's name has a hash of the code of all tasks, so other code
+        draws anew.
+
+    Raises:
+      UserError: its file is damaged.
     """
+    path = folder / f"{mixture}.{split}.{_code()[:16]}.npz"
+    if not path.exists():
+        drawn = _drawn(mixture, split)
+        with files.replaced_file(path) as file:
+            np.savez_compressed(file, **_packed(drawn))
+    try:
+        with np.load(path) as stored:
+            return _unpacked(dict(stored))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged; remove it to draw its examples anew") from error
+
+
+def _code() -> str:
+    """Returns a hash of the modules that draw, which are not imported."""
+    code = hashlib.sha256()
+    folder = pathlib.Path(adalink_jax.__file__).parent.parent / "tasks"
+    for file in sorted(folder.rglob("*.py")):
+        code.update(file.read_bytes())
+    return code.hexdigest()
+
+
+def _packed(examples: Examples) -> dict[str, Any]:
+    """Returns the arrays of a file: ids and labels in 16 bits, which hold all of them."""
+    about = {
+        field.name: np.array(getattr(examples, field.name))
+        for field in dataclasses.fields(examples)
+        if field.name != "arrays"
+    }
+    small = {
+        name: array if array.dtype == np.uint8 else array.astype(np.int16)
+        for name, array in examples.arrays.items()
+    }
+    return about | {f"arrays/{name}": array for name, array in small.items()}
+
+
+def _unpacked(stored: Mapping[str, np.ndarray]) -> Examples:
+    wide = {
+        name.removeprefix("arrays/"): array if array.dtype == np.uint8 else array.astype(np.int32)
+        for name, array in stored.items()
+        if name.startswith("arrays/")
+    }
+    return Examples(
+        arrays=wide,
+        tasks=tuple(stored["tasks"].tolist()),
+        chances=stored["chances"],
+        noise=int(stored["noise"]),
+        classes=tuple(stored["classes"].tolist()),
+        vocabulary=str(stored["vocabulary"]),
+    )
+
+
+def _drawn(mixture: str, split: str) -> Examples:
     found = corpus.mixture(mixture)
-    parts = [_read(name, split, number) for number, name in enumerate(found.tasks)]
+    from tasks.mini_images.drawing import NOISE
+
+    noise = NOISE if split == "train" else 0
+    parts = [_read(name, split, number, noise > 0) for number, name in enumerate(found.tasks)]
     counts = [len(part["task"]) for part in parts]
     rates = [rate / count for rate, count in zip(found.rates, counts, strict=True)]
-    arrays = {name: [part[name] for part in parts] for name in parts[0]}
-    joined = {name: _joined(some) for name, some in arrays.items()}
-    return Examples(joined, found.tasks, np.repeat(rates, counts))
+    return Examples(
+        arrays={name: _joined([part[name] for part in parts]) for name in parts[0]},
+        tasks=found.tasks,
+        chances=np.repeat(rates, counts),
+        noise=noise,
+        classes=tuple(map(len, classes())),
+        vocabulary=corpus.vocabulary_identity(found.vocabulary),
+    )
 
 
-def _read(task: str, split: str, number: int) -> dict[str, np.ndarray]:
+def _read(task: str, split: str, number: int, clean: bool) -> dict[str, np.ndarray]:
     from tasks.mini_images import raw, tuned
 
     tokens = corpus.tokens(task, split)
@@ -61,7 +148,8 @@ def _read(task: str, split: str, number: int) -> dict[str, np.ndarray]:
     arrays["labels"] = np.full((count, 3, 16), -1, np.int32)
     if source is not None:
         album = source.albums[split]
-        arrays["pixels"][:] = [album.picture(i) for i in range(count)]
+        draw = album.clean if clean else album.picture
+        arrays["pixels"][:] = [draw(i) for i in range(count)]
         arrays["labels"][:] = [patches(album.meaning(i)) for i in range(count)]
     return arrays
 
