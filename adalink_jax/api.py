@@ -77,7 +77,7 @@ def finetune(
     The same call again resumes a run that was stopped, or returns the result of a finished run.
 
     Args:
-      base: a checkpoint's path, the name of an embedded base ("mini", "mini_raw"), or the result
+      base: a checkpoint's path, the name of an embedded base (such as "mini"), or the result
         of `load_base`.
       method: the method to train, e.g. ``AdaLink(rank=4)``. Its optimizer and learning rate come
         from its gin file.
