@@ -99,7 +99,7 @@ def serving(folder: pathlib.Path) -> Iterator[tuple[int, int]]:
                 if process.poll() is not None:
                     log.seek(0)
                     raise SystemExit(log.read().decode())
-                time.sleep(0.2)
+                time.sleep(0.2)  # Another process says only when asked that it is ready.
             yield process.pid, port
         finally:
             process.terminate()

@@ -307,7 +307,8 @@ class Attention(nn.Module):
         y = jax.nn.dot_product_attention(q, k, v, bias, mask, scale=1.0, implementation="cudnn")
         if mask is None:
             return y
-        # Of a query that sees no key, which is padding, the kernel's gradients are no number's.
+        # A query that sees no key is padding. The kernel's gradients of keys and values for it are
+        # not those of the mean that softmax gives there, so it gets none.
         seen = jnp.any(mask, axis=-1).transpose(0, 2, 1)[..., None]
         return jnp.where(seen, y, 0)
 

@@ -61,8 +61,8 @@ def openai(answers: Answers) -> fastapi.APIRouter:
 
         def piece(text: str, reason: Any) -> schemas.ChatCompletion:
             choice = schemas.ChatChoice(delta=schemas.Said(content=text), finish_reason=reason)
-            about["object"] = "chat.completion.chunk"
-            return schemas.ChatCompletion(**about, choices=[choice])
+            kind = "chat.completion.chunk"
+            return schemas.ChatCompletion(**about, object=kind, choices=[choice])
 
         if asked.stream:
             return _streamed(answers, asked, row, piece, client)
