@@ -28,7 +28,6 @@ import numpy as np  # noqa: E402
 from adalink_jax.adapters.probe import has_transformers  # noqa: E402
 from adalink_jax.checkpoints import StoredBase, save_base  # noqa: E402
 from adalink_jax.checkpoints.architecture import expected_shapes  # noqa: E402
-from adalink_jax.models.t5 import T5Config  # noqa: E402
 from benchmarks import shapes, timing  # noqa: E402
 
 _LIBRARIES = "import adalink_jax.checkpoints, tensorstore"
@@ -69,7 +68,7 @@ def main(arguments: list[str]) -> None:
     """Measures and reports."""
     options = timing.parser(__doc__, rounds=1).parse_args(arguments)
     load = os.getloadavg()
-    config = shapes.toy(0.0) if options.small else t5_1_1_base()
+    config = shapes.toy(0.0) if options.small else shapes.t5_1_1("base", 0.0)
     arrays = {name: _Random(shape) for name, shape in expected_shapes(config).items()}
     rows = [measured("libraries", _LIBRARIES)]
     with tempfile.TemporaryDirectory() as folder:
@@ -87,20 +86,6 @@ def main(arguments: list[str]) -> None:
             print("transformers skipped: it is not installed")
     count = sum(int(np.prod(array.shape)) for array in arrays.values())
     timing.report("convert_memory", rows, {"parameters": count}, ({}, {}), load, options.out)
-
-
-def t5_1_1_base() -> T5Config:
-    """Returns T5 1.1 base's architecture."""
-    return T5Config(
-        vocab_size=32128,
-        emb_dim=768,
-        num_heads=12,
-        num_encoder_layers=12,
-        num_decoder_layers=12,
-        head_dim=64,
-        mlp_dim=2048,
-        mlp_activations=("gelu", "linear"),
-    )
 
 
 if __name__ == "__main__":

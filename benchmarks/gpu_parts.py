@@ -44,7 +44,7 @@ from adalink_jax.tools.cost.counts import Shape, traced_flops  # noqa: E402
 from adalink_jax.tools.cost.programs import default_optimizer  # noqa: E402
 from adalink_jax.training.state import TrainState, abstract_state  # noqa: E402
 from adalink_jax.training.step import in_place, make_train_step  # noqa: E402
-from benchmarks import matrix_products, mixed_batch, shapes, timing  # noqa: E402
+from benchmarks import matrix_products, mixed_batch, other_frameworks, shapes, timing  # noqa: E402
 from benchmarks.train_step import make_batch  # noqa: E402
 
 # Steps that are timed, after others that are not: at most so many, and so many seconds.
@@ -375,27 +375,10 @@ def peft(settings: Settings, tell: Tell) -> None:
 def _peft_model(config: T5Config, device: str) -> Any:
     import torch
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    network = transformers.T5Config(
-        vocab_size=config.vocab_size,
-        d_model=config.emb_dim,
-        d_kv=config.head_dim,
-        d_ff=config.mlp_dim,
-        num_layers=config.num_encoder_layers,
-        num_decoder_layers=config.num_decoder_layers,
-        num_heads=config.num_heads,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=config.dropout_rate,
-        **{"decoder_start_token_id": 0, "use_cache": False},
-    )
-    lora = LoraConfig(
-        task_type="SEQ_2_SEQ_LM",
-        r=METHODS["lora"]["rank"],
-        lora_alpha=16,
-        lora_dropout=0.0,
-        target_modules=r"encoder\..*\.(q|k|v|o|wi_0|wi_1|wo)",
-    )
+    network = other_frameworks.transformers_config(config)
+    lora = other_frameworks.lora_config(METHODS["lora"]["rank"])
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
         model = transformers.T5ForConditionalGeneration(network)

@@ -12,6 +12,7 @@ above the table has its bounds. "of encoder's" is the part of the step with the 
 step itself, so that is what is left of it at best.
 """
 
+import dataclasses
 import os
 import pathlib
 import statistics
@@ -37,33 +38,9 @@ from adalink_jax.models.vision.encoder import ImageEncoder  # noqa: E402
 from adalink_jax.models.vision.preprocessing import Preprocessing  # noqa: E402
 from adalink_jax.models.vision.vit import ViT, ViTConfig  # noqa: E402
 from adalink_jax.training import state as states  # noqa: E402
-from benchmarks import matrix_products, timing, train_step  # noqa: E402
+from benchmarks import matrix_products, shapes, timing, train_step  # noqa: E402
 
 INPUTS, TARGETS = 32, 16
-
-
-def flan_t5_base(width: int) -> T5Config:
-    """Returns FLAN-T5 base's architecture with a projection of images of this width."""
-    return T5Config(
-        vocab_size=32128,
-        emb_dim=768,
-        num_heads=12,
-        num_encoder_layers=12,
-        num_decoder_layers=12,
-        head_dim=64,
-        mlp_dim=2048,
-        mlp_activations=("gelu", "linear"),
-        dropout_rate=0.1,
-        image_width=width,
-    )
-
-
-def toy(width: int) -> T5Config:
-    """Returns an architecture that runs in seconds."""
-    return T5Config(
-        vocab_size=48, emb_dim=16, num_heads=2, num_encoder_layers=1, num_decoder_layers=1,
-        head_dim=8, mlp_dim=24, mlp_activations=("gelu", "linear"), image_width=width,
-    )  # fmt: skip
 
 
 def encoder_of(config: ViTConfig) -> ImageEncoder:
@@ -118,7 +95,8 @@ def main(arguments: list[str]) -> None:
     vit = ViTConfig(768, 12, 12, 3072, patch_size=16, image_size=224, class_token="kept")
     if options.small:
         vit = ViTConfig(16, 1, 2, 24, patch_size=8, image_size=16, class_token="kept")
-    config, load = (toy if options.small else flan_t5_base)(vit.width), os.getloadavg()
+    text, load = shapes.toy(0.1) if options.small else shapes.t5_1_1("base", 0.1), os.getloadavg()
+    config = dataclasses.replace(text, image_width=vit.width)
     with tempfile.TemporaryDirectory() as folder, on_mesh(make_mesh()):
         steps = candidates(encoder_of(vit), config, options.batch, pathlib.Path(folder))
         wall, cpu = timing.interleaved(steps, options.rounds)

@@ -127,21 +127,7 @@ def transformers_networks(config: T5Config, rank: int, prompt_length: int) -> di
         print(f"transformers and peft are skipped: {error}")
         return {}
     torch.set_num_threads(timing.cores())
-    gated = len(config.mlp_activations) > 1
-    torch_config = transformers.T5Config(
-        vocab_size=config.vocab_size,
-        d_model=config.emb_dim,
-        d_kv=config.head_dim,
-        d_ff=config.mlp_dim,
-        num_layers=config.num_encoder_layers,
-        num_decoder_layers=config.num_decoder_layers,
-        num_heads=config.num_heads,
-        feed_forward_proj=f"gated-{config.mlp_activations[0]}" if gated else "relu",
-        tie_word_embeddings=config.logits_via_embedding,
-        dropout_rate=config.dropout_rate,
-        decoder_start_token_id=0,
-        use_cache=False,
-    )
+    torch_config = transformers_config(config)
 
     def network():
         model = transformers.T5ForConditionalGeneration(torch_config)
@@ -156,17 +142,45 @@ def transformers_networks(config: T5Config, rank: int, prompt_length: int) -> di
     except ImportError as error:
         print(f"peft is skipped: {error}")
         return networks
-    lora = peft.LoraConfig(
+    lora = lora_config(rank)
+    prompt = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=prompt_length)
+    for name, method in (("peft, lora", lora), ("peft, prompt_tuning", prompt)):
+        networks[name] = peft.get_peft_model(network(), method)
+    return networks
+
+
+def transformers_config(config: T5Config) -> Any:
+    """Returns transformers' configuration of an architecture."""
+    import transformers
+
+    gated = len(config.mlp_activations) > 1
+    return transformers.T5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.emb_dim,
+        d_kv=config.head_dim,
+        d_ff=config.mlp_dim,
+        num_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_decoder_layers,
+        num_heads=config.num_heads,
+        feed_forward_proj=f"gated-{config.mlp_activations[0]}" if gated else "relu",
+        tie_word_embeddings=config.logits_via_embedding,
+        dropout_rate=config.dropout_rate,
+        decoder_start_token_id=0,
+        use_cache=False,
+    )
+
+
+def lora_config(rank: int) -> Any:
+    """Returns peft's LoRA on every linear layer of the encoder."""
+    import peft
+
+    return peft.LoraConfig(
         task_type="SEQ_2_SEQ_LM",
         r=rank,
         lora_alpha=16,
         lora_dropout=0.0,
         target_modules=r"encoder\..*\.(q|k|v|o|wi|wi_0|wi_1|wo)",
     )
-    prompt = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=prompt_length)
-    for name, method in (("peft, lora", lora), ("peft, prompt_tuning", prompt)):
-        networks[name] = peft.get_peft_model(network(), method)
-    return networks
 
 
 def torch_step(model: Any, batch: Mapping[str, np.ndarray]) -> Callable[[], None]:

@@ -47,7 +47,7 @@ from adalink_jax.tools.serving.engine import Engine  # noqa: E402
 from adalink_jax.tools.serving.requests import Request  # noqa: E402
 from adalink_jax.tools.serving.service import Limits, Service  # noqa: E402
 from adalink_jax.tools.serving.shelf import Shelf  # noqa: E402
-from benchmarks import shapes, timing  # noqa: E402
+from benchmarks import other_frameworks, shapes, timing  # noqa: E402
 
 LABELS = ("yes", "no")
 METHOD = LoRA(rank=4, alpha=16.0, dropout_rate=0.0, stacks=("encoder",))
@@ -212,17 +212,8 @@ def peft_calls(config: T5Config, requests: list[Request], batch: int) -> dict[st
         print(f"peft is skipped: {error}")
         return {}
     torch.set_num_threads(timing.cores())
-    network = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=config.vocab_size, d_model=config.emb_dim, d_kv=config.head_dim,
-            d_ff=config.mlp_dim, num_layers=config.num_encoder_layers,
-            num_decoder_layers=config.num_decoder_layers, num_heads=config.num_heads,
-            feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
-        )
-    )  # fmt: skip
-    lora = peft.LoraConfig(
-        r=METHOD.rank, lora_alpha=16, target_modules=r"encoder\..*\.(q|k|v|o|wi_0|wi_1|wo)"
-    )
+    network = transformers.T5ForConditionalGeneration(other_frameworks.transformers_config(config))
+    lora = other_frameworks.lora_config(METHOD.rank)
     names = sorted({request.name for request in requests})
     model = peft.get_peft_model(network, lora, adapter_name=names[0])
     for name in names[1:]:

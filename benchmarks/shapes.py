@@ -19,18 +19,19 @@ def flan_t5_small(dropout_rate: float) -> T5Config:
 
 
 def t5_1_1(size: str, dropout_rate: float) -> T5Config:
-    """Returns T5 1.1's architecture of a size: "large", "xl" or "xxl"."""
-    emb_dim, num_heads, mlp_dim = {
-        "large": (1024, 16, 2816),
-        "xl": (2048, 32, 5120),
-        "xxl": (4096, 64, 10240),
+    """Returns T5 1.1's architecture of a size: "base", "large", "xl" or "xxl"."""
+    layers, emb_dim, num_heads, mlp_dim = {
+        "base": (12, 768, 12, 2048),
+        "large": (24, 1024, 16, 2816),
+        "xl": (24, 2048, 32, 5120),
+        "xxl": (24, 4096, 64, 10240),
     }[size]
     return T5Config(
         vocab_size=32128,
         emb_dim=emb_dim,
         num_heads=num_heads,
-        num_encoder_layers=24,
-        num_decoder_layers=24,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
         head_dim=64,
         mlp_dim=mlp_dim,
         mlp_activations=("gelu", "linear"),

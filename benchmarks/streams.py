@@ -36,12 +36,10 @@ from adalink_jax.data.ragged import Ragged  # noqa: E402
 from adalink_jax.distributed.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
 from adalink_jax.methods.base import Method  # noqa: E402
 from adalink_jax.models import parameters  # noqa: E402
-from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
-from adalink_jax.training import optimizers  # noqa: E402
+from adalink_jax.models.t5 import T5Config  # noqa: E402
 from adalink_jax.training import state as states  # noqa: E402
-from adalink_jax.training.step import make_train_step  # noqa: E402
 from benchmarks import other_frameworks, shapes, timing  # noqa: E402
-from benchmarks.train_step import RANK, methods  # noqa: E402
+from benchmarks.train_step import RANK, method_steps, methods  # noqa: E402
 
 Batches = list[dict[str, np.ndarray]]
 # transformers sorts by length among this many batches.
@@ -105,29 +103,6 @@ def theirs(task: str, sizes: Sizes, grouped: bool) -> tuple[Batches, int]:
     return batches, len(chosen) * sizes.rows
 
 
-def trains(config: T5Config, method: Method, base: Any, mesh: Any) -> Callable[[Batches], Callable]:
-    """Returns a function of batches, which returns a call that trains on each of them."""
-    schedule = optimizers.factors()
-    optimizer = optimizers.adafactor(schedule, multiply_by_parameter_scale=False, factored=False)
-    optimizer = optimizers.per_module(optimizer, method)
-    adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
-    step = jax.jit(make_train_step(Transformer(config, method), optimizer, schedule))
-    state = states.create(config, method, base, adapter, optimizer, mesh)
-
-    def on(batches: Batches) -> Callable[[], None]:
-        placed = [place_batch(batch, mesh) for batch in batches]
-
-        def run() -> None:
-            now = state
-            for batch in placed:
-                now, metrics = step(now, batch, jax.random.key(0))
-            jax.block_until_ready(metrics)
-
-        return run
-
-    return on
-
-
 def peft_trains(config: T5Config) -> Callable[[Batches], Callable] | None:
     """Returns the same of peft's LoRA; None where it is not installed."""
     network = other_frameworks.transformers_networks(config, RANK, 1).get("peft, lora")
@@ -154,14 +129,17 @@ def candidates(
         config, Method(), parameters.init_base(config, jax.random.key(0)), mesh
     )
     paper = methods(1)
-    adalink, lora = (trains(config, paper[name], base, mesh) for name in ("adalink", "lora"))
+    adalink, lora = (method_steps(config, paper[name], base, mesh) for name in ("adalink", "lora"))
     bucketed = ours(task, sizes)
-    yield "adalink", adalink(bucketed[0]), *bucketed
-    yield "lora", lora(bucketed[0]), *bucketed
     packed = ours(task, sizes, packing=True)
-    yield "adalink, packed", adalink(packed[0]), *packed
     narrow = ours(task, sizes, packing=True, packed_targets=sizes.targets)
-    yield "adalink, packed as T5X", adalink(narrow[0]), *narrow
+    for name, steps, (batches, count) in (
+        ("adalink", adalink, bucketed),
+        ("lora", lora, bucketed),
+        ("adalink, packed", adalink, packed),
+        ("adalink, packed as T5X", adalink, narrow),
+    ):
+        yield name, steps([place_batch(batch, mesh) for batch in batches]), batches, count
     if peft := peft_trains(config):
         for name, grouped in (("peft lora", False), ("peft lora, grouped", True)):
             made = theirs(task, sizes, grouped)

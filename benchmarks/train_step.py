@@ -27,7 +27,7 @@ import os
 import pathlib
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,13 @@ def methods(prompt_length: int) -> dict[str, Method]:
 
 def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: Mesh) -> Step:
     """Returns one training step, compiled as in `adalink_jax.runs.train`."""
+    return method_steps(config, method, base, mesh)([batch])
+
+
+def method_steps(
+    config: T5Config, method: Method, base: Any, mesh: Mesh
+) -> Callable[[Sequence[Any]], Step]:
+    """Returns a function of batches, which returns a call that takes a step on each of them."""
     adapters = not method.trains_base
     schedule = optimizers.factors()
     optimizer = optimizers.adafactor(
@@ -91,11 +98,16 @@ def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: M
     step = make_train_step(Transformer(config, method), optimizer, schedule)
     compiled, key = jax.jit(step, donate_argnums=0), jax.random.key(0)
 
-    def run() -> None:
-        state[0], metrics = compiled(state[0], batch, key)
-        jax.block_until_ready(metrics)
+    def on(batches: Sequence[Any]) -> Step:
+        def run() -> None:
+            metrics = None
+            for batch in batches:
+                state[0], metrics = compiled(state[0], batch, key)
+            jax.block_until_ready(metrics)
 
-    return run
+        return run
+
+    return on
 
 
 @dataclasses.dataclass(frozen=True)
