@@ -17,6 +17,7 @@ from adalink_jax.checkpoints.encoders import EMBEDDED_ENCODER, load_image_encode
 from adalink_jax.checkpoints.fingerprint import file_sha256
 from adalink_jax.errors import UserError
 from adalink_jax.runs.setup import vocabulary_of
+from adalink_jax.tools import stages
 from adalink_jax.tools.image_bases import command, examples
 from tasks.mini_images import raw, tuned
 from tasks.mini_images.drawing import NOISE
@@ -98,14 +99,14 @@ def test_examples_of_a_mixture_come_at_its_rates(small, tmp_path):
 def test_a_stopped_training_ends_as_one_that_was_not(small, tmp_path, monkeypatch, capsys):
     assert cli.main(["pretrain-images", str(tmp_path / "whole"), *FLAGS]) == 0
     monkeypatch.setattr(command, "_SAVED_EVERY", 0.0)
-    saved = command._save
+    saved = stages.save
 
-    def stopping(path, begun, step, *trees):
-        saved(path, begun, step, *trees)
-        if step == 2:
+    def stopping(path, begun, progress, *trees):
+        saved(path, begun, progress, *trees)
+        if progress["step"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_save", stopping)
+    monkeypatch.setattr(stages, "save", stopping)
     for _ in range(3):  # Each stage is stopped once; the last one ends with its second step.
         assert cli.main(["pretrain-images", str(tmp_path / "parts"), *FLAGS]) != 0
     assert cli.main(["pretrain-images", str(tmp_path / "parts"), *FLAGS]) == 0
@@ -148,22 +149,11 @@ def test_drawn_examples_are_trained_on_without_tensorflow(small, tmp_path, monke
         examples.load("mini_image_raw", "train", tmp_path / "examples")
 
 
-def test_what_comes_from_another_training_is_not_gone_on_with(tmp_path):
-    path, tree = tmp_path / "raw.state.safetensors", {"a": np.ones(3, np.float32)}
-    assert command._restored(path, "one", tree)[0] == 0
-    command._save(path, "one", 7, tree)
-    step, found = command._restored(path, "one", {"a": np.zeros(3, np.float32)})
-    assert step == 7 and found["a"].tolist() == [1, 1, 1]
-    with pytest.raises(UserError, match="begun from other parameters"):
-        command._restored(path, "another", tree)
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match="is damaged"):
-        command._restored(path, "one", tree)
-
-
 def test_steps_are_counted_from_one(tmp_path, capsys):
     assert cli.main(["pretrain-images", str(tmp_path), "--encoder_steps=0"]) == 2
     assert "--encoder_steps is 0; expected 1 or more" in capsys.readouterr().err
+    assert cli.main(["pretrain-images", str(tmp_path), "--seed=-1"]) == 2
+    assert "--seed is -1; expected 0 or more" in capsys.readouterr().err
 
 
 def test_what_comes_with_the_package_is_found_by_name():

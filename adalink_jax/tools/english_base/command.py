@@ -20,9 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adalink_jax.checkpoints.bases import load_base
+from adalink_jax.checkpoints.fingerprint import file_sha256, fingerprint
 from adalink_jax.errors import UserError
+from adalink_jax.tools import stages
 from adalink_jax.tools.english_base import corpus as corpora
-from adalink_jax.tools.english_base import examples, saving, scoring, training
+from adalink_jax.tools.english_base import examples, scoring, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: a flag is out of range, DATA is not a folder of data, or a state is damaged.
     """
-    if arguments.seconds <= 0 or arguments.rows < 2 or arguments.steps < 1:
-        raise UserError("--seconds must be above 0, --rows 2 or more, and --steps 1 or more")
+    if arguments.seconds <= 0 or arguments.rows < 2 or arguments.steps < 1 or arguments.seed < 0:
+        raise UserError(
+            "--seconds must be above 0, --rows 2 or more, --steps 1 or more, and --seed 0 or more"
+        )
     data, out = pathlib.Path(arguments.data), pathlib.Path(arguments.out)
     if not (data / "data.json").exists():
         raise UserError(f"{data} is not a folder that `adalink english-data` wrote")
@@ -94,6 +99,7 @@ class _Trainer:
         self._config = dataclasses.replace(
             training.CONFIG, dtype=jnp.bfloat16 if fast else jnp.float32
         )
+        self._data_sha256 = file_sha256(data / "data.json")
         self.log(event="start", backend=jax.default_backend(), jax=jax.__version__)
         self._corpus = corpora.load(data, self._config.dtype)
         jax.block_until_ready(self._corpus.embeddings)
@@ -132,10 +138,22 @@ class _Trainer:
         """Trains a stage from its last saved state, or from the end of the stage before it."""
         path = self._out / f"{stage.name}.state.safetensors"
         seconds = stage.share * self._arguments.seconds
-        self._tree, self._state, spent, step = saving.restored(path, self._tree, self._state)
+        origin = f"{fingerprint(self._tree)} {self._data_sha256}"
+        done, self._tree, self._state = stages.restored(path, origin, self._tree, self._state)
+        spent, step = done.get("spent", 0.0), int(done.get("step", 0))
         if spent >= seconds:
             self.log(event="stage was done", stage=stage.name)
-            return
+        else:
+            self._go_on(stage, path, origin, spent, step)
+            self.log(event="scores", stage=stage.name, **self._scorer.look(self._tree["model"]))
+        if stage.writes:
+            self._write_base(stage.writes)
+
+    def _go_on(
+        self, stage: Stage, path: pathlib.Path, origin: str, spent: float, step: int
+    ) -> None:
+        """Trains until the stage's seconds are spent."""
+        seconds = stage.share * self._arguments.seconds
         if stage.instructs and self._examples is None:
             self._examples = examples.Examples(
                 self._data,
@@ -163,11 +181,9 @@ class _Trainer:
                 self.log(event="step", stage=stage.name, step=step, spent=spent, **means)
                 said, sums = spent / seconds, {}
             if time.monotonic() - saved > _SAVED_EVERY or spent >= seconds:
-                saving.save(path, self._tree, self._state, spent, step)
+                progress = {"spent": spent, "step": step}
+                stages.save(path, origin, progress, self._tree, self._state)
                 saved = time.monotonic()
-        if stage.writes:
-            saving.write_parts(self._out, stage.writes, self._tree["model"])
-        self.log(event="scores", stage=stage.name, **self._scorer.look(self._tree["model"]))
 
     def _program(self, stage: Stage, done: float, step: int, instructs: bool) -> dict[str, Any]:
         """Takes some steps; returns the means of the losses."""
@@ -179,24 +195,25 @@ class _Trainer:
             assert self._examples is not None
             each, shared, program = self._examples.batch(shape, rng), (), self._instruct
         else:
-            first = (
-                (1 + STAGES.index(stage)) * 10_000_000 + step + self._arguments.seed * 100_000_000
-            )
-            each = np.arange(first, first + shape[0], dtype=np.uint32)
+            drawn = np.random.SeedSequence((self._arguments.seed, STAGES.index(stage), step))
+            each = drawn.generate_state(shape[0])
             shared, program = (self._corpus, jnp.float32(stage.prefix)), self._denoise
         self._tree, self._state, parts = program(self._tree, self._state, rate, each, shared)
         return jax.device_get(parts)
 
+    def _write_base(self, name: str) -> None:
+        made = json.loads((self._data / "data.json").read_text())
+        vocabulary = file_sha256(self._data / "vocabulary.model")
+        data = {"name": "english", "vocabulary": vocabulary, "text": made["text_sha256"]}
+        about = {"seed": self._arguments.seed, "seconds": self._arguments.seconds, "data": data}
+        stages.write_base(self._out / name, self._tree["model"], training.CONFIG, about)
+
     def finish(self) -> None:
-        """Writes both bases as folders, and fine-tunes them on GLUE while there is time."""
-        about = {"seed": self._arguments.seed, "seconds": self._arguments.seconds}
-        for stage in STAGES:
-            if stage.writes:
-                saving.write_base(self._out, stage.writes, training.CONFIG, self._data, about)
+        """Scores the tuned base, and fine-tunes both on GLUE while there is time."""
         self.log(event="scores", base="tuned", **self._scorer.unchanged(self._tree["model"]))
         until = time.monotonic() + self._arguments.score_seconds
         for name in ("tuned", "raw"):
             if time.monotonic() < until:
-                params = jax.tree.map(jnp.asarray, saving.read_parts(self._out, name))
-                scores = self._scorer.fine_tune(params, until)
+                _, params = load_base(str(self._out / name))
+                scores = self._scorer.fine_tune(jax.tree.map(jnp.asarray, params), until)
                 self.log(event="fine-tuned", base=name, **scores)

@@ -25,11 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
 
-from adalink_jax import files
-from adalink_jax.checkpoints.adapters import save_adapter
 from adalink_jax.checkpoints.encoders import (
     image_encoder,
     load_image_encoder,
@@ -41,6 +37,7 @@ from adalink_jax.models.parameters import init_base
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.models.vision.preprocessing import Preprocessing
 from adalink_jax.models.vision.vit import ViT, ViTConfig
+from adalink_jax.tools import stages
 from adalink_jax.tools.image_bases import examples as image_examples
 from adalink_jax.training.losses import cross_entropy
 
@@ -115,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, count in steps.items():
         if count < 1:
             raise UserError(f"--{name}_steps is {count}; expected 1 or more")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; expected 0 or more")
     if arguments.draw_only:
         for mixture in {stage.mixture for stage in STAGES}:
             for split in ("train", "validation"):
@@ -131,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _write_encoder(folder: pathlib.Path, params: Any) -> None:
-    encoder = image_encoder(ViT(VISION), _rounded(params), PREPROCESSING)
+    encoder = image_encoder(ViT(VISION), stages.rounded(params), PREPROCESSING)
     if not folder.exists():
         save_image_encoder(folder, encoder, halved=True)
     elif load_image_encoder(folder).fingerprint != encoder.fingerprint:
@@ -139,25 +138,10 @@ def _write_encoder(folder: pathlib.Path, params: Any) -> None:
 
 
 def _write_base(out: pathlib.Path, params: Any, stage: Stage, seed: int) -> None:
-    """Writes a base as full fine-tuning does, in half the bytes; `load_base` reads it."""
-    params = _rounded(params)
     examples = image_examples.load(stage.mixture, "validation", out / _EXAMPLES)
     data = {"name": stage.mixture, "vocabulary": examples.vocabulary}
-    save_adapter(
-        out / stage.name,
-        params,
-        method_name="full",
-        settings={},
-        architecture=TEXT,
-        base_fingerprint=fingerprint(params),
-        metadata={"train_steps": stage.steps, "seed": seed, "data": data},
-        halved=True,
-    )
-
-
-def _rounded(params: Any) -> Any:
-    """Returns float32 parameters with bfloat16's values, so that half the bytes hold them."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
+    about = {"train_steps": stage.steps, "seed": seed, "data": data}
+    stages.write_base(out / stage.name, params, TEXT, about)
 
 
 def _initial(seed: int, out: pathlib.Path) -> dict[str, Any]:
@@ -248,7 +232,9 @@ def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int)
     frozen = {name: tree for name, tree in params.items() if name not in stage.trains}
     trainable = {name: params[name] for name in stage.trains}
     path, begun = out / f"{stage.name}.state.safetensors", fingerprint(params)
-    step, trainable, state = _restored(path, begun, trainable, jax.jit(optimizer.init)(trainable))
+    given = trainable, jax.jit(optimizer.init)(trainable)
+    done, trainable, state = stages.restored(path, begun, *given)
+    step = int(done.get("step", 0))
     if step > stage.steps:
         raise UserError(f"{path} has {step} steps, but --{stage.name}_steps is {stage.steps}")
     if step == stage.steps:
@@ -271,7 +257,7 @@ def _trained(stage: Stage, params: dict[str, Any], out: pathlib.Path, seed: int)
         losses.append(np.asarray(found))
         step = at_once.stop
         if step == stage.steps or time.monotonic() - saved > _SAVED_EVERY:
-            _save(path, begun, step, trainable, state)
+            stages.save(path, begun, {"step": step}, trainable, state)
             taken = np.concatenate(losses)
             pace = (time.monotonic() - saved) / len(taken)
             _tell(out, stage, step, pace, taken, validate(frozen | trainable))
@@ -360,34 +346,3 @@ def _tell(
     about = {"stage": stage.name, "step": step, "seconds_a_step": pace}
     with (out / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(about | {"loss": float(losses.mean()), **validated}) + "\n")
-
-
-def _save(path: pathlib.Path, begun: str, step: int, *trees: Any) -> None:
-    """Writes a stage's state.
-
-    Args:
-      path: its file, which is replaced.
-      begun: the fingerprint of all parameters before the stage.
-      step: number of steps done.
-      *trees: arrays.
-    """
-    leaves = jax.device_get(jax.tree.leaves(trees))
-    arrays = {f"{i:04}": np.asarray(leaf, order="C") for i, leaf in enumerate(leaves)}
-    about = {"begun": begun, "step": str(step)}
-    with files.replaced_file(path) as file:
-        file.write(safetensors.numpy.save(arrays, about))
-
-
-def _restored(path: pathlib.Path, begun: str, *trees: Any) -> tuple[Any, ...]:
-    """Returns the step and the trees of a state's file; without one, 0 and the trees given."""
-    if not path.exists():
-        return 0, *trees
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            about = file.metadata()
-            leaves = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged; remove it to train this stage anew") from error
-    if about["begun"] != begun:
-        raise UserError(f"{path} was begun from other parameters; remove it, or choose another OUT")
-    return int(about["step"]), *jax.tree.unflatten(jax.tree.structure(trees), leaves)
