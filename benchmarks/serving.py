@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -47,7 +46,7 @@ from adalink_jax.tools.serving.engine import Engine  # noqa: E402
 from adalink_jax.tools.serving.requests import Request  # noqa: E402
 from adalink_jax.tools.serving.service import Limits, Service  # noqa: E402
 from adalink_jax.tools.serving.shelf import Shelf  # noqa: E402
-from benchmarks import other_frameworks, shapes, timing  # noqa: E402
+from benchmarks import asking, other_frameworks, shapes, timing  # noqa: E402
 
 LABELS = ("yes", "no")
 METHOD = LoRA(rank=4, alpha=16.0, dropout_rate=0.0, stacks=("encoder",))
@@ -142,11 +141,7 @@ def _client(address: tuple[str, int], bodies: list[list[bytes]], heard: Any) -> 
     async def ask(waiting: asyncio.Queue) -> None:
         reader, writer = await asyncio.open_connection(*address)
         while not waiting.empty():
-            writer.write(waiting.get_nowait())
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            await reader.readexactly(length)
+            assert await asking.answered(reader, writer, waiting.get_nowait()) == 200
         writer.close()
 
     async def rounds() -> None:
@@ -163,9 +158,7 @@ def _client(address: tuple[str, int], bodies: list[list[bytes]], heard: Any) -> 
 
 def _message(request: Request) -> bytes:
     asks = {"text": request.text, "adapter": request.adapter, "labels": list(LABELS)}
-    body = json.dumps({**asks, "deadline_ms": 600_000}).encode()
-    head = "POST /v1/score HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return asking.message("/v1/score", asks | {"deadline_ms": 600_000})
 
 
 @contextlib.contextmanager
@@ -263,9 +256,9 @@ def main(flags: list[str]) -> None:
         served = service(pathlib.Path(folder), config, sizes)
         rounds = {count: asked(config, sizes, count) for count in sizes.adapters}
         over_http = running.enter_context(http_calls(served, list(rounds.values()), sizes))
-        for (count, requests), http in zip(rounds.items(), over_http, strict=True):
+        for (count, requests), over in zip(rounds.items(), over_http, strict=True):
             calls[f"engine, K={count}"] = engine_calls(served, requests, sizes.batch)
-            calls[f"HTTP, K={count}"] = http
+            calls[f"HTTP, K={count}"] = over
         compared = sizes.adapters[min(2, len(sizes.adapters) - 1)]
         calls["engine, one row"] = engine_calls(served, rounds[compared], 1)
         peft = peft_calls(config, rounds[compared], sizes.batch)
