@@ -117,14 +117,30 @@ class Answers:
         self.pool = concurrent.futures.ThreadPoolExecutor(_READERS, "reader")
         self._reading = 0
 
-    async def row(self, request: Request) -> Row:
-        """Reads a request's adapter and encodes its text."""
+    def deadline(self, client: fastapi.Request, deadline_ms: int | None = None) -> float:
+        """Returns when an answer is of no more use, counted from its request's head.
+
+        Like a job's deadline it is of `time.monotonic`.
+        """
+        seconds = self._seconds if deadline_ms is None else deadline_ms / 1e3
+        return client.state.came + seconds
+
+    async def row(self, request: Request, deadline: float) -> Row:
+        """Reads a request's adapter and encodes its text.
+
+        Raises:
+          Busy: too many are read or wait.
+          Late: the deadline passed meanwhile.
+        """
         if self._reading + self.batcher.waiting >= self._queue:
             raise Busy("too many requests wait")
         began = time.monotonic()
         self._reading += 1
         try:
-            return await self.in_thread(self.service.row, request)
+            async with asyncio.timeout(max(0, deadline - began)):
+                return await self.in_thread(self.service.row, request)
+        except TimeoutError:
+            raise Late("the deadline passed before the adapter was read") from None
         finally:
             self._reading -= 1
             self._metrics.stages.labels("read").observe(time.monotonic() - began)
@@ -133,10 +149,9 @@ class Answers:
         """Calls what may wait for a disk."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, function, *arguments)
 
-    def pending(self, row: Row, deadline_ms: int | None, draw: Draw | None = None) -> Pending:
+    def pending(self, row: Row, deadline: float, draw: Draw | None = None) -> Pending:
         """Queues a row."""
-        seconds = self._seconds if deadline_ms is None else deadline_ms / 1e3
-        return Pending(self.batcher, row, time.monotonic() + seconds, draw)
+        return Pending(self.batcher, row, deadline, draw)
 
     def draw(
         self, asked: schemas.GenerateRequest | schemas.CompletionRequest | schemas.ChatRequest

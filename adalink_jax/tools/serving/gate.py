@@ -40,8 +40,8 @@ class Gate:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         name = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = name
         began, status = time.monotonic(), 499  # As of a client that went away.
+        scope.setdefault("state", {}).update(request_id=name, came=began)
         body = _Body()
 
         async def told(message):

@@ -28,7 +28,7 @@ def openai(answers: Answers) -> fastapi.APIRouter:
     async def completions(asked: schemas.CompletionRequest, client: fastapi.Request):
         """OpenAI's completions; a model is an adapter, or the base."""
         prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
-        rows = [await _row(answers, asked.model, prompt) for prompt in prompts]
+        rows = [await _row(answers, client, asked.model, prompt) for prompt in prompts]
         about = _about(asked.model, "cmpl")
 
         def piece(text: str, reason: Any) -> schemas.Completion:
@@ -56,7 +56,7 @@ def openai(answers: Answers) -> fastapi.APIRouter:
         [message] = asked.messages
         if len(images := message.images) > 1:
             raise UserError(f"the message has {len(images)} images; a request shows one at most")
-        row = await _row(answers, asked.model, message.text, *images)
+        row = await _row(answers, client, asked.model, message.text, *images)
         about = _about(asked.model, "chatcmpl")
 
         def piece(text: str, reason: Any) -> schemas.ChatCompletion:
@@ -82,10 +82,13 @@ def openai(answers: Answers) -> fastapi.APIRouter:
 _Asked = schemas.CompletionRequest | schemas.ChatRequest
 
 
-async def _row(answers: Answers, model: str, text: str, image: str | None = None) -> Row:
+async def _row(
+    answers: Answers, client: fastapi.Request, model: str, text: str, image: str | None = None
+) -> Row:
     adapter = None if model == BASE_MODEL else model
     request = checked_request(1, text, adapter, (), None, image)
-    return await answers.row(dataclasses.replace(request, scores=False))
+    request = dataclasses.replace(request, scores=False)
+    return await answers.row(request, answers.deadline(client))
 
 
 def _about(model: str, kind: str) -> dict[str, Any]:
@@ -100,7 +103,7 @@ async def _whole(
     waiting: list[Pending] = []
     try:
         for row in rows:
-            waiting.append(answers.pending(row, None, draw))
+            waiting.append(answers.pending(row, answers.deadline(client), draw))
         found = [await pending.result(client) for pending in waiting]
     finally:
         for pending in waiting:
@@ -113,7 +116,7 @@ async def _whole(
 def _streamed(
     answers: Answers, asked: _Asked, row: Row, piece: Callable, client: fastapi.Request
 ) -> responses.StreamingResponse:
-    pending = answers.pending(row, None, answers.draw(asked))
+    pending = answers.pending(row, answers.deadline(client), answers.draw(asked))
     chunks = _chunks(answers, pending, piece, client.state.request_id)
     return responses.StreamingResponse(chunks, media_type="text/event-stream")
 

@@ -24,10 +24,11 @@ def inference(answers: Answers) -> fastapi.APIRouter:
         """Scores labels: their log-likelihoods, and the likeliest."""
         labels = tuple(asked.labels or ())
         request = checked_request(1, asked.text, asked.adapter, labels, asked.id, asked.image)
-        row = await answers.row(request)
+        deadline = answers.deadline(client, asked.deadline_ms)
+        row = await answers.row(request, deadline)
         if row.options is None:
             raise UserError("the adapter has no labels of its own; name some in 'labels'")
-        _, output = await answers.pending(row, asked.deadline_ms).result(client)
+        _, output = await answers.pending(row, deadline).result(client)
         found = answers.service.answer(row, output)
         return schemas.ScoreAnswer(**{k: v for k, v in found.items() if k != "line"})
 
@@ -35,20 +36,20 @@ def inference(answers: Answers) -> fastapi.APIRouter:
     async def generate(asked: schemas.GenerateRequest, client: fastapi.Request):
         """Generates a text: greedily, by draws, or by a beam search."""
         request = checked_request(1, asked.text, asked.adapter, (), asked.id, asked.image)
-        row = await answers.row(
-            dataclasses.replace(request, scores=False, beam_size=asked.beam_size)
-        )
+        request = dataclasses.replace(request, scores=False, beam_size=asked.beam_size)
+        deadline = answers.deadline(client, asked.deadline_ms)
+        row = await answers.row(request, deadline)
         draw = answers.draw(asked)
         if asked.beam_size > 1:
             if asked.stream or asked.temperature or asked.max_tokens:
                 raise UserError("a beam search takes no stream, no temperature and no max_tokens")
-            _, output = await answers.pending(row, asked.deadline_ms).result(client)
+            _, output = await answers.pending(row, deadline).result(client)
             answers.service.answer(row, output)
             ids = output.tolist()
             ended = answers.service.eos_id in ids
             ids = ids[: ids.index(answers.service.eos_id)] if ended else ids
             return _generated(answers, row, ids, "stop" if ended else "length")
-        pending = answers.pending(row, asked.deadline_ms, draw)
+        pending = answers.pending(row, deadline, draw)
         if asked.stream:
             events = _events(answers, pending, row, client.state.request_id)
             return responses.StreamingResponse(events, media_type="text/event-stream")

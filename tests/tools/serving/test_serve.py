@@ -282,15 +282,24 @@ def test_a_client_that_leaves_frees_its_slot(server):
 def test_too_many_are_refused_and_late_ones_told(mini_base, folder):
     """A device that is busy: its thread waits while requests come."""
     service = served(mini_base, folder[0], limits=SERVER_LIMITS, resident=12)
-    honest, busy = service.run, threading.Event()
+    honest, row, busy = service.run, service.row, threading.Event()
 
     def slow(rows):
         busy.wait(300)
         return honest(rows)
 
+    def slow_disk(request):
+        busy.wait(300)
+        return row(request)
+
     body = {"text": TEXTS[0], "labels": LABELS}
     with running(service, queue=8) as client:
-        service.run = slow
+        service.row = slow_disk
+        late = client.post("/v1/score", json={**body, "deadline_ms": 100})
+        assert late.status_code == 504 and "before the adapter was read" in late.text
+        busy.set()
+        busy.clear()
+        service.row, service.run = row, slow
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
             late = pool.submit(client.post, "/v1/score", json={**body, "deadline_ms": 100})
             assert late.result().status_code == 504
