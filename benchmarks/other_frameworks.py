@@ -6,7 +6,7 @@ as for this project's steps.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -200,3 +200,16 @@ def torch_step(model: Any, batch: Mapping[str, np.ndarray]) -> Callable[[], None
         optimizer.step()
 
     return run
+
+
+def padded(sequences: Sequence[Sequence[int]], length: int | None = None) -> np.ndarray:
+    """Returns token sequences as int32 [B, T], with 0 behind them.
+
+    Args:
+      sequences: tokens of each row.
+      length: T; the longest sequence's by default.
+    """
+    array = np.zeros((len(sequences), length or max(map(len, sequences))), np.int32)
+    for row, tokens in zip(array, sequences, strict=True):
+        row[: len(tokens)] = tokens
+    return array

@@ -32,7 +32,6 @@ sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import tasks as _tasks  # noqa: E402, F401  # Registers the tasks.
 from adalink_jax.data import TrainBatches, tokens  # noqa: E402
-from adalink_jax.data.ragged import Ragged  # noqa: E402
 from adalink_jax.distributed.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
 from adalink_jax.methods.base import Method  # noqa: E402
 from adalink_jax.models import parameters  # noqa: E402
@@ -84,20 +83,17 @@ def theirs(task: str, sizes: Sizes, grouped: bool) -> tuple[Batches, int]:
     order = order[: len(order) // sizes.rows * sizes.rows].reshape(-1, sizes.rows)
     chosen = np.random.default_rng(_SEED).permutation(len(order))[: sizes.batches]
 
-    def padded(sequences: Ragged, limit: int) -> np.ndarray:
-        rows = [sequence[:limit] for sequence in sequences]
-        array = np.zeros((len(rows), max(map(len, rows))), np.int32)
-        for line, row in zip(array, rows, strict=True):
-            line[: len(row)] = row
-        return array
-
     batches = []
     for number in chosen:
         inputs, targets = (read.inputs.take(order[number]), read.targets.take(order[number]))
         batches.append(
             {
-                "encoder_input_tokens": padded(inputs, sizes.inputs),
-                "decoder_target_tokens": padded(targets, sizes.targets),
+                "encoder_input_tokens": other_frameworks.padded(
+                    [x[: sizes.inputs] for x in inputs]
+                ),
+                "decoder_target_tokens": other_frameworks.padded(
+                    [x[: sizes.targets] for x in targets]
+                ),
             }
         )
     return batches, len(chosen) * sizes.rows

@@ -57,6 +57,15 @@ def test_streams_has_every_way_to_make_batches_of_a_task(tmp_path):
 
 
 @pytest.mark.slow
+def test_dev_sets_are_evaluated_in_every_way(tmp_path):
+    result, output = run("dev_sets", tmp_path / "out.json")
+    rows = {row["evaluated"]: row for row in result["rows"]}
+    assert [*rows][:4] == ["labels", "labels, padded", "greedy", "greedy, padded"]
+    assert rows["labels"]["× labels"] == rows["greedy"]["× greedy"] == 1.0
+    assert ("transformers greedy, sorted" in rows) != ("skipped" in output)
+
+
+@pytest.mark.slow
 def test_a_load_is_held_without_a_failure_or_a_program(tmp_path):
     out = tmp_path / "out.json"
     flags = ["--minutes=0.2", "--saturates=4", "--share=0.5", f"--out={out}"]
