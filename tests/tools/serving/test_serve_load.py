@@ -21,6 +21,7 @@ import adalink_jax as al
 from tests.tools.serving.served import (
     LABELS,
     METHODS_OF,
+    PATIENCE,
     SERVER_LIMITS,
     TEXTS,
     alone,
@@ -114,7 +115,7 @@ def test_two_hundred_clients_among_others_that_vanish_and_send_nonsense(
 
     def meddle(address):
         """Writes, damages and deletes an adapter; sends nonsense; leaves before the answer."""
-        with httpx.Client(base_url=address, timeout=60) as client:
+        with httpx.Client(base_url=address, timeout=PATIENCE) as client:
             for number in range(10**9):
                 if end.is_set():
                     return
