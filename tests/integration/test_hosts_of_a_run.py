@@ -99,6 +99,7 @@ def ended_naming(
         assert f"[local.sh] host {host} ended with exit code 1\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_where_a_host_is_killed_the_others_end_and_one_host_goes_on(
     tmp_path, arguments, train, token_cache, monkeypatch, capsys
 ):

@@ -58,12 +58,14 @@ def done(tmp_path_factory, short):
     return folder, shown.getvalue()
 
 
+@pytest.mark.slow
 def test_adalink_learns_the_format_from_sixteen_examples(done):
     folder, shown = done
     check(folder, shown, ("base", "adalink_16"), gain=15)
     assert "A sentence of your own" not in shown  # There is no terminal.
 
 
+@pytest.mark.slow
 def test_a_terminal_can_ask(done, monkeypatch, capsys):
     """A second start, which shows what is there."""
     folder, first = done

@@ -39,7 +39,8 @@ def check(base, method, flat, plain, plain_flat, route=0):
     assert np.abs(expected - load.logits(CONFIG, base)).max() > 0.05
 
 
-@pytest.mark.parametrize("routes", mostly_slow([1, ROUTES], [1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("routes", [1, ROUTES])
 def test_compacter_is_a_bottleneck_of_kronecker_products(base, routes):
     method = METHODS["compacter"](rank=4, terms=2, routes=routes)
     flat = random_flat(base, method)

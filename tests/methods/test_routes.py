@@ -54,7 +54,7 @@ SINGLE = {
         )
     ),
 }
-SHORT = ["adalink", "lora_some"]
+SHORT = ["adalink"]
 # The routes of a batch: repeated, out of order, and one that none asks for.
 ROUTES = (2, 0, 3, 2)
 LENGTHS = ((4, 2), (3, 3), (5, 2), (4, 4))

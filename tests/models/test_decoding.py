@@ -94,7 +94,7 @@ def uncached_greedy(model, params, inputs, length, routes=None):
     return tokens
 
 
-@pytest.mark.parametrize("name", mostly_slow(METHODS, ["adalink", "prompt_tuning"]))
+@pytest.mark.parametrize("name", mostly_slow(METHODS, ["adalink"]))
 def test_greedy_is_the_uncached_loop(name):
     model, params = build(method=METHODS[name], seed=3)
     tokens = decoding.greedy(model, params, INPUTS, 8, routes=ROUTES)

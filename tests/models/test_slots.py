@@ -21,7 +21,7 @@ def choice(count, temperature=0.0, top_p=1.0, seed=0):
     return slots.Choice(jnp.full(count, temperature), jnp.full(count, top_p), jnp.full(count, seed))
 
 
-@pytest.mark.parametrize("name", mostly_slow(ROUTED, ["adalink", "prompt_tuning"]))
+@pytest.mark.parametrize("name", mostly_slow(ROUTED, ["adalink"]))
 @pytest.mark.parametrize("stacked", mostly_slow([False, True], [False]))
 def test_rows_that_come_and_go_are_as_alone(tiny, name, stacked):
     config, base, _ = tiny
