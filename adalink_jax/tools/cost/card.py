@@ -58,18 +58,23 @@ class Candidate:
       config: the architecture.
       label: name of the method, with the settings that were changed.
       method: the method.
+      asked: whether it was asked for by name. One that was not is left out, with the reason, where
+        it does not take the shape.
     """
 
     model: str
     config: T5Config
     label: str
     method: Method
+    asked: bool = True
 
 
 def rows(
     candidates: Iterable[Candidate], shape: Shape, compiled: bool, memory: bool, measured: bool
 ) -> list[dict[str, Any]]:
     """Computes the card's rows as JSON values; prints each model and method as it starts.
+
+    The row of one that is left out has only "model", "method" and "left_out", the reason.
 
     Args:
       candidates: models and methods.
@@ -79,7 +84,7 @@ def rows(
       measured: whether to time the step and the forward pass with random weights.
 
     Raises:
-      UserError: a size of the shape is below 1.
+      UserError: a size of the shape is below 1, or a method that was asked for does not take it.
     """
     for name, size in dataclasses.asdict(shape).items():
         least = 0 if name == "images" else 1
@@ -88,7 +93,15 @@ def rows(
     table = []
     for candidate in candidates:
         print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
-        table.append(_row(candidate, shape, compiled, memory, measured))
+        try:
+            table.append(_row(candidate, shape, compiled, memory, measured))
+        except UserError as error:
+            if candidate.asked:
+                raise
+            names = {"model": candidate.model, "method": candidate.label}
+            table.append({**names, "left_out": str(error)})
+    if all("left_out" in one for one in table):
+        raise UserError("; ".join(dict.fromkeys(one["left_out"] for one in table)))
     return table
 
 
@@ -163,7 +176,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
     compiled = any("xla_flops" in one for one in rows)
     memory = any("peak_bytes_remat_none" in one for one in rows)
     measured = any("step_p50_s" in one for one in rows)
-    table = [_cells(one, compiled, memory, measured) for one in rows]
+    counted = [one for one in rows if "left_out" not in one]
+    table = [_cells(one, compiled, memory, measured) for one in counted]
     text = tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 2)
     facts = {
         "shape": f"{shape.batch} rows of {shape.tokens} tokens",
@@ -172,7 +186,11 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
         "device": _device(),
     }
     notes = _NOTES + _COMPILED * compiled + _MEMORY * memory + _MEASURED * measured
-    return "# What each method costs\n\n" + text + "\n\n" + notes.format(**facts)
+    text = "# What each method costs\n\n" + text + "\n\n" + notes.format(**facts)
+    for one in rows:
+        if "left_out" in one:
+            text += f"* Left out: {one['method']} on {one['model']}: {one['left_out']}.\n"
+    return text
 
 
 def _cells(one: Mapping[str, Any], compiled: bool, memory: bool, measured: bool) -> dict[str, str]:
@@ -209,7 +227,7 @@ def plot(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
     """Draws stored parameters and the cost of a step, one panel each; colors are methods."""
     from matplotlib import figure
 
-    rows = list(rows)
+    rows = [one for one in rows if "left_out" not in one]
     models = list(dict.fromkeys(one["model"] for one in rows))
     methods = list(dict.fromkeys(one["method"] for one in rows))
     canvas = figure.Figure(figsize=(10, 4), layout="constrained")

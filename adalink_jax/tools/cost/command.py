@@ -62,7 +62,7 @@ def _candidates(flags: argparse.Namespace) -> Iterator[card.Candidate]:
             # Without scan: XLA counts a loop's body only once.
             changes = {"dtype": flags.dtype, "scan_layers": False}
             architecture = dataclasses.replace(architecture, **changes)
-            yield card.Candidate(model, architecture, label, method)
+            yield card.Candidate(model, architecture, label, method, asked=bool(flags.method))
 
 
 def matched(model: str, label: str, parameters: int) -> budget.Match:

@@ -10,6 +10,7 @@ import pytest
 
 from adalink_jax import cli
 from adalink_jax.config import gin_files
+from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.config import REMATS
 from adalink_jax.tools.cost import card, programs
@@ -27,18 +28,26 @@ def test_files_agree_and_say_what_was_not_measured(tmp_path):
     tiny = gin_files.shipped("tiny", "full")[0]
     candidates = [card.Candidate("tiny", tiny, "adalink", METHODS["adalink"](rank=2))]
     candidates += [card.Candidate("tiny", tiny, "full", METHODS["full"]())]
-    rows = card.rows(candidates, SHAPE, compiled=False, memory=False, measured=False)
-    text = card.write(rows, SHAPE, tiny, tmp_path / "cost")
+    short = METHODS["position_offsets"](rank=1, max_length=5)
+    candidates += [card.Candidate("tiny", tiny, "position_offsets", short, asked=False)]
+    *rows, left_out = every = card.rows(candidates, SHAPE, False, False, False)
+    reason = "PositionOffsets.max_length is 5, but an input has 6 tokens"
+    assert left_out == {"model": "tiny", "method": "position_offsets", "left_out": reason}
+    for alone in (candidates[-1], dataclasses.replace(candidates[-1], asked=True)):
+        with pytest.raises(UserError, match=reason):
+            card.rows([alone], SHAPE, False, False, False)
+    text = card.write(every, SHAPE, tiny, tmp_path / "cost")
+    assert text.endswith(f"\n* Left out: position_offsets on tiny: {reason}.\n")
     assert {p.name for p in (tmp_path / "cost").iterdir()} == {
         "cost.csv", "cost.json", "cost.md", "cost.png",
     }  # fmt: skip
     record = json.loads((tmp_path / "cost" / "cost.json").read_text())
     assert record["shape"] == {"batch": 2, "inputs": 6, "targets": 3}
-    assert record["rows"] == rows
+    assert record["rows"] == every
     with (tmp_path / "cost" / "cost.csv").open() as file:
-        assert [int(row["step_flops"]) for row in csv.DictReader(file)] == [
-            row["step_flops"] for row in rows
-        ]
+        *counted, last = csv.DictReader(file)
+    assert [int(row["step_flops"]) for row in counted] == [row["step_flops"] for row in rows]
+    assert last["left_out"] == reason
     assert rows[1]["step_to_base_forward"] == 3.0
     assert "XLA" not in text and "p95" not in text and "remat" not in text
     assert text.count("\n| tiny |") == 2
