@@ -30,10 +30,11 @@ from adalink_jax.errors import UserError, nearest
 # Part of every cache key. Increase it when the same text would give other arrays.
 FORMAT = 2
 
-# The two lines that TensorFlow prints on every machine without CUDA.
+# The lines that TensorFlow prints on machines without CUDA, and on those with newer CPUs.
 _NOTICE = re.compile(
     rb"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
     rb"|^I.*\] Could not find cuda drivers on your machine, GPU will not be used\.$"
+    rb"|^I.*\] oneDNN custom operations are on\. You may see slightly different numerical results"
 )
 
 logger = logging.getLogger(__name__)

@@ -367,6 +367,10 @@ def test_what_else_libraries_write_while_they_load_is_passed_on(capfd):
         b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
         b"I0000 00:00:17.5 1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU"
         b" will not be used.\n"
+        b"I0000 00:00:17.6 1 port.cc:153] oneDNN custom operations are on. You may see slightly"
+        b" different numerical results due to floating-point round-off errors from different"
+        b" computation orders. To turn them off, set the environment variable"
+        b" `TF_ENABLE_ONEDNN_OPTS=0`.\n"
     )
     with pytest.raises(ImportError), corpus._without_notices():
         os.write(2, notices + b"E0000 real trouble\n")

@@ -133,7 +133,7 @@ def test_a_signal_to_one_host_stops_all_after_the_same_step(tmp_path, train):
     for host in (0, 1):
         assert f"[host {host}] stopped at step 3; the same command goes on\n" in done.stderr
         assert f"[local.sh] host {host} ended with exit code 143\n" in done.stderr
-    assert "error" not in done.stderr and not (tmp_path / "stopped" / ".lock").exists()
+    assert "error:" not in done.stderr and not (tmp_path / "stopped" / ".lock").exists()
     assert "[host 0] going on from step 3" in succeeded(train("stopped", 8, hosts=2))
     succeeded(train("straight", 8, hosts=2))
     for name in ("metrics.jsonl", "results.json", "adapter/adapter.safetensors"):
