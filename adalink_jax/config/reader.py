@@ -77,7 +77,13 @@ def _statements(source: Any, where: str) -> Iterator[Any]:
         line, message = getattr(error, "lineno", None), getattr(error, "msg", str(error))
         message = message.partition("\n")[0]
         if isinstance(error, tokenize.TokenError):
-            line, message = error.args[1][0], "a bracket or a string is left open"
+            message, (line, _) = error.args
+            if "nested" in message:  # From Python 3.12 on; before, gin's parser recurses.
+                message = f"brackets in more than {_DEEPEST} brackets"
+            else:
+                # A bracket is open at the end; up to Python 3.11 the end is a line of its own.
+                line -= sys.version_info < (3, 12) and "statement" in message
+                message = "a bracket or a string is left open"
         elif isinstance(error, UnicodeDecodeError):
             message = "the file is not UTF-8 text"
         elif isinstance(error, RecursionError):

@@ -97,7 +97,7 @@ def test_mistakes_on_the_command_line(toy, capsys, name):
 
 FILE_MISTAKES = {
     "syntax": ("RANK = = 3", "more.gin:3: Unable to parse value."),
-    "open bracket": ("RANK = {", "more.gin:4: a bracket or a string is left open"),
+    "open bracket": ("RANK = {", "more.gin:3: a bracket or a string is left open"),
     "bad token": ("RANK = 3x", "more.gin:3: "),
     "twice in one file": ("RANK = 3\nRANK = 4", "more.gin:4: RANK is already set at more.gin:3"),
     "missing include": (

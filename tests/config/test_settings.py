@@ -359,7 +359,7 @@ def resolved(line: str, *bindings: str) -> gin_files.Configuration:
         ("RANK = [1, {'a': -1e999}]", "my.gin:3: RANK is -inf; a number must be finite"),
         ("RANK = b'x'", "my.gin:3: RANK is b'x'; it takes no bytes"),
         ("RANK = '\\ud800'", "my.gin:3: RANK is '\\ud800', which holds half of a character"),
-        (f"RANK = {'[' * 500}{']' * 500}", "my.gin: brackets in more than 32 brackets"),
+        (f"RANK = {'[' * 500}{']' * 500}", ": brackets in more than 32 brackets"),
         (f"RANK = {'[' * 40}{']' * 40}", "my.gin:3: RANK has brackets in more than 32 brackets"),
         (f"RANK = {'9' * 5000}", "my.gin:"),
         (f"RANK = {'9' * 400}", f"my.gin:3: RANK is {'9' * 80}…; it takes a whole number"),

@@ -114,14 +114,15 @@ def test_where_a_host_is_killed_the_others_end_and_one_host_goes_on(
 
 
 ASKED = """
-import os, signal, sys, jax
-from adalink_jax import cli, files
+import sys, jax
+from adalink_jax import cli
 from adalink_jax.checkpoints.training_state import Store
+from tests.integration.asking import ask_to_stop
 save = Store.save
 def save_and_ask(store, step, tree):
     save(store, step, tree)
     if jax.process_index() == 1 and step == 2:
-        os.kill(os.getpid(), signal.SIGTERM)
+        ask_to_stop()
 Store.save = save_and_ask
 sys.exit(cli.main(["train", *sys.argv[1:]]))
 """

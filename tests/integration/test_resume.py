@@ -14,6 +14,7 @@ import tensorflow as tf
 from adalink_jax import cli
 from adalink_jax.runs.board import Board
 from adalink_jax.runs.folder import RunFolder
+from tests.integration.asking import ask_to_stop
 
 SCRIPT = pathlib.Path(__file__).with_name("killed_run.py")
 NEVER = 10**6
@@ -108,7 +109,7 @@ def test_stopped_by_a_signal_and_started_again(tmp_path, straight, here, monkeyp
     def log_and_ask(run, step, *values):
         log(run, step, *values)
         if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+            ask_to_stop()
 
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "log", log_and_ask)

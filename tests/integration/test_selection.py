@@ -1,7 +1,6 @@
 """Runs that keep the best step, average, hold examples out and stop early."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -10,6 +9,7 @@ import pytest
 
 from adalink_jax import cli
 from adalink_jax.runs.folder import RunFolder
+from tests.integration.asking import ask_to_stop
 from tests.integration.test_resume import FILES
 
 GIVEN = {
@@ -102,7 +102,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
         def log_and_ask(run, step, *values, at=at):
             log(run, step, *values)
             if step >= at:
-                os.kill(os.getpid(), signal.SIGTERM)
+                ask_to_stop()
 
         with monkeypatch.context() as patched:
             patched.setattr(RunFolder, "log", log_and_ask)

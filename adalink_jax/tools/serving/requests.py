@@ -14,6 +14,7 @@ LONGEST_LINE = 2**20  # Bytes.
 MOST_LABELS = 1000  # Of one request.
 LONGEST_NAME = 255  # Characters of an adapter's name, as in file systems.
 LONGEST_IMAGE = 2**24  # Characters of a picture that is sent: a file of 12 MiB.
+_DEEPEST = 32  # Brackets in each other.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +140,24 @@ def _json(text: str) -> Any:
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)  # No NaN, Infinity, 1e999.
     except (ValueError, RecursionError) as error:
         raise UserError(f"no JSON: {str(error) or type(error).__name__}") from error
+    if _is_deeper(value, _DEEPEST):  # Python's versions differ in how deep they read.
+        raise UserError(f"no JSON that is read here: brackets in more than {_DEEPEST} brackets")
     try:
         written.encode("utf-8")
     except UnicodeEncodeError as error:
         half = written[error.start]
         raise UserError(f"half of a character, {half!r}, which no text can hold") from error
     return value
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        level = [one for one in level if isinstance(one, list | dict)]
+        if not level:
+            return False
+        level = [x for one in level for x in (one.values() if isinstance(one, dict) else one)]
+    return True
 
 
 def answer(request: Request, prediction: str, scores: Sequence[float], dropped: int) -> dict:

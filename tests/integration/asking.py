@@ -1,0 +1,14 @@
+"""Asks a command to stop, from inside of it."""
+
+import os
+import signal
+import time
+
+from adalink_jax import signals
+
+
+def ask_to_stop() -> None:
+    """Sends SIGTERM to this process; returns once the thread that hears signals has noted it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not (signals._waiting and signals._waiting.number):
+        time.sleep(0.001)
