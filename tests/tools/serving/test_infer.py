@@ -218,7 +218,7 @@ STREAM = [
     ('{"text": "a", "id": %s}' % ("9" * 5000), "no JSON"),
     ('{"text": "a", "id": %s}' % ("[" * 5000 + "]" * 5000), "no JSON"),
     ('{"text": "a", "id": %s}' % ("[" * 32 + "]" * 32), "more than 32 brackets"),
-    ('{"text": "a", "id": %s}' % ("[" * 31 + "]" * 31), None),
+    ('{"text": "a", "id": %s, ' % ("[" * 31 + "]" * 31) + ASK, None),
     ('{"text": "%s"}' % ("a" * 2**21), "longer than 1,048,576 bytes"),
     (json.dumps({"text": "a", "labels": [str(i) for i in range(1001)]}), "1,001 labels"),
     ('{"text": "a", "labels": ["%s", "b"]}' % ("dog " * 8000), "a label has 8,001 tokens"),
