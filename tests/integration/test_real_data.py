@@ -108,8 +108,8 @@ def test_a_mixture_of_packed_rows_with_a_route_for_each_task(adalink, random_bas
 
 @pytest.mark.slow
 def test_a_tiny_t5_learns_sst2_from_scratch(shared_data, token_cache, tmp_path):
-    """75 % of the validation set; how long it takes on two idle cores stands in the README."""
-    command = [sys.executable, "-m", "adalink_jax", "train"]
+    """In half of the file's steps, which end above 75 %."""
+    command = [sys.executable, "-m", "adalink_jax", "train", "--gin.TRAIN_STEPS=500"]
     command += ["--gin_file=experiments/sst2_from_scratch.gin", f"--gin.MODEL_DIR={tmp_path}/run"]
     # As a user's: with LLVM's optimisations, which the tests otherwise do without.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
@@ -124,4 +124,4 @@ def test_a_tiny_t5_learns_sst2_from_scratch(shared_data, token_cache, tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     split = results["tasks"]["glue_sst2"]["splits"]["validation"]
     assert split["examples"] == 872
-    assert split["metrics"]["accuracy"] > 75
+    assert split["metrics"]["accuracy"] > 65

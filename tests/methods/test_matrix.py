@@ -234,6 +234,8 @@ def test_frozen_leaves_keep_their_bits_and_trainable_ones_move(trained):
         changed = np.any(moved[name] != leaf, axis=tuple(range(1, leaf.ndim)))
         if leaf.size == len(leaf) == trained.method.routes:
             continue  # Adafactor moves a lone number by the rate, up and down again.
+        if "/key/bitfit/" in name or "/key/glora/c_" in name:
+            continue  # A bias of all keys changes no attention: its gradient is rounding alone.
         assert np.all(changed) if trained.method.has_routes(name) else np.any(changed), name
     assert moved.keys() | flat(trained.after.frozen).keys() >= flat(trained.base).keys()
 
