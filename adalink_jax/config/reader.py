@@ -287,10 +287,14 @@ class Reader:
 def _moved(target: Target, name: str) -> tuple[Target, str] | None:
     """Returns the group and field that a former parameter is now, if a group has it.
 
-    A field whose parameter had another name gives that in ``metadata={"recorded_as": …}``.
+    A field whose parameter had another name gives that in ``metadata={"recorded_as": …}``; one that
+    never was a parameter has ``"later": True`` there.
     """
     fields = [
-        (group, f) for group in target.groups.values() for f in dataclasses.fields(group.object)
+        (group, f)
+        for group in target.groups.values()
+        for f in dataclasses.fields(group.object)
+        if not f.metadata.get("later")
     ]
     former = [(g, f.name) for g, f in fields if f.metadata.get("recorded_as", f.name) == name]
     same = [(group, field.name) for group, field in fields if field.name == name]

@@ -27,7 +27,8 @@ _SHOWN = 8
 
 
 def _recorded(name: str) -> Any:
-    return dataclasses.field(default=None, metadata={"recorded_as": f"table_{name}"})
+    metadata = {"recorded_as": f"table_{name}", "later": True}
+    return dataclasses.field(default=None, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)

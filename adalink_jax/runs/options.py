@@ -55,7 +55,8 @@ BaseSetting = Annotated[
 
 
 def _image(name: str, default: Any = None) -> Any:
-    return dataclasses.field(default=default, metadata={"recorded_as": f"image_{name}"})
+    metadata = {"recorded_as": f"image_{name}", "later": True}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from adalink_jax.config import gin_files
+from adalink_jax import runs
+from adalink_jax.config import gin_files, reader
 from adalink_jax.errors import UserError
 
 # What reaches the call.
@@ -97,6 +98,22 @@ def test_a_former_parameter_sets_its_field_and_says_so(toy, caplog, name):
     assert toy.RECEIVED["configuration"].values["places"]["parts"] == 3
     assert f"command line: toy.place.{name} is Places.parts now" in caplog.text
     assert place("--gin.toy.place.part=3") == 2
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "now"),
+    [
+        ("train", "batch_size", "Batches.batch_size"),
+        ("train", "eval_batch_size", "Evaluation.batch_size"),
+        ("evaluate", "batch_size", "Evaluation.batch_size"),
+        ("evaluate", "dtype", "Precision.dtype"),
+        ("evaluate", "image_batch_size", None),
+    ],
+)
+def test_former_parameters_of_runs_are_no_later_fields(run, name, now):
+    function = getattr(runs, run)
+    moved = reader._moved(reader.Target(run, function.__module__, run, function), name)
+    assert (moved and f"{moved[0].path}.{moved[1]}") == now
 
 
 def test_functions_can_be_given_called_and_uncalled(toy):
