@@ -100,9 +100,13 @@ def rows(
                 raise
             names = {"model": candidate.model, "method": candidate.label}
             table.append({**names, "left_out": str(error)})
-    if all("left_out" in one for one in table):
+    if not _counted(table):
         raise UserError("; ".join(dict.fromkeys(one["left_out"] for one in table)))
     return table
+
+
+def _counted(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [one for one in rows if "left_out" not in one]
 
 
 def _row(
@@ -176,8 +180,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], shape: Shape, config: T5Config) 
     compiled = any("xla_flops" in one for one in rows)
     memory = any("peak_bytes_remat_none" in one for one in rows)
     measured = any("step_p50_s" in one for one in rows)
-    counted = [one for one in rows if "left_out" not in one]
-    table = [_cells(one, compiled, memory, measured) for one in counted]
+    table = [_cells(one, compiled, memory, measured) for one in _counted(rows)]
     text = tables.markdown(list(table[0]), (list(cells.values()) for cells in table), 2)
     facts = {
         "shape": f"{shape.batch} rows of {shape.tokens} tokens",
@@ -227,7 +230,7 @@ def plot(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
     """Draws stored parameters and the cost of a step, one panel each; colors are methods."""
     from matplotlib import figure
 
-    rows = [one for one in rows if "left_out" not in one]
+    rows = _counted(rows)
     models = list(dict.fromkeys(one["model"] for one in rows))
     methods = list(dict.fromkeys(one["method"] for one in rows))
     canvas = figure.Figure(figsize=(10, 4), layout="constrained")

@@ -136,14 +136,21 @@ class Answers:
             raise Busy("too many requests wait")
         began = time.monotonic()
         self._reading += 1
+        reads = asyncio.ensure_future(self.in_thread(self.service.row, request))
+        reads.add_done_callback(self._read)
         try:
-            async with asyncio.timeout(max(0, deadline - began)):
-                return await self.in_thread(self.service.row, request)
-        except TimeoutError:
-            raise Late("the deadline passed before the adapter was read") from None
+            # Goes on where nobody waits any more, and counts: threads that hang are refused work.
+            await asyncio.wait({reads}, timeout=max(0, deadline - began))
         finally:
-            self._reading -= 1
             self._metrics.stages.labels("read").observe(time.monotonic() - began)
+        if not reads.done():
+            raise Late("the deadline passed before the adapter was read")
+        return reads.result()
+
+    def _read(self, done: asyncio.Future) -> None:
+        self._reading -= 1
+        if not done.cancelled():
+            done.exception()  # Or asyncio would say that nobody asked for it.
 
     async def in_thread(self, function: Callable, *arguments: Any) -> Any:
         """Calls what may wait for a disk."""

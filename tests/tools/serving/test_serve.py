@@ -282,24 +282,27 @@ def test_a_client_that_leaves_frees_its_slot(server):
 def test_too_many_are_refused_and_late_ones_told(mini_base, folder):
     """A device that is busy: its thread waits while requests come."""
     service = served(mini_base, folder[0], limits=SERVER_LIMITS, resident=12)
-    honest, row, busy = service.run, service.row, threading.Event()
+    honest, row = service.run, service.row
+    busy, disk = threading.Event(), threading.Event()
 
     def slow(rows):
         busy.wait(300)
         return honest(rows)
 
     def slow_disk(request):
-        busy.wait(300)
+        disk.wait(300)
         return row(request)
 
     body = {"text": TEXTS[0], "labels": LABELS}
     with running(service, queue=8) as client:
         service.row = slow_disk
-        late = client.post("/v1/score", json={**body, "deadline_ms": 100})
-        assert late.status_code == 504 and "before the adapter was read" in late.text
-        busy.set()
-        busy.clear()
-        service.row, service.run = row, slow
+        late = [client.post("/v1/score", json={**body, "deadline_ms": 100}) for _ in range(9)]
+        # What is late is still read, so the queue is full.
+        assert [one.status_code for one in late] == [504] * 8 + [503]
+        assert "before the adapter was read" in late[0].text
+        disk.set()
+        until(lambda: client.post("/v1/score", json=body).status_code == 200)
+        service.run = slow
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
             late = pool.submit(client.post, "/v1/score", json={**body, "deadline_ms": 100})
             assert late.result().status_code == 504
