@@ -11,6 +11,7 @@
 #
 #   STAGES="rates alone single mixed ranks equal report"  TASKS="cola sst2"  METHODS="adalink full"
 #   SEEDS="0 1 2"  RANKS="1 4 16 64"  RATES="0.001 0.01"  TUNING_TASKS="cola mnli"
+#   BASES="tuned"
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/adalink.sh"
 shipped=$here/../adalink_jax/bases
@@ -18,4 +19,4 @@ adalink experiment "$@" --tuned "${TUNED:-$shipped/mini}" --raw "${RAW:-$shipped
     ${WORLD:+--world "$WORLD"} ${STAGES:+--stages "$STAGES"} ${TASKS:+--tasks "$TASKS"} \
     ${TUNING_TASKS:+--tuning-tasks "$TUNING_TASKS"} ${METHODS:+--methods "$METHODS"} \
     ${SEEDS:+--seeds "$SEEDS"} ${RANKS:+--ranks "$RANKS"} ${RATES:+--rates "$RATES"} \
-    ${MODEL:+--model "$MODEL"} ${BUDGET:+--budget "$BUDGET"} ${JOBS:+--jobs "$JOBS"}
+    ${BASES:+--bases "$BASES"} ${MODEL:+--model "$MODEL"} ${BUDGET:+--budget "$BUDGET"} ${JOBS:+--jobs "$JOBS"}

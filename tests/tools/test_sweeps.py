@@ -200,12 +200,20 @@ def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
     assert [line[-1] for line in asked[6:]] == ["--gin.adalink.AdaLink.rank=4"] * 2
 
 
+def test_an_experiment_on_one_base(asked):
+    chosen = ["--bases=tuned", "--methods=vera", "--tuning-tasks=cola", "--rates=0.01 0.1"]
+    assert cli.main(["experiment", "out", "--stages=rates", *chosen]) == 0
+    folders = [word for line in asked for word in line if word.startswith("--gin.MODEL_DIR")]
+    assert folders == [f"--gin.MODEL_DIR=out/rates/tuned/vera/{r}/cola" for r in ("0.01", "0.1")]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         (["glue", "out", "base", "--gim.SEED=1"], "unknown flag --gim.SEED"),
         (["glue", "out", "base", "--methods=adalnk"], "no file adalnk.gin in gin/methods; did you"),
         (["experiment", "out", "--stages=single,rank"], "no stage 'rank'; did you mean 'ranks'?"),
+        (["experiment", "out", "--bases=tune"], "no base 'tune'; did you mean 'tuned'?"),
         (["multitask", "out", "e.gin", "--mixtures=glue_equal"], "is not NAME:NUMBER_OF_TASKS"),
     ],
 )

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", default=raw, metavar="BASE", help="the base without instruction tuning"
     )
+    trainings.add_words(parser, "--bases", " ".join(BASES), "bases to adapt")
     trainings.add_words(parser, "--stages", " ".join(STAGES), "stages to run")
     trainings.add_words(parser, "--tasks", _TASKS, "tasks of the world")
     trainings.add_words(parser, "--tuning-tasks", "cola mnli", "tasks of rates, ranks and equal")
@@ -76,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     for stage in arguments.stages:
         if stage not in STAGES:
             raise UserError(f"no stage '{stage}'{nearest(stage, STAGES)}")
+    for base in arguments.bases:
+        if base not in BASES:
+            raise UserError(f"no base '{base}'{nearest(base, BASES)}")
     # The trainings need the accelerators; this process only reads and counts.
     jax.config.update("jax_platforms", "cpu")
     study = Study(arguments)
@@ -118,7 +122,7 @@ class Study:
             grid = _GRID.split()
             if method in METHODS and METHODS[method].trains_base:
                 grid = grid[:-1]  # Updates scale with a weight's size: the last is too high.
-            for base in BASES:
+            for base in self._given.bases:
                 for rate in self._given.rates or grid:
                     for task in self._given.tuning_tasks:
                         run = f"rates/{base}/{method}/{rate}/{task}"
@@ -126,7 +130,7 @@ class Study:
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
-        for base in BASES:
+        for base in self._given.bases:
             for count in (0, 4):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"
                 yield trainings.frozen_base(
@@ -137,7 +141,7 @@ class Study:
         """Yields the trainings of every single task."""
         for seed in self._given.seeds:
             for task in self._given.tasks:
-                for base in BASES:
+                for base in self._given.bases:
                     for method in self._given.methods:
                         run = f"single/{base}/{method}/{task}/seed{seed}"
                         rate = self._rate(base, method)
@@ -150,7 +154,7 @@ class Study:
                 sharings = {"shared": ["--gin.ROUTES=1"], "per_task": ["--gin.ROUTES=8"]}
                 if method in METHODS and METHODS[method].trains_base:
                     sharings = {"shared": []}
-                for base in BASES:
+                for base in self._given.bases:
                     for sharing, routes in sharings.items():
                         run = f"mixed/{base}/{method}/{sharing}/seed{seed}"
                         rate = self._rate(base, method)
@@ -161,7 +165,7 @@ class Study:
         """Yields AdaLink's trainings at several ranks."""
         for seed in self._given.seeds:
             for rank in self._given.ranks:
-                for base in BASES:
+                for base in self._given.bases:
                     for task in self._given.tuning_tasks:
                         run = f"ranks/{base}/rank{rank}/{task}/seed{seed}"
                         rate = self._rate(base, "adalink")
@@ -179,7 +183,7 @@ class Study:
                 print(f"left out: {line}", file=sys.stderr)
                 continue
             for seed in self._given.seeds:
-                for base in BASES:
+                for base in self._given.bases:
                     for task in self._given.tuning_tasks:
                         run = f"equal/{base}/{method}/{task}/seed{seed}"
                         rate = self._rate(base, method)
