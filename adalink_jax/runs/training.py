@@ -53,10 +53,10 @@ from adalink_jax.runs.setup import (
 from adalink_jax.training import state as states
 from adalink_jax.training.flops import peak_flops, step_flops
 from adalink_jax.training.loop import Periods, train_loop
-from adalink_jax.training.optimizers import LearningRate, Optimizer, per_module
+from adalink_jax.training.optimizers import LearningRate, Optimizer, Schedule, per_module
 from adalink_jax.training.pace import Pace, Work
 from adalink_jax.training.selection import UNKNOWN, Selection, tracking
-from adalink_jax.training.step import compiled, make_train_step
+from adalink_jax.training.step import Step, compiled, make_train_step
 from adalink_jax.values import LocalPath, Positive, Range, Rate, Seed, Steps, checks
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def train(
         memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
         say(source.summary)
         network = Transformer(base.config, method, source.max_routes_per_row)
-        train_step = make_train_step(
-            network, transformation, learning_rate, **vars(loss), accumulation_steps=parts,
-            ema_decay=ema_decay,
+        step_of = functools.partial(
+            _step, network, optimizer, clip_norm, accumulation_steps=parts, ema_decay=ema_decay,
+            **vars(loss),
         )  # fmt: skip
         with sharding.on_mesh(mesh):
             new = functools.partial(evaluator, base.config, method, data=data, mesh=mesh, seed=seed)
@@ -187,8 +187,9 @@ def train(
             with contextlib.closing(placed):
                 if not selection.is_over(state):
                     state = train_loop(
-                        state, compiled(train_step, state, seed), placed, train_steps=train_steps,
-                        periods=periods, log=folder, store=store, evaluate=scorer,
+                        state, compiled(step_of, state, seed, learning_rate), placed,
+                        train_steps=train_steps, periods=periods, log=folder, store=store,
+                        evaluate=scorer,
                         judge=scorer.judge if selection.keep else None,
                         agree=_agreed if jax.process_count() > 1 else None,
                         pace=_pace(source, base.config, method),
@@ -196,6 +197,13 @@ def train(
         outcome = _outcome(state, selection, train_steps)
         _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
         store.close()
+
+
+def _step(
+    network: Transformer, optimizer: Optimizer, clip_norm: float | None, rate: Schedule, **more: Any
+) -> Step:
+    rule = per_module(optimizer(rate), network.method, clip_norm)
+    return make_train_step(network, rule, rate, **more)
 
 
 def _lengths(batches: Batches, data: Data, folder: RunFolder, train_steps: int) -> dict[str, Any]:

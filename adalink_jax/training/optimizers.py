@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adalink_jax.errors import UserError, nearest
@@ -66,7 +67,8 @@ def factors(
       decay_steps: the step at which "linear_decay" and "cosine_decay" are 0: a run's TRAIN_STEPS.
 
     Returns:
-      A function step -> learning rate, with steps counted from 0.
+      A function step -> learning rate, with steps counted from 0. The base rate is a leaf of it, so
+      that a compiled step may take it as an argument: see `rate_argument`.
 
     Raises:
       UserError: an unknown factor, or a decay that has no end, or ends in the warm-up.
@@ -88,12 +90,12 @@ def factors(
             f"warmup_steps, which is {start}, to fewer steps"
         )
 
-    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    def schedule(base: jax.typing.ArrayLike, step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         rsqrt = 1.0 / jnp.sqrt(jnp.maximum(step, warmup_steps))
         done = jnp.clip((step - start) / ((decay_steps or start + 1) - start), 0.0, 1.0)
         values = {
-            "constant": jnp.float32(base_learning_rate),
+            "constant": jnp.asarray(base, jnp.float32),
             "linear_warmup": jnp.minimum(1.0, step / warmup_steps),
             "rsqrt_decay": rsqrt,
             "rsqrt_normalized_decay": rsqrt * jnp.sqrt(jnp.float32(warmup_steps)),
@@ -102,7 +104,18 @@ def factors(
         }
         return jnp.prod(jnp.stack([values[name] for name in names]))
 
-    return schedule
+    return jax.tree_util.Partial(schedule, np.float32(base_learning_rate))
+
+
+def rate_argument(schedule: Schedule) -> jax.tree_util.Partial:
+    """Returns a schedule as an argument of a compiled function.
+
+    What `factors` returns has its base rate as a leaf, so runs that differ in it share a program.
+    Any other function is compiled as it is.
+    """
+    if isinstance(schedule, jax.tree_util.Partial):
+        return schedule
+    return jax.tree_util.Partial(schedule)
 
 
 @checks

@@ -15,7 +15,7 @@ from adalink_jax.methods.base import Array, Params, merge
 from adalink_jax.models.inputs import features_of
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.training.losses import cross_entropy
-from adalink_jax.training.optimizers import Schedule
+from adalink_jax.training.optimizers import Schedule, rate_argument
 from adalink_jax.training.state import TrainState
 
 # Any number; it separates the random stream of dropout from all others of a run's key.
@@ -23,6 +23,7 @@ _DROPOUT = 0xD0
 
 
 Batch = Mapping[str, Array]
+Step = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
 
 def loss_fn(
@@ -75,7 +76,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     ema_decay: float | None = None,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+) -> Step:
     """Builds the step (state, batch, key); jit it inside `distributed.sharding.on_mesh`.
 
     Loss and gradients are summed over the parts of a batch, then divided once by the batch's
@@ -139,20 +140,33 @@ def _averaged(average: Any, trainable: Any, step: Array, decay: float) -> Any:
 
 
 def compiled(
-    train_step: Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]],
-    state: TrainState,
-    seed: int,
+    step_of: Callable[[Schedule], Step], state: TrainState, seed: int, learning_rate: Schedule
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Compiles the step with `in_place` and binds the key of a seed."""
-    key = jax.device_put(jax.random.key(seed), replicated(state.step.sharding.mesh))
-    return functools.partial(in_place(train_step, state), key=key)
+    """Compiles a step with `in_place` and binds the key of a seed and the learning rate.
+
+    Both are arguments of the program, so that a grid of rates and seeds compiles it once.
+
+    Args:
+      step_of: makes the step of a learning rate, by `make_train_step` with an optimizer of it. It
+        is called while the step is traced.
+      state: as for `in_place`.
+      seed: of the run.
+      learning_rate: of the run.
+    """
+
+    def train_step(state: TrainState, batch: Batch, key: Array, rate: Schedule):
+        return step_of(rate)(state, batch, key)
+
+    place = replicated(state.step.sharding.mesh)
+    key, rate = jax.device_put((jax.random.key(seed), rate_argument(learning_rate)), place)
+    return functools.partial(in_place(train_step, state), key=key, rate=rate)
 
 
 def in_place(train_step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
-    """Compiles the step (state, batch, key) to donate its state and keep its shardings.
+    """Compiles the step (state, batch, key, …) to donate its state and keep its shardings.
 
     Args:
-      train_step: as returned by `make_train_step`.
+      train_step: as returned by `make_train_step`, or with more arguments.
       state: arrays, or their shapes with shardings.
     """
     places = jax.tree.map(lambda array: array.sharding, state)

@@ -82,7 +82,10 @@ def losses(name: str, layout: sharding.Layout, base) -> list[float]:
         frozen_dtype = os.environ.get("FROZEN_DTYPE", "float32")
         current = state.create(CONFIG, method, base, adapter, optimizer, mesh, layout, frozen_dtype)
         train_step = step.compiled(
-            step.make_train_step(Transformer(CONFIG, method), optimizer, rate), current, seed=0
+            lambda rate: step.make_train_step(Transformer(CONFIG, method), optimizer, rate),
+            current,
+            seed=0,
+            learning_rate=rate,
         )
         rows = sharding.local_rows(mesh, BATCH_SIZE)
         found = []

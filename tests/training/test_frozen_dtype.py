@@ -35,8 +35,11 @@ def started(tiny, name: str, frozen_dtype: str):
         current = state.create(
             config, method, base, adapter, optimizer, mesh, frozen_dtype=frozen_dtype
         )
-        train_step = step.make_train_step(Transformer(config, method), optimizer, RATE)
-        return current, step.compiled(train_step, current, seed=0)
+        network = Transformer(config, method)
+        train_step = step.compiled(
+            lambda rate: step.make_train_step(network, optimizer, rate), current, 0, RATE
+        )
+        return current, train_step
 
 
 def logits(config, method, params, batch):

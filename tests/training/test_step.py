@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adalink_jax.distributed import sharding
@@ -157,3 +158,33 @@ def test_a_method_that_matches_nothing_is_refused(tiny):
     relu_layer = METHODS["lora"](rank=2, linears="mlp/wi")
     with pytest.raises(UserError, match="nothing would train"):
         parameters.init_adapter(config, relu_layer, base, jax.random.key(0))
+
+
+def test_rates_and_seeds_share_a_program(tiny):
+    config, base, batch = tiny
+    method, mesh = METHODS["adalink"](rank=2, routes=3), sharding.make_mesh()
+    slow, traced = optimizers.factors(base_learning_rate=0.1), []
+
+    def step_of(rate):
+        traced.append(rate)
+        return step.make_train_step(Transformer(config, method), optax.sgd(rate), rate)
+
+    def after(program, **other):
+        with sharding.on_mesh(mesh):
+            current = state.create(config, method, base, adapter, optax.sgd(slow), mesh)
+            new, metrics = program(current, sharding.place_batch(batch, mesh, 4), **other)
+        return new.trainable, float(metrics["learning_rate"])
+
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
+    with sharding.on_mesh(mesh):
+        current = state.create(config, method, base, adapter, optax.sgd(slow), mesh)
+        bound = step.compiled(step_of, current, 0, slow)
+    other = jax.tree.map(lambda rate: rate * 2, bound.keywords["rate"])
+    (first, rate), (second, twice) = after(bound), after(bound, rate=other)
+    assert len(traced) == 1 and np.isclose([rate, twice], [0.1, 0.2]).all()
+    for start, one, two in zip(*map(jax.tree.leaves, (adapter, first, second)), strict=True):
+        np.testing.assert_allclose(two - start, 2 * (one - start), rtol=1e-4, atol=1e-7)
+
+
+def test_a_schedule_of_the_users_own_is_an_argument_too():
+    assert jax.jit(lambda rate: rate(3))(optimizers.rate_argument(lambda step: step / 2)) == 1.5

@@ -1,8 +1,8 @@
 """Runs many trainings, given as command lines, in parallel processes.
 
 A process runs one training after another, so Python, TensorFlow and JAX start only once. All
-processes share what is compiled (`adalink_jax.compile_cache`): trainings that differ only in seed
-or data compile once.
+processes share what is compiled (`adalink_jax.compile_cache`): trainings that differ only in
+seed, learning rate or data compile once.
 """
 
 import concurrent.futures
