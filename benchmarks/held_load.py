@@ -8,8 +8,9 @@ whether or not earlier ones are answered: four in five score two labels, one gen
 
 How to read it: one line for each tenth of the time. Latency is from the moment that a request was
 due, so a stalled server is not excused by requests that were sent late; it is that of requests
-that did not fail. "MiB" is the server's memory, which must not grow; "programs" are those compiled
-since its start, which must not become more; and no request should fail.
+that did not fail. "Full" are those that failed with 503, as too many waited. "MiB" is the server's
+memory, which must not grow; "programs" are those compiled since its start, which must not become
+more; and no request should fail.
 """
 
 import argparse
@@ -209,6 +210,7 @@ def table(answers: list[Answer], seen: list[dict[str, float]], load: Load) -> li
         chosen = [a for a in answers if whole or int(a.due / seconds * _SLICES) == number]
         line: dict[str, Any] = {"time": "all" if whole else f"{number + 1} of {_SLICES}"}
         line |= {"requests": len(chosen), "failed": sum(a.status != 200 for a in chosen)}
+        line["of them full"] = sum(a.status == 503 for a in chosen)
         for path in ("score", "generate"):
             right = [a for a in chosen if a.path.endswith(path) and a.status == 200]
             taken = [1000 * a.seconds for a in right]
