@@ -242,11 +242,12 @@ def varying(groups: Sequence[Group]) -> list[str]:
 
 
 def basic_label(run: Run) -> str:
-    """Returns what a label always says: the method, its settings, the number of examples."""
+    """Returns what a label always says: recipe, method, its settings, the number of examples."""
     if run.method_name == FROZEN:
         return f"{FROZEN}, {run.in_context or 'no'} examples in context"
     few = "" if run.few_shot is None else f", {run.few_shot} examples"
-    return _method_label(run.method_name, run.method) + few
+    label = _method_label(run.method_name, run.method)
+    return (f"{run.recipe} ({label})" if run.recipe else label) + few
 
 
 def _method_label(name: str, method: Method) -> str:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from adalink_jax.methods import METHODS
 from adalink_jax.tools import tables
+from adalink_jax.tools.report import naming
 from adalink_jax.tools.report.runs import FROZEN
 
 # Colors that can be told apart with any eyes, on white and on black; a method has the same one in
@@ -26,6 +27,9 @@ _FROZEN_LINES = (("--", "╌╌╌"), ("-.", "┄·┄"), ((0, (6, 2, 1, 2, 1, 2
 _LEAST_SPAN = 10.0
 _SIZE = (4.4, 3.2)
 _COLUMNS = 3
+# With more methods than colors, each point has its name beside it, in axes that have room for it.
+_NAMED_SIZE = (9.0, 6.0)
+_NAME_POINTS = 7  # The size of a name's letters.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Panel:
     levels: tuple[Level, ...] = ()
     scale: str = "linear"
 
+    @property
+    def is_named(self) -> bool:
+        """Whether names beside the points say what they are, since a legend would be too long."""
+        return self.scale == "log" and len(self.series) > len(_COLORS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Heat:
@@ -113,10 +122,16 @@ def looks(panels: Sequence[Panel | Heat]) -> dict[str, Look]:
 
 
 def labels(panel: Panel | Heat) -> list[str]:
-    """Returns the labels that a panel shows, in its legend's order."""
+    """Returns the labels that a panel's legend explains, in its order."""
     if isinstance(panel, Heat):
         return []
-    return [one.label for one in (*panel.series, *panel.levels)]
+    series = () if panel.is_named else panel.series
+    return [one.label for one in (*series, *_levels(panel))]
+
+
+def is_wide(panel: Panel | Heat) -> bool:
+    """Returns whether a panel takes the whole width."""
+    return isinstance(panel, Heat) or panel.is_named
 
 
 def _color(method: str) -> str:
@@ -130,23 +145,24 @@ def _color(method: str) -> str:
 
 def png(panels: Sequence[Panel | Heat], file: BinaryIO) -> None:
     """Draws panels side by side on white, with one legend below."""
-    columns = 1 if isinstance(panels[0], Heat) else min(_COLUMNS, len(panels))
+    wide = any(map(is_wide, panels))
+    columns = 1 if wide else min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    width = 9.0 if isinstance(panels[0], Heat) else max(6.0, _SIZE[0] * columns)
+    width = _NAMED_SIZE[0] if wide else max(6.0, _SIZE[0] * columns)
     canvas, axes = _figure(width, sum(_height(panel) for panel in panels[::columns]), rows, columns)
     styles = looks(panels)
+    explained = list(dict.fromkeys(label for panel in panels for label in labels(panel)))
     for one, panel in zip(axes.flat, panels, strict=False):
         _draw(one, panel, styles)
     for one in list(axes.flat)[len(panels) :]:
         one.set_axis_off()
-    if styles:
+    if explained:
         from matplotlib.lines import Line2D
 
         lines = [Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker or None)
-                 for s in styles.values()]  # fmt: skip
-        canvas.legend(
-            lines, list(styles), loc="outside lower center", fontsize=8, ncols=min(columns, 3)
-        )
+                 for s in map(styles.__getitem__, explained)]  # fmt: skip
+        canvas.legend(lines, explained, loc="outside lower center", fontsize=8,
+                      ncols=min(_COLUMNS, len(explained)) if wide else columns)  # fmt: skip
     canvas.savefig(file, dpi=130, facecolor="white")
 
 
@@ -160,7 +176,7 @@ def svg(panel: Panel | Heat, styles: Mapping[str, Look], name: str) -> str:
     """
     import matplotlib
 
-    width = 7.0 if isinstance(panel, Heat) else _SIZE[0]
+    width = 7.0 if isinstance(panel, Heat) else _size(panel)[0]
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         canvas, axes = _figure(width, _height(panel), 1, 1)
         _draw(axes[0][0], panel, styles)
@@ -175,7 +191,11 @@ def svg(panel: Panel | Heat, styles: Mapping[str, Look], name: str) -> str:
 
 
 def _height(panel: Panel | Heat) -> float:
-    return 1.4 + 0.32 * len(panel.rows) if isinstance(panel, Heat) else _SIZE[1]
+    return 1.4 + 0.32 * len(panel.rows) if isinstance(panel, Heat) else _size(panel)[1]
+
+
+def _size(panel: Panel) -> tuple[float, float]:
+    return _NAMED_SIZE if panel.is_named else _SIZE
 
 
 def _figure(width: float, height: float, rows: int, columns: int):
@@ -199,7 +219,7 @@ def _draw(axes: Any, panel: Panel | Heat, styles: Mapping[str, Look]) -> None:
 
 
 def _curves(axes: Any, panel: Panel, styles: Mapping[str, Look]) -> None:
-    for level in panel.levels:
+    for level in _levels(panel):
         look = styles[level.label]
         axes.axhline(level.y, color=look.color, linestyle=look.line, linewidth=1.2, zorder=1)
         if level.interval:
@@ -224,6 +244,40 @@ def _curves(axes: Any, panel: Panel, styles: Mapping[str, Look]) -> None:
     axes.set(xlabel=panel.xlabel, ylabel="score (%)", ylim=limits(panel))
     _x_axis(axes, panel)
     axes.grid(alpha=0.25, color=_PALE)
+    if panel.is_named:
+        _front(axes, panel)
+        _names(axes, panel, styles)
+
+
+def _front(axes: Any, panel: Panel) -> None:
+    """Draws the best score at each cost: no method costs less and scores higher."""
+    best: list[Point] = []
+    for point in sorted((s.points[0] for s in panel.series), key=lambda p: (p.x, -p.y)):
+        if not best or point.y > best[-1].y:
+            best.append(point)
+    xs, ys = [point.x for point in best], [point.y for point in best]
+    right = axes.get_xlim()[1]
+    axes.step([*xs, right], [*ys, ys[-1]], where="post", color=_PALE, linewidth=1, zorder=1)
+
+
+def _names(axes: Any, panel: Panel, styles: Mapping[str, Look]) -> None:
+    """Writes each series' name beside its point, with a thin line where it stands apart."""
+    area = tuple(72 * inches * 0.88 for inches in _NAMED_SIZE)  # The rest is for ticks and titles.
+    to_axes = axes.transScale + axes.transLimits
+    found = [to_axes.transform((s.points[0].x, s.points[0].y)) for s in panel.series]
+    points = [(x * area[0], y * area[1]) for x, y in found]
+    names = naming.short_names([series.label for series in panel.series])
+    widths = [0.6 * _NAME_POINTS * len(name) for name in names]
+    places = naming.placed(points, widths, 1.2 * _NAME_POINTS, area)
+    for series, name, width, place in zip(panel.series, names, widths, places, strict=True):
+        color = styles[series.label].color
+        point = series.points[0]
+        middle = ((place[0] + width / 2) / area[0], (place[1] + 0.6 * _NAME_POINTS) / area[1])
+        axes.annotate(
+            name, (point.x, point.y), middle, textcoords=axes.transAxes, ha="center", va="center",
+            fontsize=_NAME_POINTS, color=color,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "shrinkA": 0},
+        )  # fmt: skip
 
 
 def limits(panel: Panel) -> tuple[float, float]:
@@ -231,15 +285,28 @@ def limits(panel: Panel) -> tuple[float, float]:
 
     It holds all scores and, as far as they do not dwarf these, the intervals.
     """
-    points = [point for series in panel.series for point in series.points]
-    values = [v for p in points for v in (p.y, *p.dots)] + [level.y for level in panel.levels]
+    points, levels = _points(panel), _levels(panel)
+    values = [v for p in points for v in (p.y, *p.dots)] + [level.y for level in levels]
     low, high = min(values), max(values)
     short = max(0.0, _LEAST_SPAN - (high - low)) / 2
     low, high = low - short, high + short
     span = high - low
-    ends = [end for one in (*points, *panel.levels) if one.interval for end in one.interval]
+    ends = [end for one in (*points, *levels) if one.interval for end in one.interval]
     low, high = max(min([low, *ends]), low - span), min(max([high, *ends]), high + span)
     return low - 0.05 * span, high + 0.05 * span
+
+
+def _points(panel: Panel) -> list[Point]:
+    return [point for series in panel.series for point in series.points]
+
+
+def _levels(panel: Panel) -> list[Level]:
+    """Returns the levels to draw; among many points, none that is far off."""
+    if not panel.is_named:
+        return list(panel.levels)
+    ys = [point.y for point in _points(panel)]
+    span = max(_LEAST_SPAN, max(ys) - min(ys)) / 2
+    return [level for level in panel.levels if min(ys) - span <= level.y <= max(ys) + span]
 
 
 def _x_axis(axes: Any, panel: Panel) -> None:

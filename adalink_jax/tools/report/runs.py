@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -125,6 +126,15 @@ class Run:
         """Each task's score, in percent; tasks without one are left out."""
         found = ((task, result.score) for task, result in self.results.items())
         return {task: score for task, score in found if score is not None}
+
+    @property
+    def recipe(self) -> str:
+        """The last file of methods/ in its command, where that is not named as the method is.
+
+        A recipe is a method with settings (houlsby.gin), or several methods together (mam.gin).
+        """
+        files = re.findall(r"--gin_file[= ][^=]*?\bmethods/([\w-]+)\.gin", self.command)
+        return files[-1] if files and files[-1] != self.method_name else ""
 
     @property
     def sharing(self) -> str:

@@ -34,7 +34,7 @@ th[aria-sort=descending]::after { content: " ↓"; opacity: 1; }
 figure { margin: 1em 0; } figcaption { font-size: 0.85em; }
 .panels { display: flex; flex-wrap: wrap; gap: 0.5em; }
 .panels svg { width: 100%; height: auto; } .panels div { flex: 0 1 22.5em; min-width: 0; }
-.panels div.heat { flex-basis: 46em; }
+.panels div.whole { flex-basis: 46em; overflow-x: auto; } .whole svg { min-width: 38em; }
 .legend { font-size: 0.85rem; } .legend span { margin-right: 1.2em; }
 code { font-size: 0.9em; white-space: pre-wrap; overflow-wrap: anywhere; }
 td details { min-width: 13em; max-width: 38em; white-space: normal; } summary { cursor: pointer; }
@@ -170,7 +170,7 @@ def _figure(figure: Figure, numbers: Iterator[int]) -> str:
     # One legend for all panels, if they show the same; else one below each.
     common = all(one == labels[0] for one in labels)
     drawn = "\n".join(
-        f"<div{' class=heat' if isinstance(panel, plots.Heat) else ''}>"
+        f"<div{' class=whole' if plots.is_wide(panel) else ''}>"
         f"{plots.svg(panel, styles, f'panel{next(numbers)}')}"
         f"{'' if common else _legend(styles, own)}</div>"
         for panel, own in zip(figure.panels, labels, strict=True)
