@@ -15,6 +15,7 @@ more; and no request should fail.
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import os
@@ -130,15 +131,20 @@ class Connections:
     def __init__(self, port: int):
         """Opens none yet."""
         self._port, self._idle = port, []
+        self.again = 0  # Requests that met a connection which the server had closed.
 
     async def ask(self, message: bytes) -> int:
         """Returns the status of a request's answer."""
-        stream = None
-        while self._idle and stream is None:
+        # The server closes what was idle for long, maybe at this moment: then, as curl does, the
+        # next connection is asked.
+        while self._idle:
             stream = self._idle.pop()
-            if stream[0].at_eof():  # The server closes what was idle for long.
-                stream = None
-        stream = stream or await asyncio.open_connection("127.0.0.1", self._port)
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                return await self._asked(stream, message)
+            self.again += 1
+        return await self._asked(await asyncio.open_connection("127.0.0.1", self._port), message)
+
+    async def _asked(self, stream: Any, message: bytes) -> int:
         status = await asking.answered(*stream, message)
         self._idle.append(stream)
         return status
@@ -161,9 +167,11 @@ async def saturated(port: int, load: Load) -> float:
     return counted / (time.perf_counter() - middle)
 
 
-async def held(port: int, rate: float, load: Load, watch: Any) -> tuple[list[Answer], list[Any]]:
+async def held(
+    connections: Connections, rate: float, load: Load, watch: Any
+) -> tuple[list[Answer], list[Any]]:
     """Asks at a rate; returns the answers, and what `watch` returned after each slice of time."""
-    connections, stream = Connections(port), requests(load.adapters)
+    stream = requests(load.adapters)
     answers: list[Answer] = []
     start, seconds, seen, asked = time.perf_counter(), load.minutes * 60, [], set()
 
@@ -237,11 +245,14 @@ def main(arguments: list[str]) -> None:
         with serving(pathlib.Path(folder)) as (pid, port):
             rate = load.share * asyncio.run(saturated(port, load))
             first = watching(pid, port)
-            answers, seen = asyncio.run(held(port, rate, load, lambda: watching(pid, port)))
+            connections = Connections(port)
+            answers, seen = asyncio.run(held(connections, rate, load, lambda: watching(pid, port)))
     lines = table(answers, seen, load)
     compiled = seen[-1]["programs"] - first["programs"]
+    statuses = collections.Counter(str(answer.status) for answer in answers)
     settings = {**dataclasses.asdict(load), "rate": rate, "at first": first}
-    timing.report("held_load", lines, settings, ({}, {}), before, options.out, compiled=compiled)
+    timing.report("held_load", lines, settings, ({}, {}), before, options.out, compiled=compiled,
+                  statuses=statuses, asked_again=connections.again)  # fmt: skip
 
 
 if __name__ == "__main__":
