@@ -53,6 +53,10 @@ class Result:
     scores: dict[str, float]
     history: list[dict[str, float]]
 
+    def __repr__(self) -> str:
+        # Without the arrays and the lines, which would fill a notebook's page.
+        return f"Result(folder={str(self.folder)!r}, scores={self.scores})"
+
 
 @checks
 def finetune(
@@ -245,7 +249,9 @@ def predict(
     """
     model, params, loaded = _model(base, adapter)
     labels = _labels(loaded) if labels is None else tuple(labels)
-    examples = [(_checked(text, i), labels[0] if labels else "") for i, text in enumerate(texts)]
+    examples = [
+        (_checked(text, i), labels[0] if labels else "") for i, text in enumerate(_listed(texts))
+    ]
     if not examples:
         return []
     results = _run(
@@ -381,6 +387,12 @@ def _labels(adapter: Adapter | None) -> tuple[str, ...]:
     return adapter.labels or tuple(tasks.LABELS.get(adapter.only_task.get("name", ""), ()))
 
 
+def _listed(texts: Any) -> list[Any]:
+    if isinstance(texts, str):
+        raise UserError(f"texts is {texts!r:.80}; expected a list of texts: [{texts!r:.40}]")
+    return list(texts)
+
+
 def _checked(text: Any, number: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"text {number} is {text!r:.80}; expected a non-empty string")
@@ -413,7 +425,7 @@ def _task(
         return examples, lengths
     shown, labels = pairs(examples, labels, columns)
     if validation is None:
-        shown, others = held_out(shown)
+        shown, others = held_out(shown, labels)
     else:
         others, _ = pairs(validation, labels, columns)
     (rows, keys), (scored, scored_keys) = divided(shown), divided(others)
@@ -432,7 +444,8 @@ def _task(
     print(
         f"{_name_of(base)}: {kind}; {len(rows)} examples to train on and {len(scored)} to score, "
         f"up to {lengths['inputs']} and {lengths['targets']} tokens",
-        *own.remarks(rows, scored),
+        *own.remarks(rows, scored, labels),
+        *own.unknown(encoder, [*rows, *scored], labels),
         sep="\n",
         flush=True,
     )

@@ -261,9 +261,10 @@ def _refusal(stream: TextIO) -> str:
 def help_text() -> str:
     """Returns what ``adalink --help`` prints."""
     lines = ["usage: adalink COMMAND …", ""]
+    width = 2 + max(len(name) for commands in GROUPS.values() for name in commands)
     for title, commands in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<16}{command.help}" for name, command in commands.items()]
+        lines += [f"  {name:<{width}}{command.help}" for name, command in commands.items()]
         lines.append("")
     lines.append("adalink COMMAND --help says what a command takes. To complete them in the shell:")
     lines.append("adalink completion bash > ~/.local/share/bash-completion/completions/adalink")

@@ -254,7 +254,12 @@ def checks(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        given = signature.bind(*args, **kwargs)
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            unknown = next((name for name in kwargs if name not in signature.parameters), "")
+            hint = nearest(unknown, signature.parameters) if unknown else ""
+            raise TypeError(f"{function.__name__}() {error}{hint}") from None
         for name, value in given.arguments.items():
             given.arguments[name] = checked(name, value, signature.parameters[name].annotation)
         return function(*given.args, **given.kwargs)

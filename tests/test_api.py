@@ -244,3 +244,18 @@ def test_a_tenth_is_held_out_and_nothing_is_in_both():
     assert not set(held_out(FILMS)[0]) & set(held_out(FILMS)[1])
     with pytest.raises(UserError, match="cannot be divided"):
         held_out([("a", "b")])
+
+
+def test_a_result_is_shown_in_one_line(trained):
+    shown = repr(trained[0])
+    assert shown.startswith("Result(folder=") and "scores={" in shown and len(shown) < 300
+
+
+def test_a_text_in_the_place_of_texts_and_a_slip_in_a_keyword_are_named(trained):
+    with pytest.raises(UserError, match=r"texts is 'a film'; expected a list of texts"):
+        al.predict("mini", trained[0], "a film")
+    words = (
+        r"finetune\(\) got an unexpected keyword argument 'train_step'; did you mean 'train_steps'"
+    )
+    with pytest.raises(TypeError, match=words):
+        al.finetune("mini", al.AdaLink(rank=1), FILMS, train_step=2)

@@ -125,11 +125,14 @@ def divided(examples: Shown) -> tuple[Pairs, list[str] | None]:
     return [(text, target) for text, target, *_ in examples], keys or None
 
 
-def held_out(examples: Sequence[_Example]) -> tuple[list[_Example], list[_Example]]:
+def held_out(
+    examples: Sequence[_Example], labels: Sequence[str] = ()
+) -> tuple[list[_Example], list[_Example]]:
     """Splits examples by their hash into nine tenths for training and one tenth for validation.
 
     The order of the examples does not matter, and equal ones are on one side. Of those with a
-    picture it is the hash of its key, so that no picture is on both sides.
+    picture it is the hash of its key, so that no picture is on both sides. If the targets are
+    labels, and nothing has a picture, each label has its share of the tenth.
     """
 
     def key(example: tuple[str, ...]) -> str:
@@ -137,11 +140,26 @@ def held_out(examples: Sequence[_Example]) -> tuple[list[_Example], list[_Exampl
         return hashlib.sha256(told.encode()).hexdigest()
 
     keys = [key(example) for example in examples]
-    scored = set(sorted(keys)[: max(1, len(examples) // 10)])
+    order = sorted(keys)
+    if labels and not any(len(one) > 2 and one[2] for one in examples):
+        order = _by_share({key: one[1] for key, one in zip(keys, examples, strict=True)})
+    scored = set(order[: max(1, len(examples) // 10)])
     rest = [one for one, its in zip(examples, keys, strict=True) if its not in scored]
     if not rest:
         raise UserError(f"{len(examples)} example(s) cannot be divided; give `validation` examples")
     return rest, [one for one, its in zip(examples, keys, strict=True) if its in scored]
+
+
+def _by_share(targets: Mapping[str, str]) -> list[str]:
+    """Returns keys in an order whose every beginning holds the labels in about their shares."""
+    ranks: dict[str, int] = collections.defaultdict(int)
+    places = []
+    counts = collections.Counter(targets.values())
+    for key in sorted(targets):
+        label = targets[key]
+        places.append(((ranks[label] + 0.5) / counts[label], key))
+        ranks[label] += 1
+    return [key for _, key in sorted(places)]
 
 
 def check_division(train: Pairs, scored: Pairs, labels: Sequence[str], remedy: str) -> None:
@@ -410,10 +428,15 @@ def slips(examples: Examples) -> list[str]:
             continue
         usual = [one for one in counts if counts[one] >= 10 * counts[label]]
         alike = difflib.get_close_matches(label, usual, n=1, cutoff=_ALIKE)
-        if alike and not (alike[0] in label or label in alike[0]):
+        if alike and not _is_compound(label, alike[0]):
             where = [i for i, (_, target) in enumerate(examples.pairs) if target == label]
             lines.append(f"{examples.rows.at(where)}: the label is {label!r}; is it {alike[0]!r}?")
     return lines
+
+
+def _is_compound(label: str, other: str) -> bool:
+    """Whether one is a part of the other, as entailment is of not_entailment, and no slip."""
+    return (label in other or other in label) and abs(len(label) - len(other)) > 2
 
 
 def _rounded(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -22,6 +23,11 @@ from adalink_jax.values import Checked, LocalPath, OneOf, Range
 
 # The splits of a folder that are scored if none is named.
 _SCORED = ("validation", "dev", "valid")
+# With fewer examples to score, it is said how much one of them weighs.
+_FEW = 50
+# Of the tokens of the inputs, more unknown ones than this are said.
+_UNKNOWN = 0.01
+_SAMPLE = 1000
 # So many labels are named with their shares.
 _SHOWN = 8
 
@@ -108,15 +114,16 @@ class Own:
         return longest(vocabulary, [pair for split in self.splits.values() for pair in split])
 
     def remarks_of(self, vocabulary: Any) -> list[str]:
-        """Returns a line if targets that are to be generated are none that can be."""
+        """Returns a line for what the vocabulary lacks: in texts, labels, targets to generate."""
+        lines = unknown(vocabulary, [*itertools.chain(*self.splits.values())], self.labels)
         scored = self.splits["validation"] if self.meaning.kind == "text" else []
-        lost = [t for _, t in scored if vocabulary.decode(vocabulary.encode(t)) != t]
-        if not lost:
-            return []
-        return [
-            f"{len(lost):,} of the {len(scored):,} targets to score cannot be generated as they "
-            f"stand (line breaks, or characters that the vocabulary lacks), such as {lost[0]!r:.80}"
-        ]
+        if lost := [t for _, t in scored if vocabulary.decode(vocabulary.encode(t)) != t]:
+            lines.append(
+                f"{len(lost):,} of the {len(scored):,} targets to score cannot be generated as they"
+                " stand (line breaks, or characters that the vocabulary lacks), such as "
+                f"{lost[0]!r:.80}"
+            )
+        return lines
 
     def register(self, name: str, vocabulary: Any) -> dict[str, Any]:
         """Registers it as a SeqIO task, in the place of an earlier table of this name.
@@ -190,7 +197,8 @@ def read(table: Table, known: Mapping[str, Any] | None = None) -> Own:
     if scored:
         splits["validation"] = scored.pairs
     elif train:
-        rest, tenth = held_out(train.pairs)
+        classes = train.labels if meaning.kind == "classification" else ()
+        rest, tenth = held_out(train.pairs, classes)
         splits = {"train": rest, "validation": tenth}
         remedy = "give more of them, or the examples to score: --dev"
         if meaning.kind == "classification":
@@ -244,6 +252,21 @@ def _about(first: Examples, of: str, splits: Mapping[str, Pairs]) -> list[str]:
     return [f"{name}: {known}{len(dev):,} to score ({of})", *(f"{name}: {line}" for line in said)]
 
 
+def unknown(vocabulary: Any, examples: Pairs, labels: Sequence[str] = ()) -> list[str]:
+    """Returns a line for tokens that the vocabulary lacks, which the base cannot tell apart."""
+    lines, unk = [], vocabulary.unk_id
+    tokens = [token for text, _ in examples[:_SAMPLE] for token in vocabulary.encode(text)]
+    share = tokens.count(unk) / max(1, len(tokens))
+    if share > _UNKNOWN:
+        lines.append(
+            f"{share:.1%} of the inputs' tokens are unknown to the base's vocabulary: to the model "
+            "they are all the same"
+        )
+    if lost := [label for label in labels if unk in vocabulary.encode(label)]:
+        lines.append(f"the base's vocabulary does not know the label {lost[0]!r}")
+    return lines
+
+
 def remarks(
     train: Pairs, dev: Pairs, labels: Sequence[str] = (), baseline: bool = True
 ) -> list[str]:
@@ -253,7 +276,7 @@ def remarks(
       train: the examples to train on; may be empty.
       dev: the examples to score.
       labels: the labels, whose shares are said.
-      baseline: whether to say what the most frequent target would score.
+      baseline: whether to say what the best constant answer would score.
 
     Returns:
       Lines: the shares of labels, the baseline, and how much stands in both, or twice.
@@ -265,9 +288,14 @@ def remarks(
         more = f" and {len(labels) - _SHOWN} more labels" if len(labels) > _SHOWN else ""
         lines.append(", ".join(shares[:_SHOWN]) + more)
     if baseline:
-        usual, _ = counts.most_common(1)[0]
-        share = sum(target == usual for _, target in dev) / len(dev)
+        # The best of all constant answers, whatever is the most frequent one to train on.
+        (usual, right), *others = collections.Counter(t for _, t in dev).most_common()
+        share = right / len(dev)
         lines.append(f"always answering {usual!r:.80} is right in {share:.1%} of those to score")
+        if labels and not others:
+            lines.append(f"all examples to score have one label, {usual!r}: a score says nothing")
+    if len(dev) < _FEW:
+        lines.append(f"with {len(dev)} to score, one example is {100 / len(dev):.1f} points")
     distinct, seen = {*train}, {text for text, _ in train}
     if both := [pair for pair in dev if pair[0] in seen]:
         same = sum(pair in distinct for pair in both)

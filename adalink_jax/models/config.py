@@ -115,7 +115,8 @@ class T5Config(Checked):
         if size > self.vocab_size:
             raise UserError(
                 f"the vocabulary has {size} ids, but the base's table only {self.vocab_size} rows: "
-                "it is not this base's vocabulary"
+                "it is not this base's vocabulary, and a task's texts must be made with that (the "
+                "bases that come with the package take the mini_* tasks and tables of your own)"
             )
 
     @property

@@ -222,9 +222,9 @@ def own_data(
         return data, evaluation
     read = own.read(table, _recorded_table(adapter))
     vocabulary, name = vocabulary_of(base, adapter), data.mixture_or_task_name
-    known = read.register(name, vocabulary)
     for line in (*read.lines, *(f"{name}: {one}" for one in read.remarks_of(vocabulary))):
         say(line)
+    known = read.register(name, vocabulary)
     record = (run.record() if run else None) or {}
     if (before := _recorded_table(record.get("data"))) is not None:
         for file in _changed(before, known):

@@ -43,3 +43,8 @@ def test_a_name_of_the_users_wins_over_that_of_the_file():
         bindings = flags.parse(more, {}).bindings
         read = gin_files.read("adalink_jax.runs.train", files, bindings, supplied=["configuration"])
         assert read.values["data"]["mixture_or_task_name"] == "films"
+
+
+def test_a_setting_without_its_prefix_is_told_the_flag():
+    with pytest.raises(UserError, match=r"--train_steps; did you mean '--gin.TRAIN_STEPS=5'\?"):
+        flags.parse(["--train_steps=5"], {})

@@ -1,5 +1,6 @@
 """What a table of one's own is taken for, and what is wrong with it."""
 
+import collections
 import random
 
 import numpy as np
@@ -328,10 +329,10 @@ def test_targets_that_cannot_be_generated_are_counted(file):
     rows = [{"text": f"{i}", "label": "good"} for i in range(3)]
     rows += [{"text": "a", "label": "Good"}, {"text": "b", "label": "good\nbad"}]
     table = Table(file(rows), dev="reviews.csv", kind="text")
-    (line,) = own.read(table).remarks_of(tasks.MINI_VOCABULARY)
+    *_, line = own.read(table).remarks_of(tasks.MINI_VOCABULARY)
     assert line.startswith("2 of the 5 targets to score cannot be generated as they stand")
-    table = Table(file(REVIEWS))
-    assert own.read(table).remarks_of(tasks.MINI_VOCABULARY) == []
+    lines = own.read(Table(file(REVIEWS))).remarks_of(tasks.MINI_VOCABULARY)
+    assert not any("generated" in line for line in lines)
 
 
 def test_a_record_of_a_table_says_what_is_left_open(file):
@@ -355,3 +356,40 @@ def test_rows_of_python_have_no_names_of_files():
     rows = Rows({"text": ["a", ""], "label": ["x", "y"]}, numbers=range(2))
     with pytest.raises(UserError, match=r"^example 1: the text is ''"):
         meant(rows, Meaning())
+
+
+def test_words_that_the_base_does_not_know_are_said():
+    import tasks
+
+    known = [("the film was good", "good"), ("the film was bad", "bad")]
+    assert own.unknown(tasks.MINI_VOCABULARY, known, ("good", "bad")) == []
+    lines = own.unknown(tasks.MINI_VOCABULARY, [("the xylophone was good", "")], ("Praise",))
+    assert lines[0].startswith("25.0% of the inputs' tokens are unknown to the base's vocabulary")
+    assert lines[1] == "the base's vocabulary does not know the label 'Praise'"
+
+
+def test_a_tenth_holds_the_labels_in_their_shares(file):
+    rows = [{"text": f"text {i}", "label": "rare" if i % 4 == 0 else "usual"} for i in range(80)]
+    found = own.read(Table(file(rows)))
+    assert collections.Counter(t for _, t in found.splits["validation"]) == {"rare": 2, "usual": 6}
+    text = said("reviews.csv")
+    assert "always answering 'usual' is right in 75.0% of those to score" in text
+    assert "with 8 to score, one example is 12.5 points" in text
+
+
+def test_a_score_on_one_label_alone_is_said_to_say_nothing():
+    train = [("a", "x"), ("b", "y")] * 30
+    lines = own.remarks(train, [("c", "y")] * 60, ("x", "y"))
+    assert "always answering 'y' is right in 100.0% of those to score" in lines
+    assert "all examples to score have one label, 'y': a score says nothing" in lines
+    assert not any("one example is" in line for line in lines)
+
+
+def test_a_letter_that_is_missing_is_a_slip_and_a_compound_is_none(file):
+    rows = [{"text": f"{i}", "label": "positive"} for i in range(19)]
+    rows += [{"text": f"n{i}", "label": "negative"} for i in range(20)]
+    text = said(file([*rows, {"text": "last", "label": "positiv"}], "pn.csv"))
+    assert "pn.csv:41: the label is 'positiv'; is it 'positive'?" in text
+    names = [{"text": f"{i}", "label": "entailment"} for i in range(60)]
+    names.append({"text": "one", "label": "not_entailment"})
+    assert "is it" not in said(file(names, "rte.csv"), dev="pn.csv", kind="text")

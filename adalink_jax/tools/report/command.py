@@ -86,7 +86,7 @@ def find(path: pathlib.Path) -> list[Run]:
     finished = [folder for folder in folders if all((folder / name).exists() for name in names)]
     if not finished:
         unfinished = f"; {len(folders)} are not finished or have no run.json" if folders else ""
-        raise UserError(f"{path} holds no finished run{unfinished}")
+        raise UserError(f"'{path}' holds no finished run{unfinished}")
     for folder in sorted(set(folders) - set(finished)):
         why = "not finished" if (folder / "run.json").exists() else "without its run.json"
         print(f"{why}, left out: {folder}", file=sys.stderr)

@@ -41,7 +41,8 @@ def intervals(groups: Sequence[Group]) -> list[Block]:
               "95 % interval", "covers"]  # fmt: skip
     note = (
         "The interval covers what other examples of the same kind would give (bootstrap), and, with"
-        " more than one seed, what other seeds would (Student's distribution of their mean)."
+        " more than one seed, what other seeds would (Student's distribution of their mean, wide"
+        " for two or three). It ends where the score does."
     )
     notes = tuple(f"Examples were not drawn again: {reason}." for reason in reasons[:5])
     return [Heading("Intervals"), Paragraph(note), Table(header, rows, 4, "intervals", notes)]
@@ -153,7 +154,7 @@ def predictions(groups: Sequence[Group]) -> list[Block]:
         return []
     note = (
         "One training of each method, the smallest seed; examples that few methods have right come"
-        " first. They stand in report.html only."
+        " first. The page, report.html, shows them."
     )
     return [Heading("Predictions"), Paragraph(note), *found]
 

@@ -18,6 +18,11 @@ from adalink_jax.tools.report.predictions import DRAWS, NoDraws, aligned, drawn_
 from adalink_jax.tools.report.runs import Run
 
 _LEVELS = (2.5, 97.5)
+# The least value of each metric whose greatest is 100.
+_SCORES = {
+    "accuracy": 0.0, "sequence_accuracy": 0.0, "f1": 0.0, "matthews_corrcoef": -100.0,
+    "pearson_corrcoef": -100.0, "spearman_corrcoef": -100.0,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,21 @@ def estimate(group: Group, tasks: tuple[str, ...]) -> Estimate | None:
         why = ""
     except NoDraws as error:
         drawn, why = None, str(error)
-    return _estimated(means, None if drawn is None else drawn.mean(1), why)[0]
+    found = _estimated(means, None if drawn is None else drawn.mean(1), why)[0]
+    ends = [_ends(group, task) for task in tasks]
+    if found.interval is None or None in ends:
+        return found
+    lows, highs = zip(*filter(None, ends), strict=True)
+    low, high = max(found.interval[0], np.mean(lows)), min(found.interval[1], np.mean(highs))
+    return dataclasses.replace(found, interval=(float(low), float(high)))
+
+
+def _ends(group: Group, task: str) -> tuple[float, float] | None:
+    """Returns the least and the greatest value that a task's score can have, if that is known."""
+    names = {name.rpartition("/")[2] for name in group.results(task)[0].counted}
+    if not names or not names <= _SCORES.keys():
+        return None
+    return min(_SCORES[name] for name in names), 100.0
 
 
 def _estimated(

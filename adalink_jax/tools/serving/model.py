@@ -50,6 +50,9 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     Raises:
       UserError: the vocabulary, the base, the adapters or the image encoder cannot be used.
     """
+    from adalink_jax.data.corpus import load_tasks
+
+    load_tasks()
     import tasks
 
     # Opened here, so that an error is not blamed on a request.

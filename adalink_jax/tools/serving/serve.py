@@ -34,6 +34,8 @@ _ZERO = ("window_ms", "warm")
 # Seconds that a stop waits for answers.
 _DRAIN = 30
 _PROGRAMS = 4096
+# Seconds between two lines about what is compiled.
+_SAID_EVERY = 10
 # Seconds that an idle connection stays open: longer than proxies keep theirs, so that none is
 # closed as a request comes.
 _KEPT = 75
@@ -113,10 +115,15 @@ async def _serve(
     async def warming() -> None:
         began = time.monotonic()
         rows = await answers.in_thread(examples, service, flags.warm)
-        for step in steps(service, rows):  # What is asked meanwhile runs between them.
-            await asyncio.wrap_future(batcher.ask(step))
+        kinds, said = len({row.kind for row in rows}), began
+        calls = list(steps(service, rows))
+        _say(f"compiling for {len(calls)} shapes of {kinds} kinds of adapters; answers meanwhile")
+        for number, call in enumerate(calls):  # What is asked meanwhile runs between them.
+            if time.monotonic() - said > _SAID_EVERY:
+                said = time.monotonic()
+                _say(f"compiled {number} of {len(calls)}")
+            await asyncio.wrap_future(batcher.ask(call))
         count = service.engine.programs.compiled
-        kinds = len({row.kind for row in rows})
         seconds = time.monotonic() - began
         _say(f"ready: {count} programs of {kinds} kinds of adapters in {seconds:.1f} s")
         warmed.set()

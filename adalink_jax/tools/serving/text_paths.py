@@ -27,7 +27,8 @@ def inference(answers: Answers) -> fastapi.APIRouter:
         deadline = answers.deadline(client, asked.deadline_ms)
         row = await answers.row(request, deadline)
         if row.options is None:
-            raise UserError("the adapter has no labels of its own; name some in 'labels'")
+            who = "the adapter" if asked.adapter else "a base without an adapter"
+            raise UserError(f"{who} has no labels of its own; name some in 'labels'")
         _, output = await answers.pending(row, deadline).result(client)
         found = answers.service.answer(row, output)
         return schemas.ScoreAnswer(**{k: v for k, v in found.items() if k != "line"})

@@ -250,3 +250,10 @@ def test_comparisons_are_asked_for_by_name(tmp_path, capsys):
     for name, words in (("rank", "is in 2 labels"), ("adalnk, rank 2", "did you mean 'adalink, ")):
         assert report("--compare", "lora", name) == 2
         assert words in capsys.readouterr().err
+
+
+def test_an_interval_ends_where_a_score_does(tmp_path):
+    # Two seeds: Student's distribution would reach far over 100.
+    group = made(tmp_path, 2, 0.98, count=50)
+    found = intervals.estimate(group, (TASK,))
+    assert found.interval[1] == 100.0 and found.interval[0] < found.mean
