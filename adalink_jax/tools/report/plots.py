@@ -262,7 +262,8 @@ def _front(axes: Any, panel: Panel) -> None:
 
 def _names(axes: Any, panel: Panel, styles: Mapping[str, Look]) -> None:
     """Writes each series' name beside its point, with a thin line where it stands apart."""
-    area = tuple(72 * inches * 0.88 for inches in _NAMED_SIZE)  # The rest is for ticks and titles.
+    # In points; the rest of the figure is for ticks and titles.
+    area = 72 * 0.88 * _NAMED_SIZE[0], 72 * 0.88 * _NAMED_SIZE[1]
     to_axes = axes.transScale + axes.transLimits
     found = [to_axes.transform((s.points[0].x, s.points[0].y)) for s in panel.series]
     points = [(x * area[0], y * area[1]) for x, y in found]
