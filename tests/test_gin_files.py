@@ -202,8 +202,7 @@ def test_hardware_sets_where_things_lie_and_their_types_alone(name):
 def test_every_method_has_a_file_that_builds_it(method):
     file = f"methods/{method}.gin"
     arguments = gin_files.build(read("describe", "runs/describe.gin", "models/mini.gin", file))
-    # What is no method's name is a recipe of several.
-    assert type(arguments["method"]) is METHODS.get(method, METHODS["compose"])
+    assert type(arguments["method"]) is METHODS[method]
 
 
 def test_methods_have_their_papers_settings():

@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from adalink_jax.config.macros import gin_folder
+from adalink_jax.config.macros import macros
 from adalink_jax.errors import UserError, nearest
 
 # T5X's flags for the hosts of a run -> the variables that `adalink_jax.distributed.hosts` reads.
@@ -92,7 +92,7 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
         elif argument.startswith("-"):
             known = [f"--{each}" for each in (*VALUED, *TABLE, "help", *switches)]
             meant = nearest(flag, known)
-            if equals and name.upper() in _macros():
+            if equals and name.upper() in {macro.name for macro in macros()}:
                 meant = f"; did you mean '--gin.{name.upper()}={value}'?"
             raise UserError(f"unknown flag {flag}{meant} --help lists the flags")
         else:
@@ -100,13 +100,6 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
                 f"unexpected '{argument}': a gin file is given as --gin_file={argument}"
             )
     return flags
-
-
-def _macros() -> set[str]:
-    """Returns the names that the package's gin files of runs set in capitals."""
-    files = (gin_folder() / "runs").glob("*.gin")
-    texts = [file.read_text(encoding="utf-8") for file in files]
-    return {name for text in texts for name in re.findall(r"^([A-Z][A-Z_]+) =", text, re.M)}
 
 
 def _of_table(name: str, value: str, before: Sequence[str]) -> list[str]:

@@ -131,8 +131,8 @@ def held_out(
     """Splits examples by their hash into nine tenths for training and one tenth for validation.
 
     The order of the examples does not matter, and equal ones are on one side. Of those with a
-    picture it is the hash of its key, so that no picture is on both sides. If the targets are
-    labels, and nothing has a picture, each label has its share of the tenth.
+    picture it is the hash of its key, so that no picture is on both sides. With ten
+    examples to a label or more, and no pictures, each label has its share of the tenth.
     """
 
     def key(example: tuple[str, ...]) -> str:
@@ -141,7 +141,8 @@ def held_out(
 
     keys = [key(example) for example in examples]
     order = sorted(keys)
-    if labels and not any(len(one) > 2 and one[2] for one in examples):
+    many = labels and len(examples) >= 10 * len(labels)
+    if many and not any(len(one) > 2 and one[2] for one in examples):
         order = _by_share({key: one[1] for key, one in zip(keys, examples, strict=True)})
     scored = set(order[: max(1, len(examples) // 10)])
     rest = [one for one, its in zip(examples, keys, strict=True) if its not in scored]

@@ -197,8 +197,7 @@ def read(table: Table, known: Mapping[str, Any] | None = None) -> Own:
     if scored:
         splits["validation"] = scored.pairs
     elif train:
-        classes = train.labels if meaning.kind == "classification" else ()
-        rest, tenth = held_out(train.pairs, classes)
+        rest, tenth = held_out(train.pairs, train.labels)
         splits = {"train": rest, "validation": tenth}
         remedy = "give more of them, or the examples to score: --dev"
         if meaning.kind == "classification":
