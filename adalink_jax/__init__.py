@@ -71,7 +71,16 @@ if TYPE_CHECKING:  # The same names, for editors and type checkers.
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+    try:
+        home = importlib.import_module(_HOME_OF[name])
+    except ModuleNotFoundError as error:
+        if importlib.util.find_spec("jax") is not None:
+            raise
+        from adalink_jax.errors import without_environment
+
+        message = without_environment((error.name or "").partition(".")[0])
+        raise ModuleNotFoundError(message, name=error.name) from None
+    value = globals()[name] = getattr(home, name)
     return value
 
 

@@ -76,6 +76,13 @@ def test_a_python_without_the_packages_gets_one_line(tmp_path, command, package,
     assert line.startswith(f"error: {package}" if package != "jax" else "error: ")
 
 
+def test_the_api_without_the_packages_says_what_installs_them(tmp_path):
+    done = call("-S", "-c", "import adalink_jax as al; al.finetune", folder=tmp_path)
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ModuleNotFoundError: ") and " is not installed for " in said
+    assert said.endswith(f"{sys.executable} -m pip install -e {ROOT}")
+
+
 @pytest.mark.parametrize("name", ["gin.py", "gin/__init__.py"])
 def test_a_module_that_hides_gin_is_named(tmp_path, name):
     path = tmp_path / "on_the_path" / name

@@ -32,7 +32,7 @@ class Places(Protocol):
         ...
 
     def holds(self, name: str) -> bool:
-        """Returns whether there is an adapter of this name."""
+        """Returns whether there is an adapter of this name, or a folder that should hold one."""
         ...
 
     def written(self, name: str) -> tuple[int, ...]:
@@ -66,16 +66,26 @@ class Folders(Places):
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self._listed: tuple[int, tuple[str, ...]] = (-1, ())
+        self._changed = -1
+        # Folders below, by name, and whether an adapter was seen in each.
+        self._seen: dict[str, bool] = {}
 
     def names(self) -> Sequence[str]:
         changed = self._folder.stat().st_mtime_ns
-        if self._listed[0] != changed:
+        if self._changed != changed:
             with os.scandir(self._folder) as entries:
                 names = sorted(one.name for one in entries if one.is_dir())
             # Hidden folders are adapters that are being written.
-            self._listed = changed, tuple(name for name in names if not name.startswith("."))
-        return self._listed[1]
+            self._seen = {name: False for name in names if not name.startswith(".")}
+            self._changed = changed
+        # A run's folder gets its adapter later, which does not change the folder above.
+        seen = {name: seen or self._is_adapter(name) for name, seen in self._seen.items()}
+        self._seen = seen
+        return [name for name, is_adapter in seen.items() if is_adapter]
+
+    def others(self) -> Sequence[str]:
+        """Returns the sorted names of the folders that held no adapter when names were asked."""
+        return [name for name, is_adapter in self._seen.items() if not is_adapter]
 
     def holds(self, name: str) -> bool:
         # ".." is above the folder.
@@ -84,6 +94,11 @@ class Folders(Places):
             return plain and files.present_folder(self._folder / name).is_dir()
         except ValueError:  # A byte that no path has.
             return False
+
+    def _is_adapter(self, name: str) -> bool:
+        folder = files.present_folder(adapter_folder(str(self._folder / name)))
+        # Either file: one without the other is a damaged adapter, which answers its own error.
+        return (folder / RECORD).exists() or (folder / TENSORS).exists()
 
     def written(self, name: str) -> tuple[int, ...]:
         return _written(files.present_folder(adapter_folder(str(self._folder / name))) / RECORD)
@@ -163,7 +178,8 @@ def pack(folder: str, to: str) -> int:
     if not pathlib.Path(folder).is_dir():
         raise UserError(f"no folder {folder} of adapters")
     places = {}
-    for name in Folders(pathlib.Path(folder)).names():
+    folders = Folders(pathlib.Path(folder))
+    for name in folders.names():
         place = files.present_folder(adapter_folder(os.path.join(folder, name)))
         load_adapter(place)
         places |= {f"{name}/{part}": place / part for part in (RECORD, TENSORS)}
@@ -173,6 +189,8 @@ def pack(folder: str, to: str) -> int:
     def read(name: str) -> np.ndarray:
         return np.fromfile(places[name], np.uint8)
 
+    for name in folders.others():
+        print(f"{name}: no adapter in this folder, so it is left out")
     shapes = {name: (place.stat().st_size,) for name, place in places.items()}
     with files.replaced_file(to) as file:
         write_tensors(pathlib.Path(file.name), shapes, read, _FORMAT, packed=shapes)

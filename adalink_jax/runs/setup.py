@@ -360,6 +360,9 @@ def initial_state(
         f"trainable {trainable:,} of {trainable + frozen:,} parameters "
         f"({trainable / (trainable + frozen):.3%})"
     )
+    if _count(adapter) > _count(base.params):
+        size = f": is its {method.size_field} meant?" if method.size_field else ""
+        say(f"the adapter has more parameters than the base{size}")
     return state
 
 

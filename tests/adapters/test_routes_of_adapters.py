@@ -137,8 +137,10 @@ def test_a_packed_file_has_every_adapter_as_it_was(base, write_adapter, tmp_path
     place.mkdir()
     for seed, name in enumerate(names):
         shutil.copytree(write_adapter(SINGLE["adalink"], base, seed=seed), place / name)
+    (place / "unfinished" / "state").mkdir(parents=True)  # A run without an adapter so far.
     assert cli.main(["adapter", "pack", str(place), f"--to={pack}"]) == 0
-    assert "5 adapters" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 adapters" in said and "unfinished: no adapter in this folder" in said
     folders, packed = places_of(place), places_of(pack)
     assert list(packed.names()) == list(folders.names()) == names
     for name in names:
@@ -159,6 +161,8 @@ def test_a_packed_file_has_every_adapter_as_it_was(base, write_adapter, tmp_path
         places_of(pack)
     with pytest.raises(UserError, match="no packed adapters"):
         places_of(place / names[0] / "adapter.safetensors")
+    shutil.copytree(place / names[0], place / "unfinished" / "adapter")
+    assert list(folders.names()) == [*names, "unfinished"]
     (place / names[0] / "adapter.json").write_text("{")
     assert cli.main(["adapter", "pack", str(place), f"--to={tmp_path / 'other'}"]) == 2
     assert not (tmp_path / "other").exists()

@@ -10,7 +10,7 @@ from adalink_jax.tools.report.predictions import constant_score
 from adalink_jax.tools.report.runs import FROZEN
 from adalink_jax.tools.report.scores import Measure
 
-_CHANCE = "chance (always one answer)"
+CHANCE = "chance (always one answer)"
 _MOST_LINES = 6
 
 
@@ -154,14 +154,14 @@ def _levels(groups: Sequence[Group], measure: Measure, bands: bool) -> tuple[Lev
     """Returns the frozen base's scores, with their intervals or without, and chance."""
     frozen = [g for g in groups if g.first.method_name == FROZEN and g.means(measure.tasks)]
     levels = [_level(group, measure, bands) for group in frozen]
-    chance = [_chance(groups, task) for task in measure.tasks]
-    if chance and None not in chance:
-        mean = sum(value or 0.0 for value in chance) / len(chance)
-        levels.append(Level(_CHANCE, "", mean))
+    constant = [chance(groups, task) for task in measure.tasks]
+    if constant and None not in constant:
+        mean = sum(value or 0.0 for value in constant) / len(constant)
+        levels.append(Level(CHANCE, "", mean))
     return tuple(levels)
 
 
-def _chance(groups: Sequence[Group], task: str) -> float | None:
+def chance(groups: Sequence[Group], task: str) -> float | None:
     """Returns the score of a constant answer; None unless all groups agree about it."""
     runs = [run for group in groups for run in list(group.by_task.get(task, {}).values())[:1]]
     found = {constant_score(run, task) for run in runs}

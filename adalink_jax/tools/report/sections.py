@@ -57,12 +57,24 @@ def _score_table(groups: Sequence[Group], name: str, mixed: bool) -> Table:
         place = [group.mixture, group.label, group.sharing] if mixed else [group.label]
         rows.append([group.base, *place, f"{group.first.stored:,}", str(seeds), *cells])
     names = ["base", *(["mixture", "method", "modules"] if mixed else ["method"])]
+    if cells := _chance(groups, tasks):
+        place = ["", figures.CHANCE, ""] if mixed else [figures.CHANCE]
+        rows.append(["", *place, "", "", *cells])
     header = [*names, "stored", "seeds", *tasks, *(["mean"] if len(tasks) > 1 else [])]
     below = list(notes.texts())
     if gaps and len(tasks) > 1:
         said = [f"{why} ({' | '.join(lines)})" for why, lines in gaps.items()]
         below.append(f"No mean over all {len(tasks)} tasks: {'; '.join(said)}.")
     return Table(header, rows, len(names), name, tuple(below))
+
+
+def _chance(groups: Sequence[Group], tasks: Sequence[str]) -> list[str]:
+    """Returns a line's cells of always giving one answer; none where no task's is known."""
+    scores = [figures.chance(groups, task) for task in tasks]
+    known = [score for score in scores if score is not None]
+    if len(tasks) > 1:
+        scores.append(statistics.fmean(known) if len(known) == len(tasks) else None)
+    return ["" if score is None else f"{score:.1f}" for score in scores] if known else []
 
 
 def single_task(groups: Sequence[Group]) -> list[Block]:

@@ -4,7 +4,9 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,17 @@ from adalink_jax.tools.serving.requests import Request, answer, failure, route_o
 from adalink_jax.tools.serving.shapes import (
     SHORTEST_LABEL,
     SHORTEST_TEXT,
+    divided,
     rounded,
     rounded_rows,
+    row_counts,
 )
 from adalink_jax.tools.serving.shelf import Known, Shelf
 
 _LONGEST_LABEL = 128  # Tokens with EOS.
 _READERS = 4  # Threads that read the pictures of a batch.
+# What a call costs beside its rows, in rows, as long as no times are known.
+_CALL = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +133,8 @@ class Service:
         self._vocabulary, self._labels_of = vocabulary, labels_of
         engine.kept = shelf.pinned_modules
         self._options = functools.lru_cache(maxsize=256)(self._encoded)
+        # The fastest seconds of calls by what their rows share and how many they are.
+        self._fastest: dict[tuple, float] = {}
 
     def load(self, known: Known) -> None:
         """Puts an adapter on the device.
@@ -295,25 +303,49 @@ class Service:
         return self._vocabulary.decode([i for i in ids if i != self._vocabulary.pad_id])
 
     def parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Divides rows into calls: of one group each, and so that the logits of one fit."""
+        """Divides rows into calls, each of one group and so many rows that all end soonest."""
         groups: dict[tuple, list[Row]] = collections.defaultdict(list)
         for row in rows:
             groups[row.group].append(row)
-        for group in groups.values():
-            most, options = self.limits.rows, group[0].options
-            if options is not None:
-                row_bytes = 4 * options.shape[1] * self.engine.config.vocab_size
-                fitting = max(1, decoding.LOGITS_BYTES // row_bytes)
-                if fitting < most:
-                    most = 1 << ((fitting.bit_length() - 1) // 2 * 2)  # As rows are rounded up.
-            for start in range(0, len(group), most):
-                yield group[start : start + most]
+        for name, group in groups.items():
+            most = self.most_rows(group[0])
+            start = 0
+            for size in divided(len(group), most, self._seconds_of(name, most)):
+                yield group[start : start + size]
+                start += size
+
+    def most_rows(self, row: Row) -> int:
+        """Returns how many rows like this one a call may have, so that its logits fit."""
+        most = self.limits.rows
+        if row.options is None:
+            return most
+        row_bytes = 4 * row.options.shape[1] * self.engine.config.vocab_size
+        fitting = max(1, decoding.LOGITS_BYTES // row_bytes)
+        # As rows are rounded up.
+        return most if fitting >= most else 1 << ((fitting.bit_length() - 1) // 2 * 2)
+
+    def _seconds_of(self, group: tuple, most: int) -> Callable[[int], float]:
+        """Returns the time of a group's calls by their rows, in rows until all were timed."""
+        known = {size: self._fastest.get((group, size), math.inf) for size in row_counts(most)}
+        if math.inf in known.values():
+            return lambda size: size + _CALL
+        return known.__getitem__
 
     def run(self, rows: Sequence[Row]) -> np.ndarray:
         """Runs rows of one group together; returns label scores [B, C] or tokens [B, L]."""
         first, modules = rows[0], [row.module for row in rows]
         count = rounded_rows(len(rows), self.limits.rows)
         self.engine.load(first.kind, modules)
+        began = time.perf_counter()
+        output = self._ran(rows, count, modules)
+        key, seconds = (first.group, count), time.perf_counter() - began
+        # The first of its kind compiles, which is no time of a call.
+        self._fastest[key] = min(seconds, self._fastest[key]) if key in self._fastest else math.inf
+        return output[: len(rows)]
+
+    def _ran(self, rows: Sequence[Row], count: int, modules: Sequence[Module | None]) -> np.ndarray:
+        """Runs the rows of a call, and empty ones up to `count`."""
+        first = rows[0]
         call = functools.partial(
             self.engine.run,
             kind=first.kind,
@@ -326,12 +358,12 @@ class Service:
             options[: len(rows)] = np.stack(
                 [row.options for row in rows if row.options is not None]
             )
-            return np.asarray(call(decoding.score_options, options=options))[: len(rows)]
+            return np.asarray(call(decoding.score_options, options=options))
         static = {"max_length": self.limits.targets, "eos_id": self._vocabulary.eos_id}
         if first.request.beam_size == 1:
-            return np.asarray(call(decoding.greedy, static=static))[: len(rows)]
+            return np.asarray(call(decoding.greedy, static=static))
         static["beam_size"] = first.request.beam_size
-        return np.asarray(call(decoding.beam_search, static=static))[: len(rows)]
+        return np.asarray(call(decoding.beam_search, static=static))
 
     def _images(self, rows: Sequence[Row], count: int) -> dict[str, np.ndarray]:
         """Returns the part of a call that holds images; none if no row has any."""

@@ -48,9 +48,8 @@ def steps(service: Service, rows: Sequence[Row]) -> Iterator[Callable[[], object
         longer = [_of_length(row, length) for length in lengths(service.limits.inputs)]
         if row.options is not None:
             for one in longer:
-                for count in row_counts(service.limits.rows):
-                    # As many as a call of these labels may have.
-                    part = next(service.parts([_copy(one) for _ in range(count)]))
+                for count in row_counts(service.most_rows(one)):
+                    part = [_copy(one) for _ in range(count)]
                     yield functools.partial(service.run, part)
                     if pictures is not None:
                         shown = dataclasses.replace(part[0], picture=pictures.blank())

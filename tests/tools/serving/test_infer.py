@@ -21,10 +21,12 @@ from adalink_jax.methods import METHODS
 from adalink_jax.models import decoding
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.tools.serving import service as service_module
 from adalink_jax.tools.serving import shelf
 from adalink_jax.tools.serving.command import _batches
 from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
+from adalink_jax.tools.serving.service import Limits
 from tests.methods.toys import Stabilised, example
 from tests.tiers import mostly_slow
 from tests.tools.serving.served import LABELS, METHODS_OF, TEXTS, alone, served, write, written
@@ -196,6 +198,33 @@ def test_shapes_are_few_and_programs_are_freed(service):
             found = programs.run(raised, 5, 7, tokens=tokens, more=tokens, static=static)
             np.testing.assert_array_equal(found, 7 * np.arange(size) ** power + np.arange(size))
             assert len(programs) <= 2 and len(live()) <= before + 2
+
+
+def test_rows_are_divided_by_the_times_of_calls(mini_base, monkeypatch):
+    """Once all sizes were timed; a first call compiles, which is no time."""
+    service, clock = served(mini_base, None, limits=Limits(inputs=16)), [0.0]
+    seconds = {1: 1.0, 4: 1.0, 16: 1.0, 64: 2.5}  # A call of 17 as fast as 16 and 1, nearly.
+
+    def ran(rows, count, modules):
+        compiles = 100.0 * ((rows[0].group, count) not in service._fastest)
+        clock[0] += seconds[count] + compiles
+        return np.zeros((count, 2))
+
+    monkeypatch.setattr(service, "_ran", ran)
+    monkeypatch.setattr(service_module.time, "perf_counter", lambda: clock[0])
+    rows = [service.row(Request(i, "the dog", None, LABELS)) for i in range(64)]
+
+    def sizes(count):
+        return [len(part) for part in service.parts(rows[:count])]
+
+    assert sizes(18) == [16, 2] and sizes(40) == [16, 16, 4, 4]
+    for size in (1, 4, 16, 64):
+        assert len(service.run(rows[:size])) == size
+    assert sizes(40) == [16, 16, 4, 4]
+    for size in (1, 4, 16, 64):
+        service.run(rows[:size])
+    assert sizes(18) == [16, 2] and sizes(40) == [40]
+    assert [row for part in service.parts(rows[:61]) for row in part] == rows[:61]
 
 
 ASK = '"labels": ["positive", "negative"]}'
