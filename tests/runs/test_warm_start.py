@@ -71,6 +71,19 @@ def test_an_adapter_fills_its_part_of_several(start):
     assert all(np.array_equal(found[name], saved[name]) for name in saved)
 
 
+@pytest.mark.parametrize(("rank", "said"), [(4, False), (2000, True)])
+def test_an_adapter_larger_than_its_base_is_remarked(tiny, capsys, rank, said):
+    """A slip in a rank, say."""
+    config, params, _ = tiny
+    base, method = setup.Base(config, params, fingerprint(params)), METHODS["adalink"](rank=rank)
+    batches = types.SimpleNamespace(tasks=("mini_sst2",), vocabulary=None)
+    rule, mesh = optimizers.per_module(optax.sgd(0.1), method), sharding.make_mesh()
+    with sharding.on_mesh(mesh):
+        setup.initial_state(base, method, batches, rule, 0, mesh, sharding.WHOLE, "float32")
+    text = "the adapter has more parameters than the base: is its rank meant?"
+    assert (text in "".join(capsys.readouterr())) == said
+
+
 @pytest.mark.parametrize(
     ("saved", "trained", "changes", "message"),
     [
