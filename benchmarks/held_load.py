@@ -8,9 +8,10 @@ whether or not earlier ones are answered: four in five score two labels, one gen
 
 How to read it: one line for each tenth of the time. Latency is from the moment that a request was
 due, so a stalled server is not excused by requests that were sent late; it is that of requests
-that did not fail. "Full" are those that failed with 503, as too many waited. "MiB" is the server's
-memory, which must not grow; "programs" are those compiled since its start, which must not become
-more; and no request should fail.
+that did not fail. "Full" are those that failed with 503, as too many waited. "Sent late" is how long
+after it was due a request was sent, at most: where that is seconds, this machine stood still, and
+not the server alone. "MiB" is the server's memory, which must not grow; "programs" are those compiled
+since its start, which must not become more; and no request should fail.
 """
 
 import argparse
@@ -60,11 +61,12 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A request's path, status, when it was due and what it took, in seconds."""
+    """A request's path, status, when it was due, how late it was sent, and what it took: seconds."""
 
     path: str
     status: int
     due: float
+    late: float
     seconds: float
 
 
@@ -176,11 +178,12 @@ async def held(
     start, seconds, seen, asked = time.perf_counter(), load.minutes * 60, [], set()
 
     async def ask(path: str, message: bytes, due: float) -> None:
+        late = time.perf_counter() - start - due
         try:
             status = await connections.ask(message)
         except (OSError, asyncio.IncompleteReadError):
             status = 0
-        answers.append(Answer(path, status, due, time.perf_counter() - start - due))
+        answers.append(Answer(path, status, due, late, time.perf_counter() - start - due))
 
     due, rng = 0.0, np.random.default_rng(1)
     for path, message in stream:
@@ -219,6 +222,7 @@ def table(answers: list[Answer], seen: list[dict[str, float]], load: Load) -> li
         line: dict[str, Any] = {"time": "all" if whole else f"{number + 1} of {_SLICES}"}
         line |= {"requests": len(chosen), "failed": sum(a.status != 200 for a in chosen)}
         line["of them full"] = sum(a.status == 503 for a in chosen)
+        line["sent late, ms"] = 1000 * max((a.late for a in chosen), default=0.0)
         for path in ("score", "generate"):
             right = [a for a in chosen if a.path.endswith(path) and a.status == 200]
             taken = [1000 * a.seconds for a in right]

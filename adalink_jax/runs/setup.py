@@ -28,7 +28,7 @@ from adalink_jax.checkpoints import (
 from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.checkpoints.bases import EMBEDDED_FOLDER, is_embedded
 from adalink_jax.checkpoints.fingerprint import check_finite
-from adalink_jax.data import own
+from adalink_jax.data import corpus, own
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import BEAM_SIZE, Evaluator
@@ -216,9 +216,11 @@ def own_data(
       `data` and `evaluation` for the table; the given ones if there is none.
 
     Raises:
-      UserError: a mistake in the table; or its examples are others than those of earlier starts.
+      UserError: a mistake in the table; or its examples are others than those of earlier starts;
+        or there is no table and no task of this name, which is said before a base is read.
     """
     if not table.given:
+        corpus.check_registered(data.mixture_or_task_name)
         return data, evaluation
     read = own.read(table, _recorded_table(adapter))
     vocabulary, name = vocabulary_of(base, adapter), data.mixture_or_task_name

@@ -14,7 +14,7 @@ from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
 from adalink_jax.models.stacking import LayerStack
-from adalink_jax.runs import setup
+from adalink_jax.runs import options, setup
 from adalink_jax.training import state
 
 
@@ -147,3 +147,9 @@ def test_a_base_in_int8_says_what_it_needs(monkeypatch):
     monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"qwix is not installed: pip install 'qwix.*\[int8\]"):
         setup.check_frozen_dtype("int8", Method())
+
+
+def test_a_slip_in_a_tasks_name_is_said_before_a_base_is_read():
+    data = options.Data("mini_colla", {"inputs": 32, "targets": 4})
+    with pytest.raises(UserError, match="'mini_colla'; did you mean 'mini_cola'"):
+        setup.own_data(data, options.Table(), options.Evaluation(), "no_such_base")
