@@ -8,10 +8,10 @@ whether or not earlier ones are answered: four in five score two labels, one gen
 
 How to read it: one line for each tenth of the time. Latency is from the moment that a request was
 due, so a stalled server is not excused by requests that were sent late; it is that of requests
-that did not fail. "Full" are those that failed with 503, as too many waited. "Sent late" is how long
-after it was due a request was sent, at most: where that is seconds, this machine stood still, and
-not the server alone. "MiB" is the server's memory, which must not grow; "programs" are those compiled
-since its start, which must not become more; and no request should fail.
+that did not fail. "Full" are those that failed with 503, as too many waited. "Sent late" is how
+long after it was due a request was sent, at most: where that is seconds, this machine stood still,
+and not the server alone. "MiB" is the server's memory, which must not grow; "programs" are those
+compiled since its start, which must not become more; and no request should fail.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A request's path, status, when it was due, how late it was sent, and what it took: seconds."""
+    """A request's path, status, when it was due, how late it was sent, what it took; seconds."""
 
     path: str
     status: int

@@ -5,21 +5,28 @@ import re
 from collections.abc import Sequence
 
 Box = tuple[float, float, float, float]
+_LONGEST = 32  # Characters of a name.
 # How far from its point a name may stand, in heights of a line, nearest first.
 _DISTANCES = (0.0, 0.6, 1.3, 2.2, 3.2, 4.5, 6.0, 8.0, 10.0)
 
 
 def short_names(labels: Sequence[str]) -> list[str]:
-    """Returns labels without the parts that all of them have, or their first words if these differ.
+    """Returns the labels' first words; where several have the same, with what not all labels have.
 
-    A label is as "adalink, rank 4, 64 examples" or "houlsby (bottleneck, rank 24), 64 examples".
+    A label is as "adalink, rank 4, 64 examples" or "houlsby (bottleneck, rank 24), 64 examples". A
+    long name is cut, if it stays the only one of its kind.
     """
     firsts = [re.split(r", | \(", label)[0] for label in labels]
-    if len(set(firsts)) == len(labels):
-        return firsts
     parts = [label.split(", ") for label in labels]
     common = set.intersection(*map(set, parts))
-    return [", ".join(part for part in own if part not in common) for own in parts]
+    names = [
+        first if firsts.count(first) == 1 else ", ".join(part for part in own if part not in common)
+        for first, own in zip(firsts, parts, strict=True)
+    ]
+    cut = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    return [
+        short if cut.count(short) == 1 else name for short, name in zip(cut, names, strict=True)
+    ]
 
 
 def placed(

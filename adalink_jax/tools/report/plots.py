@@ -274,11 +274,12 @@ def _names(axes: Any, panel: Panel, styles: Mapping[str, Look]) -> None:
         color = styles[series.label].color
         point = series.points[0]
         middle = ((place[0] + width / 2) / area[0], (place[1] + 0.6 * _NAME_POINTS) / area[1])
-        axes.annotate(
+        text = axes.annotate(
             name, (point.x, point.y), middle, textcoords=axes.transAxes, ha="center", va="center",
             fontsize=_NAME_POINTS, color=color,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "shrinkA": 0},
         )  # fmt: skip
+        text.set_in_layout(False)  # A name that reaches over the edge must not shrink the axes.
 
 
 def limits(panel: Panel) -> tuple[float, float]:

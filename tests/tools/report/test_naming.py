@@ -15,6 +15,16 @@ from adalink_jax.tools.report import naming, plots, runs
         (["adalink, rank 4", "houlsby (bottleneck, rank 8)"], ["adalink", "houlsby"]),
         (["lora, rank 4, 64 examples", "lora, rank 8, 64 examples"], ["rank 4", "rank 8"]),
         (["full"], ["full"]),
+        (  # Only those with the same first word say more; long names are cut.
+            [
+                "lora, rank 4, 64 examples",
+                "lora, rank 4, layers 2, encoder and decoder, 64 examples",
+                "unipelt (lora, rank 8), 64 examples",
+            ],
+            ["lora, rank 4", "lora, rank 4, layers 2, encoder…", "unipelt"],
+        ),
+        ([f"lora, {'a' * 40}, rank {rank}" for rank in (1, 2)], ["rank 1", "rank 2"]),
+        (["lora, " + "a" * 40, "lora, " + "a" * 39], ["a" * 40, "a" * 39]),
     ],
 )
 def test_names_are_what_tells_labels_apart(labels, short):
