@@ -1,7 +1,9 @@
 """Describes an adapter, checks that it is active on its base, and compares two adapters."""
 
+import collections
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +23,9 @@ from adalink_jax.errors import UserError
 
 # Smaller changes of the logits, relative to the largest logit, are rounding.
 _ROUNDING = 1e-6
+# The number of a layer in a tensor's name, and the longest entry of an adapter's metadata.
+_NUMBER = re.compile(r"(?<=_)\d+(?=/)")
+_LONG = "configuration"
 
 
 def info(adapter: str, as_json: bool) -> int:
@@ -45,9 +50,28 @@ def info(adapter: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps(record, indent=1, sort_keys=True))
     else:
-        for name, value in _lines(record):
+        for name, value in _lines(_short(record)):
             print(f"{name}: {value:,}" if name in ("parameters", "bytes") else f"{name}: {value}")
+        print("(--json says all: the run's configuration, and each layer's tensors)")
     return 0
+
+
+def _short(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `info`'s record for people: no configuration, and tensors of alike layers as one."""
+    architecture = dict(_lines(record["base"]["architecture"]))
+    alike = collections.Counter(
+        (_NUMBER.sub("*", name), " × ".join(map(str, shape)))
+        for name, shape in record["tensors"].items()
+    )
+    tensors: dict[str, list[str]] = {}
+    for (name, shape), count in alike.items():
+        tensors.setdefault(name, []).append(f"{count} of {shape}" if count > 1 else shape)
+    base = {
+        "fingerprint": record["base"]["fingerprint"],
+        "architecture": ", ".join(f"{name} {value}" for name, value in architecture.items()),
+    }
+    metadata = {key: record["metadata"][key] for key in record["metadata"] if key != _LONG}
+    return {**record, "base": base, "metadata": metadata, "tensors": tensors}
 
 
 def _lines(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Opens, loads and writes bases in all supported formats."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -102,13 +103,22 @@ def _from_hub(name: str) -> pathlib.Path:
 def _check_local(path: pathlib.Path) -> None:
     try:
         if not os.path.lexists(path):
-            raise UserError(f"base checkpoint {path} does not exist")
+            raise UserError(f"base checkpoint {path} does not exist{_meant(path)}")
         path.stat()
     except OSError as error:  # For example a loop of symbolic links.
         raise UserError(f"base checkpoint {path} cannot be read: {error}") from error
     if not path.is_dir():
         hint = "" if path.suffix in (".bin", ".pt") else f"; give its folder {path.parent}"
         raise UserError(f"base checkpoint {path} is a file, expected a folder{hint}")
+
+
+def _meant(path: pathlib.Path) -> str:
+    """Returns what to give in place of a path where nothing is: its neighbour, or an address."""
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [one.name for one in path.parent.iterdir() if one.is_dir()]
+    known = [*beside, *EMBEDDED] if path.parent == pathlib.Path() else beside
+    return nearest(path.name, known) or "; docs/howto/files.md says where to get T5 and FLAN-T5"
 
 
 def load_base(

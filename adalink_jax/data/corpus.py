@@ -73,6 +73,25 @@ def check_registered(name: str) -> None:
         raise UserError(f"unknown mixture or task '{name}'{hint}")
 
 
+def check_ready(name: str) -> None:
+    """Checks what can be wrong with a mixture or task before its data is read.
+
+    Raises:
+      UserError: the name is unknown, the folder of its data is not there, or its vocabulary cannot
+        be opened.
+    """
+    check_registered(name)
+    import seqio
+
+    import tasks
+
+    for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+        _splits(task)
+        tasks.available_splits(task.name)
+        for feature in task.output_features.values():
+            vocabulary_identity(feature.vocabulary)
+
+
 def mixture(name: str) -> Mixture:
     """Looks up a registered mixture or task.
 

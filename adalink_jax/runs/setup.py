@@ -217,10 +217,11 @@ def own_data(
 
     Raises:
       UserError: a mistake in the table; or its examples are others than those of earlier starts;
-        or there is no table and no task of this name, which is said before a base is read.
+        or there is no table, and no task of this name, or its vocabulary or data is missing. This
+        is said before a base is read, which may take minutes.
     """
     if not table.given:
-        corpus.check_registered(data.mixture_or_task_name)
+        corpus.check_ready(data.mixture_or_task_name)
         return data, evaluation
     read = own.read(table, _recorded_table(adapter))
     vocabulary, name = vocabulary_of(base, adapter), data.mixture_or_task_name

@@ -190,6 +190,21 @@ def test_info_says_what_it_is(base, write_adapter, capsys):
         assert line in lines
 
 
+def test_info_counts_the_layers_that_are_alike(call, base, write_adapter):
+    method = METHODS["lora"](rank=2)
+    folder = write_adapter(method, base)
+    _, text, _ = call("info", adapter=folder)
+    _, full, _ = call("info", adapter=folder, as_json="--json")
+    tensors = json.loads("\n".join(full))["tensors"]
+    shown = [line for line in text if line.startswith("tensors.")]
+    assert len(shown) < len(tensors)
+    counted = 0
+    for line in shown:
+        count, _, shape = line.rpartition(": ")[2].partition(" of ")
+        counted += int(count) if shape else 1
+    assert counted == len(tensors)
+
+
 def test_diff_names_what_differs(call, base, write_adapter):
     method = METHODS["adalink"](rank=2)
     first = write_adapter(method, base, seed=1)

@@ -1,6 +1,7 @@
 """A base on one host of several: read in parts, and fingerprinted together."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import tasks
 from adalink_jax.checkpoints import fingerprint, load_base, open_base
 from adalink_jax.checkpoints.lazy import StoredBase
 from adalink_jax.distributed import hosts, sharding
@@ -149,7 +151,22 @@ def test_a_base_in_int8_says_what_it_needs(monkeypatch):
         setup.check_frozen_dtype("int8", Method())
 
 
-def test_a_slip_in_a_tasks_name_is_said_before_a_base_is_read():
-    data = options.Data("mini_colla", {"inputs": 32, "targets": 4})
-    with pytest.raises(UserError, match="'mini_colla'; did you mean 'mini_cola'"):
+@pytest.mark.parametrize(
+    ("task", "variables", "said"),
+    [
+        ("mini_colla", {}, "'mini_colla'; did you mean 'mini_cola'"),
+        ("glue_rte", {}, "no vocabulary: set VOCABULARY"),
+        ("glue_proportional", {}, "no vocabulary: set VOCABULARY"),
+        ("glue_rte", {"VOCABULARY": "no/such.model"}, "VOCABULARY=no/such.model: no such file"),
+        ("super_glue_copa", {"SUPER_GLUE_DIR": "no/such"}, "SUPER_GLUE_DIR=no/such: no such fo"),
+        ("glue_equal", {"GLUE_DIR": "no/such"}, "GLUE_DIR=no/such: no folder no/such"),
+    ],
+)
+def test_what_a_task_lacks_is_said_before_a_base_is_read(monkeypatch, task, variables, said):
+    for name in ("VOCABULARY", "SUPER_GLUE_DIR", "GLUE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    data = options.Data(task, {"inputs": 32, "targets": 4})
+    with pytest.raises((UserError, tasks.DataError), match=re.escape(said)):
         setup.own_data(data, options.Table(), options.Evaluation(), "no_such_base")

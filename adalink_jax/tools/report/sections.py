@@ -247,8 +247,9 @@ def cost_and_score(groups: Sequence[Group]) -> list[Block]:
     note = (
         "Parameters and bytes of one adapter. Operations are those of a training step's matrix"
         " products at the full lengths (two to a multiply-add); seconds are"
-        " those of one training with its compiling and evaluations, on the machine that it ran on"
-        " and beside whatever else ran there. Bars and bands are 95 % intervals."
+        " those of one training with its compiling and evaluations but without the start of its"
+        " process, on the machine that it ran on and beside whatever else ran there. Bars and"
+        " bands are 95 % intervals."
     )
     return [Heading("Cost and score"), Paragraph(note), *drawn, *map(cost_table, summaries)]
 
