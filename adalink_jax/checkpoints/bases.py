@@ -116,8 +116,9 @@ def _meant(path: pathlib.Path) -> str:
     """Returns what to give in place of a path where nothing is: its neighbour, or an address."""
     beside: list[str] = []
     with contextlib.suppress(OSError):
-        beside = [one.name for one in path.parent.iterdir() if one.is_dir()]
-    known = [*beside, *EMBEDDED] if path.parent == pathlib.Path() else beside
+        folders = (one.name for one in path.parent.iterdir() if one.is_dir())
+        beside = [name for name in folders if name.isprintable()]
+    known = [*beside, *EMBEDDED] if path.parent == pathlib.Path.cwd() else beside
     return nearest(path.name, known) or "; docs/howto/files.md says where to get T5 and FLAN-T5"
 
 

@@ -14,8 +14,7 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,6 @@ from adalink_jax.errors import UserError, nearest
 
 # Part of every cache key. Increase it when the same text would give other arrays.
 FORMAT = 2
-
-# The lines that TensorFlow prints on machines without CUDA, and on those with newer CPUs.
-_NOTICE = re.compile(
-    rb"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
-    rb"|^I.*\] Could not find cuda drivers on your machine, GPU will not be used\.$"
-    rb"|^I.*\] oneDNN custom operations are on\. You may see slightly different numerical results"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +133,7 @@ def load_tasks() -> None:
     Raises:
       UserError: another module named ``tasks`` was imported before this package was.
     """
-    with contextlib.nullcontext() if "tasks" in sys.modules else _without_notices():
+    with contextlib.nullcontext() if "tasks" in sys.modules else reading.without_notices():
         import tasks
     expected = pathlib.Path(adalink_jax.__file__).parent.parent / "tasks"
     actual = pathlib.Path(getattr(tasks, "__path__", [tasks.__file__])[0])
@@ -150,28 +142,6 @@ def load_tasks() -> None:
             f"Python imports {actual} as 'tasks', which hides the tasks of adalink_jax in "
             f"{expected}; give it another name"
         )
-
-
-@contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    """Removes TensorFlow's notice that there is no CUDA from the standard error.
-
-    A library writes it while it loads, not through Python and before TensorFlow reads its log
-    level. So the standard error is captured meanwhile, and everything else is printed afterwards.
-    """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as captured:
-        os.dup2(captured.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            captured.seek(0)
-            others = b"".join(line for line in captured if not _NOTICE.search(line))
-            sys.stderr.write(others.decode(errors="replace"))
 
 
 def _rate(mixture_, task) -> float:

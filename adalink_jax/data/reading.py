@@ -12,6 +12,10 @@ import hashlib
 import inspect
 import json
 import logging
+import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +28,37 @@ from adalink_jax.errors import UserError
 
 FEATURES = ("inputs", "targets")
 
+# The lines that TensorFlow prints on machines without CUDA, and on those with newer CPUs.
+_NOTICE = re.compile(
+    rb"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
+    rb"|^E.*\] failed call to cuInit: "
+    rb"|^I.*\] Could not find cuda drivers on your machine, GPU will not be used\.$"
+    rb"|^I.*\] oneDNN custom operations are on\. You may see slightly different numerical results"
+)
+
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def without_notices() -> Iterator[None]:
+    """Removes TensorFlow's notices that there is no CUDA from the standard error.
+
+    A library writes them, not through Python, and some before TensorFlow reads its log level. So
+    the standard error is captured meanwhile, and everything else is printed afterwards.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            captured.seek(0)
+            others = b"".join(line for line in captured if not _NOTICE.search(line))
+            sys.stderr.write(others.decode(errors="replace"))
 
 
 def needs_lengths(task) -> bool:
@@ -158,10 +192,9 @@ def _dataset(task, split: str, lengths: Mapping[str, int] | None, seed: int) -> 
     import seqio
     import tensorflow as tf
 
-    try:
-        tf.config.set_visible_devices([], "GPU")  # TensorFlow would take GPU memory that JAX needs
-    except RuntimeError:
-        pass  # TensorFlow is already initialized, and its devices can no longer be set
+    # TensorFlow would take GPU memory that JAX needs. Once it is initialized, it is too late.
+    with without_notices(), contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
     if not needs_lengths(task):
         lengths = None
     elif lengths is None:

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import pathlib
 import shutil
 
 import jax.numpy as jnp
@@ -251,6 +252,19 @@ def test_golden_truncated_in_any_way_is_refused(shared_data, tmp_path):
     refused(folder, folder / "checkpoint", "truncated")
     (folder / "checkpoint").unlink()
     refused(folder, "no known format")
+
+
+def test_a_path_of_nothing_names_its_neighbour_or_where_to_get_one(tmp_path, monkeypatch):
+    for name in ("flan_t5_base", "flan_t5_small\n"):
+        (tmp_path / name).mkdir()
+    refused(tmp_path / "flan_t5_bsae", "does not exist; did you mean 'flan_t5_base'?")
+    refused(tmp_path / "flan_t5_small", "does not exist; did you mean 'flan_t5_base'?")
+    refused(tmp_path / "none", "does not exist; docs/howto/files.md says where")
+    refused(tmp_path / "none" / "flan_t5_base", "does not exist; docs/howto/files.md")
+    monkeypatch.chdir(tmp_path)
+    refused("mini_rwa", "did you mean 'mini_raw'?")
+    refused("flan_t5_bas", "did you mean 'flan_t5_base'?")
+    assert (pathlib.Path(__file__).parents[2] / "docs/howto/files.md").is_file()
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path, write_t5x, arrays):
