@@ -33,6 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 # Makes this checkout importable, installed or not.
@@ -84,19 +85,33 @@ def method_step(config: T5Config, method: Method, base: Any, batch: Any, mesh: M
 
 
 def method_steps(
-    config: T5Config, method: Method, base: Any, mesh: Mesh
+    config: T5Config,
+    method: Method,
+    base: Any,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformation | None = None,
+    random: str = "threefry2x32",
 ) -> Callable[[Sequence[Any]], Step]:
-    """Returns a function of batches, which returns a call that takes a step on each of them."""
+    """Returns a function of batches, which returns a call that takes a step on each of them.
+
+    Args:
+      config: the architecture.
+      method: what trains.
+      base: its weights, on the mesh.
+      mesh: the devices.
+      optimizer: None for Adafactor, as the method has it.
+      random: JAX's name of the generator of dropout's bits.
+    """
     adapters = not method.trains_base
     schedule = optimizers.factors()
-    optimizer = optimizers.adafactor(
+    optimizer = optimizer or optimizers.adafactor(
         schedule, multiply_by_parameter_scale=not adapters, factored=not adapters
     )
     optimizer = optimizers.per_module(optimizer, method)
     adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
     state = [states.create(config, method, base, adapter, optimizer, mesh)]
     step = make_train_step(Transformer(config, method), optimizer, schedule)
-    compiled, key = jax.jit(step, donate_argnums=0), jax.random.key(0)
+    compiled, key = jax.jit(step, donate_argnums=0), jax.random.key(0, impl=random)
 
     def on(batches: Sequence[Any]) -> Step:
         def run() -> None:

@@ -33,7 +33,7 @@ if ! supported .venv/bin/python; then
     fi
 fi
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "Installing adalink_jax${extras:+[$extras]} into .venv: some minutes, a gigabyte …"
+    echo "Installing adalink_jax${extras:+[$extras]} into .venv: two to five minutes, about 3 GB …"
     PIP_ROOT_USER_ACTION=ignore .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         --constraint requirements.lock --editable ".${extras:+[$extras]}"
     echo "$wanted" >"$stamp"

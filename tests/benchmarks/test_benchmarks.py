@@ -48,6 +48,16 @@ def test_train_step_times_every_method_beside_floor_and_products(tmp_path):
 
 
 @pytest.mark.slow
+def test_step_parts_has_every_part_of_both_methods(tmp_path):
+    result, _ = run("step_parts", tmp_path / "out.json")
+    rows = {row["step"]: row for row in result["rows"]}
+    assert len(rows) == 2 * 7
+    for method in ("adalink", "full"):
+        assert rows[f"{method}, products"]["× products"] == 1.0
+        assert rows[f"{method}, as it is"]["× as it is"] == 1.0
+
+
+@pytest.mark.slow
 def test_streams_has_every_way_to_make_batches_of_a_task(tmp_path):
     result, output = run("streams", tmp_path / "out.json")
     names = [row["trained"] for row in result["rows"]]
