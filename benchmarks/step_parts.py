@@ -1,4 +1,4 @@
-"""What a training step takes beside its matrix products: the step without one part, or with another.
+"""What parts of a training step take: the step without each, or with another in its place.
 
 AdaLink and full fine-tuning at FLAN-T5 small's shape (random weights, a batch without padding), on
 all cores, as in `benchmarks/train_step.py`:
