@@ -4,14 +4,19 @@ FLAN-T5 small's shape (random weights, float32, dropout) on the first batches of
 TASK_FEATURE_LENGTHS of 512 / 16. Each candidate trains on batches made its own way:
 
 * adalink, lora: this project's default, rows bucketed by length;
+* adalink, cheapest: bucketed by the lengths that `Batches.padding=cheapest` has for 20,000 steps;
 * adalink, packed: rows of 512 tokens (`Batches.packing`), with room for their targets;
 * adalink, packed as T5X: the same, with room for 16 tokens of targets in each row;
 * peft lora: batches in random order, each padded to its longest input;
 * peft lora, grouped: as transformers' `group_by_length`, sorted by length among fifty batches.
 
-How to read it: an example's time depends on its batch, so what is compared is seconds an example:
-"× adalink" is the median of ratios within a round, and "used" the share of input tokens that are no
-padding. CPU columns compare the CPU time of all threads, which is steadier on a shared machine.
+Batches of similar lengths differ much, so the few that are timed are spread over all lengths: of
+32 or 50 in the order of their lengths, the middle one of each sixth.
+
+How to read it: what is compared is the time of an input token that is no padding, as batches hold
+other examples: "× adalink" is the median of ratios within a round, and "used" the share of input
+tokens that are no padding. CPU columns compare the CPU time of all threads, which is steadier on a
+shared machine.
 Needs the environment variables GLUE_DIR and VOCABULARY, as `docs/tutorials/glue.md` says.
 """
 
@@ -31,7 +36,7 @@ import numpy as np
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import tasks as _tasks  # noqa: E402, F401  # Registers the tasks.
-from adalink_jax.data import TrainBatches, tokens  # noqa: E402
+from adalink_jax.data import TrainBatches, plan, tokens  # noqa: E402
 from adalink_jax.distributed.sharding import make_mesh, on_mesh, place_batch  # noqa: E402
 from adalink_jax.methods.base import Method  # noqa: E402
 from adalink_jax.models import parameters  # noqa: E402
@@ -44,6 +49,8 @@ Batches = list[dict[str, np.ndarray]]
 # transformers sorts by length among this many batches.
 _GROUP = 50
 _SEED = 0
+# Of the run for which the cheapest lengths are chosen.
+_STEPS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,31 +68,46 @@ class Sizes:
     batches: int = 6
 
 
+def used(batch: dict[str, np.ndarray]) -> int:
+    """Returns the input tokens of a batch that are no padding."""
+    return int(np.count_nonzero(batch["encoder_input_tokens"]))
+
+
+def spread(batches: Batches, count: int) -> Batches:
+    """Returns some batches, the middle one of each of `count` equal parts in order of length."""
+    ordered = sorted(batches, key=used)
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * count)] for i in range(count)]
+
+
 def ours(
-    task: str, sizes: Sizes, packing: bool = False, packed_targets: int | None = None
-) -> tuple[Batches, int]:
-    """Returns the first batches of a run on a task, and the number of examples in them."""
+    task: str,
+    sizes: Sizes,
+    packing: bool = False,
+    packed_targets: int | None = None,
+    steps: int | None = None,
+) -> Batches:
+    """Returns batches of a run on a task; packed ones are alike, so they are the first."""
     rows = sizes.packed_rows if packing else sizes.rows
     lengths = {"inputs": sizes.inputs, "targets": sizes.targets}
-    source = TrainBatches(task, lengths, rows, _SEED, packing, packed_targets=packed_targets)
-    batches = [source.batch(step) for step in range(sizes.batches)]
-    segments = "decoder_segment_ids"
-    count = sum(b[segments].max(axis=1).sum() if segments in b else rows for b in batches)
-    return batches, int(count)
+    source = TrainBatches(
+        task, lengths, rows, _SEED, packing, packed_targets=packed_targets, steps=steps
+    )
+    if packing:
+        return [source.batch(step) for step in range(sizes.batches)]
+    return spread([source.batch(step) for step in range(plan.WINDOW)], sizes.batches)
 
 
-def theirs(task: str, sizes: Sizes, grouped: bool) -> tuple[Batches, int]:
-    """Returns batches padded to their longest sequences, and the number of examples in them."""
+def theirs(task: str, sizes: Sizes, grouped: bool) -> Batches:
+    """Returns batches padded to their longest sequences."""
     read = tokens(task, "train", lengths={"inputs": sizes.inputs, "targets": sizes.targets})
     order = np.random.default_rng(_SEED).permutation(len(read))[: _GROUP * sizes.rows]
     if grouped:
         order = order[np.argsort(-read.inputs.lengths[order], kind="stable")]
     order = order[: len(order) // sizes.rows * sizes.rows].reshape(-1, sizes.rows)
-    chosen = np.random.default_rng(_SEED).permutation(len(order))[: sizes.batches]
 
     batches = []
-    for number in chosen:
-        inputs, targets = (read.inputs.take(order[number]), read.targets.take(order[number]))
+    for chosen in order:
+        inputs, targets = read.inputs.take(chosen), read.targets.take(chosen)
         batches.append(
             {
                 "encoder_input_tokens": other_frameworks.padded(
@@ -96,7 +118,7 @@ def theirs(task: str, sizes: Sizes, grouped: bool) -> tuple[Batches, int]:
                 ),
             }
         )
-    return batches, len(chosen) * sizes.rows
+    return spread(batches, sizes.batches)
 
 
 def peft_trains(config: T5Config) -> Callable[[Batches], Callable] | None:
@@ -119,8 +141,8 @@ def peft_trains(config: T5Config) -> Callable[[Batches], Callable] | None:
 
 def candidates(
     config: T5Config, sizes: Sizes, task: str, mesh: Any
-) -> Iterator[tuple[str, Callable[[], None], Batches, int]]:
-    """Yields name, the timed call, its batches and the number of their examples."""
+) -> Iterator[tuple[str, Callable[[], None], Batches]]:
+    """Yields name, the timed call and its batches."""
     base = states.place_params(
         config, Method(), parameters.init_base(config, jax.random.key(0)), mesh
     )
@@ -129,17 +151,18 @@ def candidates(
     bucketed = ours(task, sizes)
     packed = ours(task, sizes, packing=True)
     narrow = ours(task, sizes, packing=True, packed_targets=sizes.targets)
-    for name, steps, (batches, count) in (
+    for name, steps, batches in (
         ("adalink", adalink, bucketed),
         ("lora", lora, bucketed),
+        ("adalink, cheapest", adalink, ours(task, sizes, steps=_STEPS)),
         ("adalink, packed", adalink, packed),
         ("adalink, packed as T5X", adalink, narrow),
     ):
-        yield name, steps([place_batch(batch, mesh) for batch in batches]), batches, count
+        yield name, steps([place_batch(batch, mesh) for batch in batches]), batches
     if peft := peft_trains(config):
         for name, grouped in (("peft lora", False), ("peft lora, grouped", True)):
             made = theirs(task, sizes, grouped)
-            yield name, peft(made[0]), *made
+            yield name, peft(made), made
 
 
 def rows(config: T5Config, sizes: Sizes, task: str, rounds: int) -> tuple[list[dict], Any]:
@@ -148,28 +171,26 @@ def rows(config: T5Config, sizes: Sizes, task: str, rounds: int) -> tuple[list[d
     with on_mesh(mesh):
         made = list(candidates(config, sizes, task, mesh))
         times = timing.interleaved({name: run for name, run, *_ in made}, rounds)
-    examples = {name: count for name, _, _, count in made}
-    per_example = [
-        {name: [s / examples[name] for s in seconds] for name, seconds in clock.items()}
+    tokens_of = {name: sum(map(used, batches)) for name, _, batches in made}
+    per_token = [
+        {name: [s / tokens_of[name] for s in seconds] for name, seconds in clock.items()}
         for clock in times
     ]
-    wall, cpu = per_example
+    wall, cpu = per_token
     table = []
-    for name, _, batches, _ in made:
-        inputs = [batch["encoder_input_tokens"] for batch in batches]
-        used = sum(map(np.count_nonzero, inputs)) / sum(x.size for x in inputs)
+    for name, _, batches in made:
         table.append(
             {
                 "task": task,
                 "trained": name,
-                "examples/s": 1 / statistics.median(wall[name]),
-                "CPU s an example": statistics.median(cpu[name]),
+                "tokens/s": 1 / statistics.median(wall[name]),
+                "CPU ms a token": 1e3 * statistics.median(cpu[name]),
                 "× adalink": timing.ratio(wall, name, "adalink"),
                 "× adalink, CPU": timing.ratio(cpu, name, "adalink"),
-                "used": float(used),
+                "used": tokens_of[name] / sum(b["encoder_input_tokens"].size for b in batches),
             }
         )
-    return table, [{f"{task}, {name}": s for name, s in clock.items()} for clock in per_example]
+    return table, [{f"{task}, {name}": s for name, s in clock.items()} for clock in per_token]
 
 
 def main(arguments: list[str]) -> None:

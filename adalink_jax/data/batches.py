@@ -116,7 +116,8 @@ class TrainBatches:
           held_out: the share of each task's examples that is not trained on
             (`Tokens.parted`); None for none.
           padded_to: padded lengths of inputs, ascending; those of `plan.INPUT_BUCKETS` if empty.
-          steps: choose the cheapest of them for so many steps (`plan.cheapest`); None for all.
+          steps: choose the cheapest of `plan.LENGTHS` for so many steps (`plan.cheapest`) in their
+            place; None for those of `padded_to`.
           pictures: sees the pictures of tasks that have some; None for no such task.
           packed_targets: length of the targets of a packed row; None for the cheapest
             (`plan.packed_targets`).
@@ -154,7 +155,8 @@ class TrainBatches:
             data = [examples.parted(held_out, False) for examples in data]
         if few_shot is not None:
             data = [examples.few(few_shot, seed) for examples in data]
-        self._data, self._padded_to = data, tuple(padded_to)
+        chooses = steps is not None and not packing
+        self._data, self._padded_to = data, plan.LENGTHS if chooses else tuple(padded_to)
         self._packed_targets = packed_targets
         self._first = self._laid_out(data, 0)
         if steps is not None and isinstance(placed := self._first.plan, plan.Bucketed):

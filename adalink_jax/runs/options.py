@@ -126,8 +126,9 @@ class Batches(Checked):
       packing: whether rows hold several examples, or one each and are bucketed by length. A packed
         row is as long as the longest input may be, and has room for the targets of all its inputs.
       few_shot: train on this many examples of each task, chosen by the seed; None for all.
-      padding: "cheapest" pads inputs to fewer lengths, where a compilation would cost more than
-        their padding does over TRAIN_STEPS; the run keeps those of its first start. None for all.
+      padding: None pads inputs to lengths that grow by a third to a half. "cheapest" chooses those
+        for which padding over TRAIN_STEPS and compilations cost the least: few in a short run, many
+        in a long one; the run keeps those of its first start.
     """
 
     batch_size: Size = 32

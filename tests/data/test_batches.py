@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from adalink_jax.data import EvalExamples, TrainBatches, batches, corpus, prefetch
+from adalink_jax.data import EvalExamples, TrainBatches, batches, corpus, plan, prefetch
 from adalink_jax.errors import UserError
 
 from .conftest import EXAMPLES, byte_tokens
@@ -194,7 +194,10 @@ def test_shapes_are_known_before_and_routes_fit_their_slots(train, packing):
 def test_fewer_lengths_hold_the_same_examples_and_are_recorded(train):
     every, few = train("bytes_proportional"), train("bytes_proportional", steps=1)
     (length,) = few.identity["padded_to"]
-    assert length == every.shapes[-1][0] and "padded_to" not in every.identity
+    assert length <= every.shapes[-1][0] and "padded_to" not in every.identity
+    # The longest of all fits, and the next shorter one would not do.
+    longest = min(64, max(len(byte_tokens(text)) for one in EXAMPLES.values() for text, _ in one))
+    assert length == min(known for known in plan.LENGTHS if known >= longest)
     assert len(few.shapes) < len(every.shapes)
     assert few.summary.endswith(f"padded to {length} tokens, chosen by cost")
     # A later start with other steps takes what was recorded.
@@ -414,22 +417,24 @@ def test_importing_the_package_imports_no_framework():
 
 
 @pytest.mark.parametrize(
-    ("name", "packing", "length", "least"),
+    ("name", "packing", "steps", "length", "least"),
     [
-        pytest.param("glue_rte", False, 128, 0.80, marks=pytest.mark.slow),
-        ("glue_rte", True, 512, 0.85),
-        ("glue_cola", False, 128, 0.70),
-        ("glue_cola", True, 512, 0.90),
+        pytest.param("glue_rte", False, None, 128, 0.80, marks=pytest.mark.slow),
+        ("glue_rte", False, 20_000, 512, 0.88),
+        ("glue_rte", True, None, 512, 0.85),
+        ("glue_cola", False, None, 128, 0.70),
+        ("glue_cola", False, 20_000, 128, 0.84),
+        ("glue_cola", True, None, 512, 0.90),
     ],
 )
 def test_real_sentences_do_not_pay_for_padding(
-    shared_data, tmp_path_factory, monkeypatch, name, packing, length, least
+    shared_data, tmp_path_factory, monkeypatch, name, packing, steps, length, least
 ):
     monkeypatch.setenv("GLUE_DIR", str(shared_data / "glue"))
     monkeypatch.setenv("VOCABULARY", str(shared_data / "vocab" / "spiece.model"))
     cache = tmp_path_factory.getbasetemp() / "real"
     lengths = {"inputs": length, "targets": 8}
-    made = batches.TrainBatches(name, lengths, 32, 0, packing, cache)
+    made = batches.TrainBatches(name, lengths, 32, 0, packing, cache, steps=steps)
     used = total = targets = 0
     for step in range(60):
         batch = made.batch(step)
