@@ -236,10 +236,13 @@ def main(arguments: list[str]) -> None:
     """Measures and reports."""
     flags = timing.parser(__doc__, rounds=15)
     flags.add_argument("--pairs", type=int, default=60, help="default 60")
+    flags.add_argument("--inputs", type=int, default=64, help="input tokens of a row; default 64")
     flags.add_argument("--dropout_rate", type=float, default=0.1, help="of the network")
     options = flags.parse_args(arguments)
     config = (shapes.toy if options.small else shapes.flan_t5_small)(options.dropout_rate)
-    shape = matrix_products.Shape(2, 8, 2) if options.small else matrix_products.Shape(16, 64, 4)
+    shape = matrix_products.Shape(16, options.inputs, 4)
+    if options.small:
+        shape = matrix_products.Shape(2, 8, 2)
     prompt_length = 4 if options.small else PROMPT_LENGTH
     load = os.getloadavg()
     with on_mesh(make_mesh()):
