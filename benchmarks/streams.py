@@ -1,6 +1,6 @@
 """Time of training on real sentences: padding, packing and other frameworks' batches.
 
-FLAN-T5 small's shape (random weights, float32, dropout) on the first batches of GLUE's tasks, with
+FLAN-T5 small's shape (random weights, float32, dropout) on batches of GLUE's tasks, with
 TASK_FEATURE_LENGTHS of 512 / 16. Each candidate trains on batches made its own way:
 
 * adalink, lora: this project's default, rows bucketed by length;

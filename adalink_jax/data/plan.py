@@ -26,7 +26,7 @@ from adalink_jax.data.ragged import ranges
 INPUT_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 TARGET_BUCKETS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-# Padded lengths among which `cheapest` chooses: steps of an eighth or less above 32.
+# Padded lengths among which `cheapest` chooses; from 32 on, each is at most an eighth longer.
 LENGTHS = (*range(4, 64, 4), *range(64, 2049, 8))
 
 # Maximum number of batches in a window of `Bucketed`: large enough that a batch has similar

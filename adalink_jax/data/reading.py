@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ _NOTICE = re.compile(
     rb"|^I.*\] oneDNN custom operations are on\. You may see slightly different numerical results"
 )
 
+_capture = threading.RLock()  # Of the thread that captures the standard error.
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,9 +49,9 @@ def without_notices() -> Iterator[None]:
     A library writes them, not through Python, and some before TensorFlow reads its log level. So
     the standard error is captured meanwhile, and everything else is printed afterwards.
     """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as captured:
+    with _capture, tempfile.TemporaryFile() as captured:
+        sys.stderr.flush()
+        saved = os.dup(2)
         os.dup2(captured.fileno(), 2)
         try:
             yield
@@ -192,9 +195,7 @@ def _dataset(task, split: str, lengths: Mapping[str, int] | None, seed: int) -> 
     import seqio
     import tensorflow as tf
 
-    # TensorFlow would take GPU memory that JAX needs. Once it is initialized, it is too late.
-    with without_notices(), contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
+    _leave_gpus()
     if not needs_lengths(task):
         lengths = None
     elif lengths is None:
@@ -227,6 +228,16 @@ def _dataset(task, split: str, lengths: Mapping[str, int] | None, seed: int) -> 
         options.threading.max_intra_op_parallelism = 1
         dataset = dataset.with_options(options)
     return dataset, bool(draws)
+
+
+@functools.cache
+def _leave_gpus() -> None:
+    """Keeps TensorFlow from taking the memory of GPUs, which JAX needs."""
+    import tensorflow as tf
+
+    # Once TensorFlow is initialized, it is too late, and says so.
+    with without_notices(), contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
 
 
 @contextlib.contextmanager
