@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     """Prints a line for each other task, and writes the numbers."""
     import tasks
-    from adalink_jax.data.corpus import check_registered
+    from adalink_jax.data.corpus import check_ready
 
     for name in (flags.task, *flags.other):
-        check_registered(name)
+        check_ready(name)
     labels = tuple(tasks.LABELS.get(flags.task, ()))
     if len(labels) < 2:
         raise UserError(f"{flags.task} has no labels, whose scores could tell inputs apart")

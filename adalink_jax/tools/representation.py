@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Prints a line for each task, and writes the numbers."""
-    from adalink_jax.data.corpus import check_registered
+    from adalink_jax.data.corpus import check_ready
     from adalink_jax.data.scored import EvalExamples
 
     for name in flags.task:
-        check_registered(name)
+        check_ready(name)
     adaptation = load_adaptation(flags.adapter, flags.base)
     config, route = adaptation.config, adaptation.adapter.route(flags.route)
     found = {}
