@@ -132,6 +132,12 @@ def test_a_line_that_is_no_command_line_is_named(monkeypatch, capsys):
     assert "error: not a command line (No closing quotation): --gin.A='b" in capsys.readouterr().err
 
 
+def test_runs_that_were_finished_before_foretell_no_time():
+    assert pool._time_left(elapsed=20.0, trained=0, remaining=300) == ""
+    # 193 of 496 were finished at the start, then one trained in 16 seconds.
+    assert pool._time_left(elapsed=16.0, trained=1, remaining=302) == ", 81 min left"
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """What a sweep does, in its order, without doing it."""
@@ -198,6 +204,23 @@ def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
     assert all("ROUTES" not in word for line in asked[4:6] for word in line)  # full's
     # 1,024 parameters at D = 128: rank 4.
     assert [line[-1] for line in asked[6:]] == ["--gin.adalink.AdaLink.rank=4"] * 2
+
+
+def test_methods_whose_sizes_are_too_far_from_the_budget_are_left_out(asked, monkeypatch, capsys):
+    """A unit of a bottleneck's rank is 1,445 parameters here; the base lacks layers of s4."""
+    monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
+    chosen = ["--methods=bottleneck s4 bitfit", "--seeds=7", "--tuning-tasks=cola", "--bases=tuned"]
+    flags = ["experiment", "out", "--stages=equal", "--budget=6144", *chosen]
+    assert cli.main([*flags, "--tolerance=0.06"]) == 0
+    assert [line[-1] for line in asked] == ["--gin.bottleneck.Bottleneck.rank=4"]
+    left_out = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in left_out] == [" mini, s4", " mini, bitfit"]
+    assert "the encoder has layers 0 to 2" in left_out[0]
+    assert "cannot within 6%: its only size is 6,784 parameters (+10.4%)" in left_out[1]
+    assert cli.main([*flags, "--tolerance=6"]) == 2
+    assert "error: tolerance is 6.0; it must be a part of the" in capsys.readouterr().err
+    for wrong in ("--methods=bitfits", "--budget=0"):
+        assert cli.main([*flags, wrong]) == 2
 
 
 def test_an_experiment_on_one_base(asked):

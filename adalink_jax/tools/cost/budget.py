@@ -23,17 +23,19 @@ class Match:
       method: the size and variant of it nearest to the budget.
       parameters: the number of parameters it stores.
       budget: the wanted number.
+      tolerance: how far from the budget the size may be, as a part of the budget.
     """
 
     given: Method
     method: Method
     parameters: int
     budget: int
+    tolerance: float = TOLERANCE
 
     @property
     def meets(self) -> bool:
-        """Whether the size is within 1 % of the budget."""
-        return self._error <= TOLERANCE
+        """Whether the size is near enough to the budget."""
+        return self._error <= self.tolerance
 
     @property
     def _error(self) -> float:
@@ -62,12 +64,12 @@ class Match:
             return "cannot: it trains the whole model"
         nearest = "only" if self.method.size is None else "nearest"
         return (
-            f"cannot within {TOLERANCE:.0%}: its {nearest} size is {self.parameters:,} parameters"
-            f" ({off:+.1%})"
+            f"cannot within {self.tolerance * 100:g}%: its {nearest} size is "
+            f"{self.parameters:,} parameters ({off:+.1%})"
         )
 
 
-def match(config: T5Config, method: Method, budget: int) -> Match:
+def match(config: T5Config, method: Method, budget: int, tolerance: float = TOLERANCE) -> Match:
     """Finds the settings with which a method stores a given number of parameters.
 
     The method's size is changed. If even the smallest size is too large, the method's variants,
@@ -77,25 +79,37 @@ def match(config: T5Config, method: Method, budget: int) -> Match:
       config: the base's architecture.
       method: any method; only its size and variant change.
       budget: the number of parameters, at least 1.
+      tolerance: how far from the budget the size may be, as a part of the budget, below 1.
 
     Returns:
-      The first candidate within 1 %, else the nearest.
+      The first candidate within the tolerance, else the nearest.
 
     Raises:
-      UserError: the budget is not a positive whole number.
+      UserError: as `check`; or the method names layers that the architecture does not have.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise UserError(f"budget is {budget!r}; it must be a whole number of parameters ≥ 1")
+    check(budget, tolerance)
     depths = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
     best = None
     for variant in method.variants(depths):
-        candidate = Match(method, *_sized(config, variant, budget), budget)
+        candidate = Match(method, *_sized(config, variant, budget), budget, tolerance)
         if best is None or candidate._error < best._error:
             best = candidate
         if best.meets:
             return best
     assert best is not None
     return best
+
+
+def check(budget: int, tolerance: float) -> None:
+    """Refuses a budget that is no whole number ≥ 1, and a tolerance that is not in [0, 1).
+
+    Raises:
+      UserError: either.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise UserError(f"budget is {budget!r}; it must be a whole number of parameters ≥ 1")
+    if not 0 <= tolerance < 1:
+        raise UserError(f"tolerance is {tolerance}; it must be a part of the budget, from 0 to 1")
 
 
 def _sized(config: T5Config, method: Method, budget: int) -> tuple[Method, int]:

@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", action="store_true", help="compile its memory at each remat")
     parser.add_argument("--measure", action="store_true", help="time it on this device")
     parser.add_argument("--budget", type=int, help="print settings with this many parameters")
+    about = "how far from the budget a size may be, as a part of it (default: 0.01)"
+    parser.add_argument("--tolerance", type=float, default=budget.TOLERANCE, help=about)
     parser.add_argument("--to", default="cost", help="the folder to write (default: cost)")
 
 
@@ -41,7 +43,7 @@ def run(flags: argparse.Namespace) -> None:
     if flags.budget is not None:
         for one in candidates:
             name = one.label.partition(":")[0]
-            found = budget.match(one.config, one.method, flags.budget)
+            found = budget.match(one.config, one.method, flags.budget, flags.tolerance)
             print(f"{one.model}, {name}: {found.line()}")
         return
     shape = card.Shape(flags.batch, flags.inputs, flags.targets, flags.images)
@@ -65,14 +67,15 @@ def _candidates(flags: argparse.Namespace) -> Iterator[card.Candidate]:
             yield card.Candidate(model, architecture, label, method, asked=bool(flags.method))
 
 
-def matched(model: str, label: str, parameters: int) -> budget.Match:
+def matched(model: str, label: str, parameters: int, tolerance: float) -> budget.Match:
     """Finds the settings with which a method stores a given number of parameters.
 
     Args:
       model: a file of gin/models.
       label: ``NAME[:MACRO=VALUE…]``, with NAME a file of gin/methods.
       parameters: the budget, a number of parameters.
+      tolerance: how far from the budget the size may be, as a part of it.
     """
     name, *settings = label.split(":")
     architecture, method = gin_files.shipped(model, name, settings)
-    return budget.match(architecture, method, parameters)
+    return budget.match(architecture, method, parameters, tolerance)

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 import adalink_jax
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
+from adalink_jax.tools.cost import budget
 from adalink_jax.tools.cost.command import matched
 from adalink_jax.tools.report import rates
 from adalink_jax.tools.report.command import report
@@ -67,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help=about)
     about = "number of parameters of each method in stage equal (default: 1024)"
     parser.add_argument("--budget", type=int, default=1024, help=about)
+    about = "how far from the budget a size may be, as a part of it (default: 0.01)"
+    parser.add_argument("--tolerance", type=float, default=budget.TOLERANCE, help=about)
     trainings.add_common(parser, seeds="0 1 2")
 
 
@@ -174,13 +177,10 @@ class Study:
 
     def equal(self) -> Iterator[list[str]]:
         """Yields every method with the same number of parameters; LoRA then has only one layer."""
+        budget.check(self._given.budget, self._given.tolerance)
         for method in self._given.methods:
-            if method in METHODS and METHODS[method].trains_base:
-                continue
-            match = matched(self._given.model, method, self._given.budget)
-            if not match.meets:
-                line = f"{self._given.model}, {method}: {match.line()}"
-                print(f"left out: {line}", file=sys.stderr)
+            match = self._match(method)
+            if match is None:
                 continue
             for seed in self._given.seeds:
                 for base in self._given.bases:
@@ -201,6 +201,23 @@ class Study:
         for part, title in _TITLES.items():
             if os.path.isdir(f"{out}/{part}"):
                 report([f"{out}/{part}"], f"{out}/report/{part}", title)
+
+    def _match(self, method: str) -> budget.Match | None:
+        """Returns a method's settings for the budget; says why if it has none."""
+        if method in METHODS and METHODS[method].trains_base:
+            return None
+        trainings.experiment(self._given.world, method)  # There is such a method.
+        given = self._given
+        try:
+            match = matched(given.model, method, given.budget, given.tolerance)
+        except UserError as error:  # Its file names layers that this model does not have.
+            line = str(error)
+        else:
+            if match.meets:
+                return match
+            line = match.line()
+        print(f"left out: {given.model}, {method}: {line}", file=sys.stderr)
+        return None
 
     def _task(self, task: str) -> str:
         return f"{self._given.world}_{task}"

@@ -76,7 +76,7 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
     free = context.SimpleQueue()
     for share in shares:
         free.put(share if len(shares) > 1 else ())
-    failed, started = 0, time.monotonic()
+    failed, trained, started = 0, 0, time.monotonic()
     pool = concurrent.futures.ProcessPoolExecutor(
         len(shares), context, initializer=_settle, initargs=(free,)
     )
@@ -84,9 +84,9 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
         futures = [pool.submit(_train, command) for command in commands]
         for done, future in enumerate(_ended(futures), 1):
             code, seconds, line, output = future.result()
-            left = (time.monotonic() - started) / done * (len(commands) - done)
-            where = f"[{done}/{len(commands)}] {seconds:.0f} s, {left / 60:.0f} min left"
-            print(f"{where}: {line}", flush=True)
+            trained += not _was_finished(output)
+            left = _time_left(time.monotonic() - started, trained, len(commands) - done)
+            print(f"[{done}/{len(commands)}] {seconds:.0f} s{left}: {line}", flush=True)
             if code:
                 failed += 1
                 print(output.rstrip(), file=sys.stderr, flush=True)
@@ -141,9 +141,18 @@ def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     code, output = captured("train", "adalink_jax.runs.train", command)
     named = [word.partition("=")[2] for word in command if word.startswith("--gin.MODEL_DIR=")]
     line = (named or [shlex.join(command)])[-1]
-    if code or output.rstrip().endswith("nothing to do"):
+    if code or _was_finished(output):
         line += " FAILED" if code else " was finished"
     return code, time.monotonic() - started, line, output
+
+
+def _time_left(elapsed: float, trained: int, remaining: int) -> str:
+    """Returns a guess from the runs that trained; those finished before took no time."""
+    return f", {elapsed / trained * remaining / 60:.0f} min left" if trained else ""
+
+
+def _was_finished(output: str) -> bool:
+    return output.rstrip().endswith("nothing to do")
 
 
 def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
