@@ -62,8 +62,10 @@ def report(
       UserError: there is no finished run, a run is damaged, or a label is not one method's.
       OSError: the report cannot be written.
     """
-    loaded = [run for path in runs for run in find(pathlib.Path(path))]
+    found = [find(pathlib.Path(path)) for path in runs]
+    loaded = [run for some, _ in found for run in some]
     groups, notes = groups_of(loaded)
+    notes = [*dict.fromkeys(note for _, some in found for note in some), *notes]
     compared = evidence.compared(groups, compare)
     with files.held(to, "the report"):
         write(loaded, groups, notes, compared, pathlib.Path(to), title)
@@ -75,8 +77,10 @@ def report(
     )
 
 
-def find(path: pathlib.Path) -> list[Run]:
-    """Returns the finished runs, and scored bases, in or below a folder, sorted by path.
+def find(path: pathlib.Path) -> tuple[list[Run], list[str]]:
+    """Returns the finished runs, and scored bases, in or below a folder, and what was left out.
+
+    The runs are sorted by path.
 
     Raises:
       UserError: there is no finished run, or a run is damaged.
@@ -87,13 +91,14 @@ def find(path: pathlib.Path) -> list[Run]:
     if not finished:
         unfinished = f"; {len(folders)} are not finished or have no run.json" if folders else ""
         raise UserError(f"'{path}' holds no finished run{unfinished}")
+    notes = []
     for folder in sorted(set(folders) - set(finished)):
         why = "not finished" if (folder / "run.json").exists() else "without its run.json"
-        print(f"{why}, left out: {folder}", file=sys.stderr)
+        notes.append(f"{why}, left out: {folder}")
     loaded = {folder: read(folder) for folder in finished}
     for folder in (folder for folder, run in loaded.items() if run is None):
-        print(f"the evaluation of an adapter, left out: {folder}", file=sys.stderr)
-    return [run for run in loaded.values() if run is not None]
+        notes.append(f"the evaluation of an adapter, left out: {folder}")
+    return [run for run in loaded.values() if run is not None], notes
 
 
 def write(

@@ -5,7 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.tools.report.groups import Group
-from adalink_jax.tools.report.intervals import Difference, difference, estimate, holm
+from adalink_jax.tools.report.intervals import (
+    Difference,
+    difference,
+    estimate,
+    holm,
+    incomparable,
+)
 from adalink_jax.tools.report.page import Block, Examples, Heading, Paragraph, Table
 from adalink_jax.tools.report.predictions import NoDraws, aligned, lines
 from adalink_jax.tools.report.scores import Measure, measures
@@ -29,7 +35,7 @@ def intervals(groups: Sequence[Group]) -> list[Block]:
                     group.label,
                     group.sharing,
                     str(found.seeds),
-                    f"{found.mean:.1f}",
+                    f"{found.mean:z.1f}",
                     "" if found.deviation is None else f"{found.deviation:.1f}",
                     _interval(found.interval),
                     found.over,
@@ -44,12 +50,16 @@ def intervals(groups: Sequence[Group]) -> list[Block]:
         " more than one seed, what other seeds would (Student's distribution of their mean, wide"
         " for two or three). It ends where the score does."
     )
-    notes = tuple(f"Examples were not drawn again: {reason}." for reason in reasons[:5])
-    return [Heading("Intervals"), Paragraph(note), Table(header, rows, 4, "intervals", notes)]
+    table = Table(header, rows, 4, "intervals", _not_drawn(reasons))
+    return [Heading("Intervals"), Paragraph(note), table]
+
+
+def _not_drawn(reasons: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"Examples were not drawn again: {reason}." for reason in reasons)
 
 
 def _interval(ends: tuple[float, float] | None, sign: str = "") -> str:
-    return "" if ends is None else f"{ends[0]:{sign}.1f} to {ends[1]:{sign}.1f}"
+    return "" if ends is None else f"{ends[0]:{sign}z.1f} to {ends[1]:{sign}z.1f}"
 
 
 def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Block]:
@@ -60,16 +70,20 @@ def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Bl
       pairs: labels, or parts of labels that only one method's label has.
 
     Raises:
-      UserError: a text stands in no label, or in several, or two were never run on the same seeds.
+      UserError: a text stands in no label, or in several; or a pair is one line, or has nothing in
+        common.
     """
-    named = [tuple(_label(groups, text) for text in pair) for pair in pairs]
-    found = [
-        (first, second, measure, diff)
-        for one, other in named
-        for first, second, measure, diff in _differences(groups, one, other)
-    ]
-    if not found:
+    if not pairs:
         return []
+    # Each test once, whichever way round and however often it is asked for.
+    asked = {}
+    for one, other in (_labels(groups, pair) for pair in pairs):
+        asked.setdefault(frozenset((one, other)), (one, other))
+    found, gaps = [], []
+    for one, other in asked.values():
+        rows, why = _differences(groups, one, other)
+        found += rows
+        gaps += why
     ps = [diff.p for *_, diff in found if diff.p is not None]
     corrected = iter(holm(ps))
     rows, reasons = [], []
@@ -85,26 +99,29 @@ def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Bl
                 first.line,
                 second.line,
                 str(diff.estimate.seeds),
-                f"{diff.estimate.mean:+.1f}",
+                f"{diff.estimate.mean:+z.1f}",
                 _interval(diff.estimate.interval, "+"),
+                diff.estimate.over,
                 counts,
-                "" if diff.g is None else f"{diff.g:+.2f}",
+                "" if diff.g is None else f"{diff.g:+z.2f}",
                 diff.test,
                 _p(diff.p),
                 _p(p),
             ]
         )
-    header = ["base", "score of", "A", "B", "seeds", "A - B", "95 % interval", "only A : B right",
-              "Cohen's g", "test", "p", "p (Holm)"]  # fmt: skip
+    header = ["base", "score of", "A", "B", "seeds", "A - B", "95 % interval", "covers",
+              "only A : B right", "Cohen's g", "test", "p", "p (Holm)"]  # fmt: skip
     note = (
         "Differences in points, on the seeds that both have and on the same examples. With one seed"
         " the test is of two trained models: McNemar's exact one where the score is a share of"
-        " right answers, else a paired bootstrap over examples. With several seeds it is of two"
-        " methods: a paired bootstrap over examples, with Student's distribution of the seeds'"
-        " mean. The last column is corrected for all tests of this table by Holm's method. Cohen's"
-        " g is the share of A among the answers that only one has right, minus a half."
+        " right answers, else approximate randomization, in which each example's two predictions"
+        " change sides at random. With several seeds it is of two methods: a paired bootstrap over"
+        " examples with Student's distribution (t) of the seeds' mean, or the latter alone. The"
+        " last column is corrected for all tests of this table by Holm's method. Cohen's g is the"
+        " share of A among the answers that only one has right, minus a half; tasks scored by a"
+        " correlation do not count for these."
     )
-    notes = tuple(f"Examples were not drawn again: {reason}." for reason in reasons[:5])
+    notes = (*_not_drawn(reasons), *(f"No row: {gap}." for gap in gaps))
     table = Table(header, rows, 4, "comparisons", notes)
     return [Heading("Comparisons"), Paragraph(note), table]
 
@@ -125,19 +142,32 @@ def _label(groups: Sequence[Group], text: str) -> str:
     raise UserError(f"--compare: '{text}' {said}{known}")
 
 
+def _labels(groups: Sequence[Group], pair: Sequence[str]) -> tuple[str, str]:
+    one, other = (_label(groups, text) for text in pair)
+    if one == other:
+        raise UserError(f"--compare: '{pair[0]}' and '{pair[1]}' are one line, {one}")
+    return one, other
+
+
 def _differences(
     groups: Sequence[Group], one: str, other: str
-) -> Iterator[tuple[Group, Group, Measure, Difference]]:
-    count = 0
+) -> tuple[list[tuple[Group, Group, Measure, Difference]], list[str]]:
+    """Returns the differences of two lines, and why scores of both have none."""
+    found, gaps = [], {}
     for measure in measures(groups):
         for some in measure.by_base.values():
             first, second = ([g for g in some if g.line == label] for label in (one, other))
             for a, b in itertools.product(first, second):
                 if diff := difference(a, b, measure.tasks):
-                    count += 1
-                    yield a, b, measure, diff
-    if not count:
-        raise UserError(f"--compare: {one} and {other} were not run on a common task and seed")
+                    found.append((a, b, measure, diff))
+                else:
+                    why = incomparable(a, b, measure.tasks)
+                    gaps.setdefault(why, {})[measure.title(a)] = None
+    said = [f"{one} and {other}, {why}: {', '.join(names)}" for why, names in gaps.items()]
+    if not found:
+        why = f"; {'; '.join(gaps)}" if gaps else ""
+        raise UserError(f"--compare: {one} and {other} were not run on a common task and seed{why}")
+    return found, said
 
 
 def predictions(groups: Sequence[Group]) -> list[Block]:

@@ -162,9 +162,14 @@ def _levels(groups: Sequence[Group], measure: Measure, bands: bool) -> tuple[Lev
 
 
 def chance(groups: Sequence[Group], task: str) -> float | None:
-    """Returns the score of a constant answer; None unless all groups agree about it."""
+    """Returns the score of a constant answer; None unless all groups agree about it.
+
+    Runs that lack their predictions have no say, if they were scored on equally many examples.
+    """
     runs = [run for group in groups for run in list(group.by_task.get(task, {}).values())[:1]]
     found = {constant_score(run, task) for run in runs}
+    if len({tuple(sorted(run.results[task].examples.items())) for run in runs}) == 1:
+        found -= {None}
     return found.pop() if len(found) == 1 else None
 
 

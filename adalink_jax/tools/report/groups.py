@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import pathlib
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -118,6 +119,8 @@ def groups_of(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
       by different code.
     """
     runs = sorted(runs, key=lambda run: (run.path, run.digest))
+    # Of copies, one that still has its predictions.
+    runs.sort(key=lambda run: not pathlib.Path(run.path, "predictions").is_dir())
     copies = grouped(runs, lambda run: run.digest).values()
     notes = [f"{', '.join(r.path for r in some[1:])}: a copy of {some[0].path}, left out"
              for some in copies if len(some) > 1]  # fmt: skip
@@ -127,7 +130,7 @@ def groups_of(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     for (_, mixture, _), some in grouped(single, _key).items():
         for settings, members in _of_equal_data(some):
             used, again = _latest(members)
-            notes += [f"{run.path}: trained or scored again later, left out" for run in again]
+            notes += [_left_out(run, used) for run in again]
             first = used[0]
             groups.append(Group(bases[_fingerprint(first)], mixture, "", settings, tuple(used)))
     groups = _labelled(groups)
@@ -172,10 +175,13 @@ def _of_equal_data(runs: Sequence[Run]) -> Iterable[tuple[dict[str, str], list[R
 
 
 def _data(run: Run) -> dict[str, str]:
-    """Returns a digest of each task's training data and number of scored examples."""
+    """Returns a digest of each task's training data, scored examples' number and metrics."""
+    scored = {
+        task: [dict(result.examples), sorted(result.counted)]
+        for task, result in run.results.items()
+    }
     tasks = {*run.data, *run.results}
-    examples = {task: dict(result.examples) for task, result in run.results.items()}
-    return {task: _short_digest([run.data.get(task), examples.get(task)]) for task in tasks}
+    return {task: _short_digest([run.data.get(task), scored.get(task)]) for task in tasks}
 
 
 def _short_digest(content: Any) -> str:
@@ -190,6 +196,13 @@ def _latest(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
             last[task, run.seed] = run
     used = [run for run in runs if any(run is one for one in last.values())]
     return used, [run for run in runs if not any(run is one for one in used)]
+
+
+def _left_out(run: Run, used: Sequence[Run]) -> str:
+    same = [one.scores for one in used if one.seed == run.seed]
+    other = any(one.get(task, score) != score for one in same for task, score in run.scores.items())
+    scores = ", though its scores are others" if other else ""
+    return f"{run.path}: trained or scored again later, left out{scores}"
 
 
 def _labelled(groups: Sequence[Group]) -> list[Group]:

@@ -190,25 +190,85 @@ def drawn_scores(runs: Sequence[Run], task: str) -> np.ndarray:
     Raises:
       NoDraws: predictions are missing or of other examples, or a metric is not known here.
     """
-    if not runs[0].results[task].examples:
+    return np.mean(
+        [np.concatenate(list(_drawn(runs, task, split))) for split in _splits(runs, task)], 0
+    )
+
+
+def _splits(runs: Sequence[Run], task: str) -> list[str]:
+    """Returns the splits that all runs were scored on."""
+    splits, counted = runs[0].results[task].examples, runs[0].results[task].counted
+    if not splits:
         raise NoDraws(f"{task}: no split is recorded")
-    splits = [
-        np.concatenate(list(_drawn(runs, task, split))) for split in runs[0].results[task].examples
-    ]
-    return np.mean(splits, 0)
+    if any(run.results[task].examples != splits for run in runs):
+        raise NoDraws(f"{task}: not all were scored on the same examples")
+    if any(sorted(run.results[task].counted) != sorted(counted) for run in runs):
+        raise NoDraws(f"{task}: not all were scored by the same metrics")
+    return list(splits)
+
+
+def wrong_answers(runs: Sequence[Run], task: str) -> int:
+    """Returns how many examples at least one of the runs has wrong; raises as `drawn_scores`."""
+    count = 0
+    for split in _splits(runs, task):
+        answered = aligned(runs, task, split)
+        count += int(np.sum(np.any([one.predictions != one.targets for one in answered], 0)))
+    return count
+
+
+def wins(first: Run, second: Run, task: str) -> tuple[int, int, int]:
+    """Counts examples that only the first has right, only the second, and with other answers.
+
+    Raises:
+      NoDraws: as `drawn_scores`.
+    """
+    won = lost = differ = 0
+    for split in _splits([first, second], task):
+        one, other = aligned([first, second], task, split)
+        right = one.predictions == one.targets, other.predictions == other.targets
+        won += int(np.sum(right[0] & ~right[1]))
+        lost += int(np.sum(right[1] & ~right[0]))
+        differ += int(np.sum(one.predictions != other.predictions))
+    return won, lost, differ
+
+
+def swapped_gaps(first: Run, second: Run, task: str) -> np.ndarray:
+    """Returns the first's score minus the second's with predictions swapped at random, [DRAWS].
+
+    Each example's two predictions change sides with probability a half, as if both runs were one.
+
+    Raises:
+      NoDraws: as `drawn_scores`.
+    """
+    runs = [first, second]
+    return np.mean(
+        [np.concatenate(list(_swapped(runs, task, split))) for split in _splits(runs, task)], 0
+    )
+
+
+def _swapped(runs: Sequence[Run], task: str, split: str) -> Iterator[np.ndarray]:
+    answered, names, patterns, counts = _patterns(runs, task, split)
+    # Each pattern as it is, and with the two predictions swapped.
+    targets = np.tile(patterns[:, 0], 2)
+    ours, others = np.concatenate([patterns[:, 1:], patterns[:, :0:-1]]).T
+    rng = np.random.default_rng(zlib.crc32(f"{task}/{split}/swapped".encode()))
+    for start in range(0, DRAWS, _CHUNK):
+        size = (min(_CHUNK, DRAWS - start), len(counts))
+        moved = rng.binomial(counts, 0.5, size)
+        weights = np.concatenate([counts - moved, moved], 1).astype(float)
+        yield (
+            _scores(names, weights, targets, ours, answered[0])
+            - _scores(names, weights, targets, others, answered[1])
+        )
 
 
 def _drawn(runs: Sequence[Run], task: str, split: str) -> Iterator[np.ndarray]:
-    answered, names = aligned(runs, task, split), _split_metrics(runs[0], task, split)
-    # Examples with equal targets and equal predictions of all runs are one pattern.
-    columns = np.stack([answered[0].targets, *(one.predictions for one in answered)], 1)
-    patterns, counts = np.unique(columns, axis=0, return_counts=True)
-    for run, one, predictions in zip(runs, answered, patterns.T[1:], strict=True):
-        _check(run, task, split, names, counts[None] * 1.0, patterns[:, 0], predictions, one)
+    answered, names, patterns, counts = _patterns(runs, task, split)
+    total = int(counts.sum())
     rng = np.random.default_rng(zlib.crc32(f"{task}/{split}".encode()))
     for start in range(0, DRAWS, _CHUNK):
         size = min(_CHUNK, DRAWS - start)
-        weights = rng.multinomial(len(columns), counts / len(columns), size).astype(float)
+        weights = rng.multinomial(total, counts / total, size).astype(float)
         yield np.stack(
             [
                 _scores(names, weights, patterns[:, 0], predictions, one)
@@ -218,9 +278,24 @@ def _drawn(runs: Sequence[Run], task: str, split: str) -> Iterator[np.ndarray]:
         )
 
 
+def _patterns(
+    runs: Sequence[Run], task: str, split: str
+) -> tuple[list[Answers], list[str], np.ndarray, np.ndarray]:
+    """Returns answers, metrics, the different rows (target, each run's prediction), their counts.
+
+    Examples with equal targets and equal predictions of all runs are one pattern.
+    """
+    answered, names = aligned(runs, task, split), _split_metrics(runs[0], task, split)
+    columns = np.stack([answered[0].targets, *(one.predictions for one in answered)], 1)
+    patterns, counts = np.unique(columns, axis=0, return_counts=True)
+    for run, one, predictions in zip(runs, answered, patterns.T[1:], strict=True):
+        _check(run, task, split, names, counts[None] * 1.0, patterns[:, 0], predictions, one)
+    return answered, names, patterns, counts
+
+
 def _check(run, task, split, names, weights, targets, predictions, answered) -> None:
     for name in names:
-        recorded = run.results[task].metrics[f"{split}/{name}"]
+        recorded = run.results[task].metrics.get(f"{split}/{name}")
         (value,) = 100 * _METRICS[name](weights, targets, predictions, answered)
         if recorded is None or abs(value - recorded) > _EQUAL:
             raise NoDraws(f"{task}: metric {name} is not what is known here by this name")

@@ -7,6 +7,7 @@ adalink learning-rates runs/experiment/rates --to learning_rates.md
 import argparse
 import pathlib
 import statistics
+import sys
 from collections.abc import Sequence
 
 from adalink_jax import files
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def best_of(folder: str) -> float:
     """Returns the best rate for the runs of one base and method below a folder; see `grids_of`."""
-    grids = grids_of(find(pathlib.Path(folder)))
+    grids = _read(folder)
     if len(grids) > 1:
         kinds = "; ".join(", ".join(kind) for kind in grids)
         raise UserError(f"{folder} holds grids of several bases or methods: {kinds}")
@@ -56,9 +57,16 @@ def best_of(folder: str) -> float:
 
 def write(folder: str, to: str) -> None:
     """Writes the grids of all bases and methods below a folder as Markdown."""
-    grids = grids_of(find(pathlib.Path(folder)))
+    grids = _read(folder)
     files.write_text(to, page.markdown(_document(grids)))
     print(to)
+
+
+def _read(folder: str) -> dict[tuple[str, str], dict[float, Group]]:
+    runs, notes = find(pathlib.Path(folder))
+    for note in (*notes, *groups_of(runs)[1]):
+        print(note, file=sys.stderr)
+    return grids_of(runs)
 
 
 _RATE = "learning_rate.base_learning_rate"

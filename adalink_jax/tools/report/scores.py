@@ -76,7 +76,7 @@ def cell(scores: Mapping[int, float] | None, of: int = 0) -> str:
     values = list(scores.values())
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     few = f" ({len(values)})" if len(values) < of else ""
-    return f"{statistics.fmean(values):.1f}{spread}{few}"
+    return f"{statistics.fmean(values):z.1f}{spread}{few}"
 
 
 def seeds_of(group: Group, tasks: Sequence[str]) -> int:
@@ -85,7 +85,7 @@ def seeds_of(group: Group, tasks: Sequence[str]) -> int:
 
 
 class Footnotes:
-    """Says below a table what a score does not cover: a limit, cut inputs, absent splits.
+    """Says below a table what a score does not cover, or what it does not share with the others.
 
     Args:
       groups: the lines of the table.
@@ -93,10 +93,13 @@ class Footnotes:
     """
 
     def __init__(self, groups: Sequence[Group], tasks: Sequence[str]):
-        self._usual = {}
-        for task in tasks:
-            counts = Counter(_examples(group, task) for group in groups if group.scores(task))
-            self._usual[task] = counts.most_common(1)[0][0] if counts else ()
+        self._usual = {
+            task: {
+                of: _most([of(group, task) for group in groups if group.scores(task)])
+                for of in (_examples, _metrics, _seeds)
+            }
+            for task in tasks
+        }
         self._details: dict[str, dict[str, None]] = {}
 
     def marks(self, group: Group, tasks: Iterable[str]) -> str:
@@ -127,21 +130,45 @@ class Footnotes:
             split = json.loads(group.settings.get("keep_split", "null"))
             split = split or ("held_out" if held_out else "the examples that are scored")
             yield "The adapter is that of the best step", f"{task} chosen on {split}"
-        if _examples(group, task) != self._usual[task]:
-            counts = [
-                " + ".join(f"{count:,}" for _, count in examples) or "none"
-                for examples in (_examples(group, task), self._usual[task])
-            ]
-            yield (
-                "Scored on other examples than most lines",
-                f"{task} {counts[0]} rather than {counts[1]}",
-            )
+        yield from self._unlike_others(group, task)
         cut = max(sum(result.truncated.values()) for result in results)
         if cut:
             of = sum(results[0].examples.values())
             yield "Inputs longer than the configured length are cut", f"{task} {cut:,} of {of:,}"
         for split in sorted({split for result in results for split in result.absent}):
             yield "Splits that were not there", f"{task} {split}"
+
+    def _unlike_others(self, group: Group, task: str) -> Iterable[tuple[str, str]]:
+        usual = self._usual[task]
+        if _examples(group, task) != usual[_examples]:
+            ours, theirs = (
+                " + ".join(f"{count:,}" for _, count in examples) or "none"
+                for examples in (_examples(group, task), usual[_examples])
+            )
+            kind = "Scored on different examples than other lines"
+            yield kind, f"{task} {ours} rather than {theirs}"
+        if (metrics := _metrics(group, task)) != usual[_metrics] and metrics:
+            ours, theirs = (" + ".join(names) for names in (metrics, usual[_metrics]))
+            kind = "Scored by different metrics than other lines"
+            yield kind, f"{task} {ours} rather than {theirs}"
+        # A base that was not trained has no seeds of its own.
+        if (seeds := _seeds(group, task)) != usual[_seeds] and seeds:
+            ours, theirs = (", ".join(map(str, some)) for some in (seeds, usual[_seeds]))
+            yield "Trained with different seeds than other lines", f"{ours} rather than {theirs}"
+
+
+def _most(values: Iterable[tuple]) -> tuple:
+    """Returns the most frequent value that is not empty."""
+    counts = Counter(value for value in values if value)
+    return counts.most_common(1)[0][0] if counts else ()
+
+
+def _seeds(group: Group, task: str) -> tuple[int, ...]:
+    return () if group.first.method_name == FROZEN else tuple(group.scores(task))
+
+
+def _metrics(group: Group, task: str) -> tuple[str, ...]:
+    return tuple(sorted({name.rpartition("/")[2] for name in group.results(task)[0].counted}))
 
 
 def _examples(group: Group, task: str) -> tuple[tuple[str, int], ...]:

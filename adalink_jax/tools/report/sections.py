@@ -211,14 +211,15 @@ def cost_table(measure: Measure) -> Table:
     rows, notes = [], Footnotes(measure.groups, measure.tasks)
     for group in measure.groups:
         first = group.first
-        seconds = [run.seconds for run in group.runs if run.seconds is not None]
+        # Tasks take different times: a mean stands where a score's does.
+        seconds = [run.seconds for run in group.runs if group.means(measure.tasks)]
         rows.append(
             [
                 *_place(group),
                 f"{first.stored:,}",
                 f"{first.bytes:,}",
                 f"{first.step_flops:.3g}" if first.step_flops else "",
-                f"{statistics.fmean(seconds):.0f}" if seconds else "",
+                f"{statistics.fmean(seconds):.0f}" if seconds and None not in seconds else "",
                 str(seeds_of(group, measure.tasks)),
                 _score(group, measure, notes),
             ]
@@ -269,7 +270,7 @@ def interference(groups: Sequence[Group]) -> list[Block]:
                 lines[", ".join(filter(None, (alone.label, group.sharing)))] = gains
                 steps = dict.fromkeys((group.first.steps, alone.first.steps))
                 place = [base, mixture, alone.label, group.sharing]
-                cells = [f"{gains[t]:+.1f}" if t in gains else "" for t in (*tasks, _MEAN)]
+                cells = [f"{gains[t]:+z.1f}" if t in gains else "" for t in (*tasks, _MEAN)]
                 rows.append([*place, " / ".join(f"{n:,}" for n in steps), *cells])
             if lines:
                 title = f"{mixture}, {base}" if bases > 1 else mixture

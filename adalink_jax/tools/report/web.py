@@ -49,7 +49,8 @@ td details { min-width: 13em; max-width: 38em; white-space: normal; } summary { 
 """
 
 _SCRIPT = """\
-const number = text => { const n = parseFloat(text.replaceAll(',', '').replace('−', '-'));
+const number = text => { const plain = text.replaceAll(',', '').replace('−', '-').replace('< ', '');
+  const n = parseFloat(plain);
   return Number.isNaN(n) ? null : n; };
 for (const head of document.querySelectorAll('th[aria-sort]')) {
   const sort = () => {

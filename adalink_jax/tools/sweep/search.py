@@ -152,7 +152,7 @@ class Search:
         """
         means = []
         for seed in self._given.seeds:
-            (run,) = find(pathlib.Path(self._folder(choice), f"seed{seed}"))
+            ((run,), _) = find(pathlib.Path(self._folder(choice), f"seed{seed}"))
             if not run.scores or len(run.scores) < len(run.results):
                 raise UserError(f"{run.path}: a task without a score; what is searched needs one")
             means.append(statistics.fmean(run.scores.values()))

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import statistics
 
@@ -115,7 +116,9 @@ def test_all_tables_show_the_same_number_for_the_same_thing(one, data, made):
             }
             for name in (*tasks, f"mean of {len(tasks)} tasks"):
                 if name in cells:
-                    shown.setdefault((label, name), set()).add(cells[name].partition(" (")[0])
+                    shown.setdefault((label, name), set()).add(
+                        re.sub(r" \(\d+\)|[ᵃᵇᶜ]", "", cells[name])
+                    )
     assert shown and all(len(cells) == 1 for cells in shown.values()), shown
 
 
@@ -236,7 +239,24 @@ def test_a_run_counts_once_however_often_it_is_found(tmp_path):
         (tmp_path / "z").as_posix()
     ]
     assert sum("a copy of" in note for note in notes) == 1
-    assert sum("trained or scored again later" in note for note in notes) == 1
+    assert sum("left out, though its scores are others" in note for note in notes) == 1
+
+
+def test_of_copies_one_with_predictions_counts(tmp_path):
+    write_run(tmp_path / "a", "lora", {"rank": 2}, TASKS[:1], 0)
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    (tmp_path / "copy" / "predictions").mkdir()
+    ((group,), (note,)) = groups_of(map(read, [*tmp_path.iterdir()]))
+    assert [run.path for run in group.runs] == [(tmp_path / "copy").as_posix()]
+    assert note == f"{tmp_path / 'a'}: a copy of {tmp_path / 'copy'}, left out"
+
+
+def test_scores_of_different_metrics_are_not_averaged(tmp_path):
+    for seed, metric in enumerate(("accuracy", "accuracy", "f1")):
+        entry = {"mini_a": {"validation": {"metrics": {metric: 1.0}, "examples": 9}}}
+        write_run(tmp_path / str(seed), "lora", {"rank": 2}, TASKS[:1], seed, splits=entry)
+    groups, _ = groups_of(map(read, tmp_path.iterdir()))
+    assert sorted(len(group.runs) for group in groups) == [1, 2]
 
 
 def test_seeds_of_several_versions_of_the_code_are_said(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import pathlib
 
 import numpy as np
@@ -157,9 +158,114 @@ def test_an_interval_over_seeds_and_examples_covers_the_truth_as_often_as_it_say
 
 
 def test_mcnemar_is_the_exact_binomial_test():
-    for won, lost in itertools.product((0, 1, 5, 30, 900), (0, 2, 17, 1000)):
-        expected = scipy.stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
-        assert intervals.mcnemar(won, lost) == pytest.approx(expected, rel=1e-6)
+    for won, lost in itertools.product((0, 1, 5, 30), (0, 2, 17)):
+        total, fewer = won + lost, min(won, lost)
+        tail = sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total
+        assert intervals.mcnemar(won, lost) == pytest.approx(min(1.0, 2 * tail))
+
+
+@pytest.mark.parametrize("right", [800, 799, 796])
+def test_near_the_ceiling_a_share_has_the_interval_of_its_few_mistakes(tmp_path, right):
+    """Clopper and Pearson's is wider than Jeffreys'; drawing no mistakes again gives none."""
+    targets = np.zeros(800, int)
+    group = _answering(tmp_path, targets, [np.arange(800) >= right])
+    low, high = intervals.estimate(group, (TASK,)).interval
+    exact = scipy.stats.binomtest(right, 800).proportion_ci(0.95)
+    assert 100 * exact.low - 0.02 < low < 100 * exact.low + 0.25
+    assert low < 100 * right / 800 - 0.2 and high <= 100 * exact.high + 0.02
+    assert high >= 100 * right / 800 - 0.01
+
+
+def test_few_mistakes_of_a_score_that_is_no_share_give_no_interval(tmp_path):
+    targets = np.arange(100) % 2
+    few, more = (
+        _answering(tmp_path / str(k), targets, [np.arange(100) < k], "matthews_corrcoef")
+        for k in (4, 5)
+    )
+    found = intervals.estimate(few, (TASK,))
+    assert found.interval is None and "fewer than 5 examples have a wrong answer" in found.why
+    assert intervals.estimate(more, (TASK,)).interval is not None
+    # Nor have two that hardly differ; but a test.
+    found = intervals.difference(more, few, (TASK,))
+    assert found.estimate.interval is None and found.p == 1
+
+
+def test_equal_scores_of_two_seeds_do_not_mean_that_seeds_make_no_difference(tmp_path):
+    targets = np.zeros(200, int)
+    wrong = [np.isin(np.arange(200), some) for some in (range(20), range(10, 30))]
+    group = _answering(tmp_path, targets, wrong)
+    for path in tmp_path.rglob("*-validation.jsonl"):
+        path.unlink()
+    found = intervals.estimate(group, (TASK,))
+    assert found.deviation == 0 and found.over == "seeds"
+    # A uniform distribution within steps of half a point.
+    half = scipy.stats.t.ppf(0.975, 1) * 0.5 / np.sqrt(12) / np.sqrt(2)
+    np.testing.assert_allclose(found.interval, (90 - half, 90 + half), atol=0.05)
+
+
+def _answering(folder, targets, wrong, metric="accuracy", method="lora"):
+    """A group with a run for each seed, whose answers are wrong at some places."""
+    for seed, places in enumerate(wrong):
+        answers = np.where(places, 1 - targets, targets)
+        write_run(folder / f"seed{seed}", method, {"rank": 2}, [TASK], seed)
+        (value,) = getattr(metrics, metric)(targets, answers).values()
+        texts = [[LABELS[k] for k in ids] for ids in (targets, answers)]
+        write_predictions(folder / f"seed{seed}", TASK, *texts, {metric: value})
+    ((group,), _) = groups_of(map(read, sorted(folder.iterdir())))
+    return group
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(4, 0), (8, 0), (6, 1), (12, 5)])
+def test_predictions_that_change_sides_test_what_mcnemar_tests(tmp_path, ours, theirs):
+    targets, places = np.arange(400) % 2, np.arange(400)
+    wrong = (places < theirs), (places >= 100) & (places < 100 + ours)
+    first, second = (_answering(tmp_path / str(k), targets, [one]) for k, one in enumerate(wrong))
+    gaps = predictions.swapped_gaps(first.first, second.first, TASK)
+    as_far = np.mean(np.abs(gaps) >= 100 * abs(ours - theirs) / 400 - 1e-6)
+    found = intervals.difference(first, second, (TASK,))
+    assert (found.test, found.won, found.lost) == ("McNemar", ours, theirs)
+    assert as_far == pytest.approx(found.p, rel=0.1, abs=0.003)
+
+
+def test_a_score_that_is_no_share_is_tested_by_changing_sides(tmp_path):
+    """With eight more right, and none wrong, both must be as they are or all changed: 2 / 2⁸."""
+    targets, places = np.arange(400) % 2, np.arange(400)
+    pair = [_answering(tmp_path / str(k), targets, [places < k], "matthews_corrcoef")
+            for k in (0, 8)]  # fmt: skip
+    found = intervals.difference(*pair, (TASK,))
+    assert (found.test, found.won, found.lost) == ("randomization", 8, 0)
+    assert found.p == pytest.approx(2 / 2**8, rel=0.3)
+    again = intervals.difference(*reversed(pair), (TASK,))
+    assert again.p == pytest.approx(found.p, rel=0.3)
+
+
+def test_scores_of_other_examples_or_metrics_have_no_difference(tmp_path, capsys):
+    targets = RNG.integers(0, 2, 60)
+    first, fewer = (made(tmp_path / "runs" / method, 1, 0.8, targets=some, method=method)
+                    for method, some in (("lora", targets), ("adalink", targets[:50])))  # fmt: skip
+    said = "not scored on the same examples by the same metrics"
+    assert intervals.incomparable(first, fewer, (TASK,)) == said
+    assert intervals.difference(first, fewer, (TASK,)) is None
+    f1 = made(tmp_path / "f1", 1, 0.8, targets=targets, metric="f1")
+    assert intervals.incomparable(first, f1, (TASK,)) == said
+    assert intervals.incomparable(first, first, (TASK,)) == ""
+    assert intervals.incomparable(first, first, (TASK, "mini_b")).startswith("not the same common")
+
+    def report(*words):
+        return cli.main(["report", str(tmp_path / "runs"), f"--to={tmp_path / 'out'}", *words])
+
+    assert report("--compare", "adalink", "lora") == 2
+    assert said in capsys.readouterr().err
+    # With a task that can be compared there is a row, and a note on the other.
+    for method in ("lora", "adalink"):
+        write_run(tmp_path / "runs" / method / "b", method, {"rank": 2}, ["mini_b"], 0)
+    assert report("--compare", "adalink", "lora", "--compare", "lora", "adalink") == 0
+    text = (tmp_path / "out" / "report.md").read_text().partition("## Comparisons")[2]
+    text = text.partition("\n## ")[0]
+    assert text.count("| mini_b |") == 1 and "| mini_a |" not in text
+    assert f"No row: adalink, rank 2 and lora, rank 2, {said}: mini_a" in text
+    assert report("--compare", "lora", "rank 2, lora"[-4:]) == 2
+    assert "are one line" in capsys.readouterr().err
 
 
 def test_holm_corrects_as_published():
@@ -189,7 +295,9 @@ def test_two_trained_models_are_compared_example_by_example(tmp_path):
     back = intervals.difference(second, first, (TASK,))
     assert back.p == found.p and back.estimate.mean == -found.estimate.mean
     itself = intervals.difference(first, first, (TASK,))
-    assert itself.p == 1 and itself.g is None and itself.estimate.interval == (0, 0)
+    # Of 300 examples none has another answer: up to about one in a hundred others might.
+    assert itself.p == 1 and itself.g is None
+    np.testing.assert_allclose(itself.estimate.interval, (-0.75, 0.75), atol=0.12)
 
 
 def test_two_methods_are_compared_over_their_common_seeds(tmp_path):
@@ -198,14 +306,14 @@ def test_two_methods_are_compared_over_their_common_seeds(tmp_path):
     second = made(tmp_path / "b", 3, [0.7, 0.72, 0.68], targets=targets)
     found = intervals.difference(first, second, (TASK,))
     gaps = [first.scores(TASK)[seed] - second.scores(TASK)[seed] for seed in range(3)]
-    assert found.test == "bootstrap" and found.estimate.seeds == 3
+    assert found.test == "bootstrap and t" and found.estimate.seeds == 3
     assert found.estimate.mean == pytest.approx(np.mean(gaps))
     assert found.estimate.over == "seeds and examples" and found.p < 0.05
     assert intervals.difference(first, second, ("mini_b",)) is None
     # Another metric than a share of right answers is never McNemar's.
     matthews = [made(tmp_path / name, 1, p, targets=targets, metric="matthews_corrcoef")
                 for name, p in (("c", 0.9), ("d", 0.7))]  # fmt: skip
-    assert intervals.difference(*matthews, (TASK,)).test == "bootstrap"
+    assert intervals.difference(*matthews, (TASK,)).test == "randomization"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -242,7 +350,9 @@ def test_comparisons_are_asked_for_by_name(tmp_path, capsys):
     assert "Cohen's g" in capsys.readouterr().out
     text = (tmp_path / "out" / "report.md").read_text()
     line = text.partition("## Comparisons")[2].partition("mini_a |")[2].splitlines()[0]
-    assert line.startswith(" adalink, rank 2 | lora, rank 2 | 2 | ") and "| bootstrap |" in line
+    assert (
+        line.startswith(" adalink, rank 2 | lora, rank 2 | 2 | ") and "| bootstrap and t |" in line
+    )
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert report("--compare", "adalink", "lora, rank 2") == 0
     assert files == {path: path.read_bytes() for path in files}  # Draws are the same each time.

@@ -77,8 +77,9 @@ def test_single_tasks_have_mean_spread_and_what_is_missing(report):
     means = [statistics.fmean(values) for values in zip(*expected, strict=True)]
     assert line[7] == f"{statistics.fmean(means):.1f} ± {statistics.stdev(means):.1f}"
     # One seed of one task is missing: no mean, and it is said why.
-    assert by_method["full"][5] == f"{score('full', {}, 1, 'mini_b', 0):.1f} (1)"
+    assert by_method["full"][5] == f"{score('full', {}, 1, 'mini_b', 0):.1f} (1)ᵃ"
     assert by_method["full"][7] == ""
+    assert "ᵃ Trained with different seeds than other lines: 0 rather than 0, 1." in text
     assert "No mean over all 3 tasks: no seed 1 of mini_b (tuned (abcdef), full)." in text
 
 
@@ -120,7 +121,8 @@ def test_what_a_method_costs_stands_beside_its_score(report):
     assert line[4:6] == ["64", "321"] and line[7] == "20" and "±" in line[9]
     alone = by_key["each task alone", "the frozen base, no examples in context"]
     assert alone[4:] == ["0", "0", "", "", "1", "40.0"]
-    assert by_key["each task alone", "full"][9] == ""  # As in the table of scores.
+    # As in the table of scores; and no time, as tasks take different times.
+    assert by_key["each task alone", "full"][9] == by_key["each task alone", "full"][7] == ""
 
 
 def test_every_number_has_its_command_and_every_image_its_file(report, runs):
@@ -252,7 +254,7 @@ def test_what_a_score_does_not_cover_stands_beside_it(tmp_path):
         "ᵃ Inputs longer than the configured length are cut: mini_a 3 of 40.",
         "ᵇ Splits that were not there: mini_a other.",
         "ᶜ Only the first examples of each split are scored: mini_a 16.",
-        "ᵈ Scored on other examples than most lines: mini_a 16 rather than 40.",
+        "ᵈ Scored on different examples than other lines: mini_a 16 rather than 40.",
     ):
         assert note in text
 
@@ -324,6 +326,34 @@ def test_the_command(tmp_path, capsys):
     assert "the evaluation of an adapter, left out" in errors
     assert output.splitlines()[-1].startswith("1 runs")
     assert "adalink, rank 4" in output  # The tables, on the terminal too.
+    report = (tmp_path / "out" / "report.md").read_text().partition("## Runs")[2]
+    assert f"not finished, left out: {runs / 'unfinished'}" in report
+    assert f"without its run.json, left out: {runs / 'partial'}" in report
+    assert cli.main(["learning-rates", str(runs)]) == 0
+    assert "not finished, left out" in capsys.readouterr().err
+
+
+def test_lines_of_different_seeds_and_metrics_say_so(tmp_path):
+    """The seed chooses the examples and the order, for every method alike."""
+    for method, seeds, metrics in (
+        ("lora", (0, 1), {"f1": 1.0, "accuracy": 1.0}),
+        ("full", (0, 1), {"f1": 1.0, "accuracy": 1.0}),
+        ("adalink", (1, 2), {"f1": 1.0}),
+    ):
+        for seed in seeds:
+            entry = {"validation": {"metrics": metrics, "examples": 9}}
+            settings = {} if method == "full" else {"rank": 2}
+            folder = tmp_path / "runs" / f"{method}{seed}"
+            write_run(folder, method, settings, TASKS[:1], seed, splits={"mini_a": entry})
+    assert cli.main(["report", str(tmp_path / "runs"), f"--to={tmp_path / 'to'}"]) == 0
+    text = (tmp_path / "to" / "report.md").read_text()
+    cells = {line[1]: line[4][-2:] for line in table(text, "One task at a time")[2:]}
+    assert cells["adalink, rank 2"] == "ᵃᵇ" and not cells["full"].endswith("ᵇ")
+    for note in (
+        "ᵃ Scored by different metrics than other lines: mini_a f1 rather than accuracy + f1.",
+        "ᵇ Trained with different seeds than other lines: 1, 2 rather than 0, 1.",
+    ):
+        assert note in text
 
 
 def test_the_rate_with_the_best_mean_is_chosen(tmp_path, capsys):
