@@ -212,14 +212,15 @@ def cost_table(measure: Measure) -> Table:
     for group in measure.groups:
         first = group.first
         # Tasks take different times: a mean stands where a score's does.
-        seconds = [run.seconds for run in group.runs if group.means(measure.tasks)]
+        seconds = [run.seconds for run in group.runs if run.seconds is not None]
+        whole = group.means(measure.tasks) and len(seconds) == len(group.runs)
         rows.append(
             [
                 *_place(group),
                 f"{first.stored:,}",
                 f"{first.bytes:,}",
                 f"{first.step_flops:.3g}" if first.step_flops else "",
-                f"{statistics.fmean(seconds):.0f}" if seconds and None not in seconds else "",
+                f"{statistics.fmean(seconds):.0f}" if whole else "",
                 str(seeds_of(group, measure.tasks)),
                 _score(group, measure, notes),
             ]
