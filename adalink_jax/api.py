@@ -23,7 +23,7 @@ from adalink_jax.data.examples import check_division, divided, held_out, longest
 from adalink_jax.data.images import Encoder
 from adalink_jax.errors import UserError
 from adalink_jax.evaluation import Evaluator, Prediction
-from adalink_jax.methods import METHODS
+from adalink_jax.methods import check_known
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
@@ -119,9 +119,7 @@ def finetune(
       >>> run.adapter.method == al.AdaLink(rank=1)
       True
     """
-    if METHODS.get(method.scope) is not type(method):
-        known = ", ".join(cls.__name__ for cls in METHODS.values())
-        raise UserError(f"{type(method).__name__} is not in METHODS, which has {known}")
+    check_known(method)
     for group in options:
         if isinstance(group, Batches):
             batch_size = _one_batch_size(batch_size, group.batch_size)

@@ -1,5 +1,6 @@
 """The adaptation methods. A new method is one file here, one line below, and one gin file."""
 
+from adalink_jax.errors import UserError
 from adalink_jax.methods.adalink import AdaLink
 from adalink_jax.methods.base import Method
 from adalink_jax.methods.bitfit import BitFit
@@ -52,3 +53,14 @@ METHODS: dict[str, type[Method]] = {
     "projection": Projection,
     "full": Full,
 }
+
+
+def check_known(method: Method) -> None:
+    """Raises `UserError` unless a method and its parts are in `METHODS`, as who loads them asks."""
+    for part in (method, *filter(None, map(method.part, method.scopes))):
+        if METHODS.get(part.scope) is not type(part):
+            name = type(part).__name__
+            raise UserError(
+                f"{name} is not in METHODS (adalink_jax/methods/__init__.py) by its scope "
+                f"{part.scope!r}, so that its adapter could not be loaded"
+            )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -123,9 +123,19 @@ def init_adapter(
         if method.trainable(name):
             flat[name] = jnp.asarray(leaf[...], jnp.float32)
     adapter = traverse_util.unflatten_dict(flat, sep="/")
-    if not flat:
-        raise UserError(f"{method} matches no parameter of this architecture: nothing would train")
+    _check_any(method, flat)
     return method.initialise(adapter, base, token_ids, method_key)
+
+
+def check_trains(config: T5Config, method: Method) -> None:
+    """Raises `UserError` unless the method has anything to train in an architecture."""
+    names = traverse_util.flatten_dict(dict(abstract_params(config, method)[0]), sep="/")
+    _check_any(method, [name for name in names if method.trainable(name)])
+
+
+def _check_any(method: Method, names: Collection[str]) -> None:
+    if not names:
+        raise UserError(f"{method} matches no parameter of this architecture: nothing would train")
 
 
 def stored_shapes(config: T5Config, method: Method) -> Params:

@@ -13,7 +13,7 @@ from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.distributed import sharding
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
-from adalink_jax.models.parameters import abstract_params
+from adalink_jax.models.parameters import abstract_params, check_trains
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.runs.options import MethodSetting, ModelSetting
 from adalink_jax.values import AnyPath
@@ -67,6 +67,8 @@ def description(config: T5Config, method: Method) -> dict[str, Any]:
       network; "tensors", with each parameter's shape, logical axes, mesh axes, and whether it
       trains.
     """
+    if method != Method():
+        check_trains(config, method)
     params, axes = abstract_params(config, method)
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     flat_axes: dict[str, Any] = traverse_util.flatten_dict(dict(axes), sep="/")

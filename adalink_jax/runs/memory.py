@@ -19,6 +19,7 @@ from adalink_jax.distributed import sharding
 from adalink_jax.distributed.sharding import Layout
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method
+from adalink_jax.models.parameters import check_trains
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.training import state as states
 
@@ -67,11 +68,12 @@ def check_state(
     config: T5Config,
     copies: int = 0,
 ) -> None:
-    """Raises `UserError` unless each device can hold a training state and its gradients.
+    """Raises `UserError` unless there is one, and each device can hold it and its gradients.
 
     Arguments are as in `adalink_jax.training.state.create`; `copies` are those that the state holds
     of what trains: its average, its best one.
     """
+    check_trains(config, method)
     state = states.abstract_state(config, method, optimizer, mesh, layout, frozen_dtype)
     trained, base = _bytes(state.trainable), _bytes(state.frozen)
     training, limit = (2 + copies) * trained + _bytes(state.opt_state), of_device()

@@ -32,6 +32,7 @@ from adalink_jax.data import corpus, own
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.evaluation import BEAM_SIZE, Evaluator
+from adalink_jax.methods import check_known
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
@@ -297,6 +298,12 @@ def checked_mesh(
     sharding.check_divisible(mesh, **part_rows, eval_batch_size=eval_batch_size)
     sharding.rehearse(mesh)
     return mesh
+
+
+def check_method(method: Method, frozen_dtype: str) -> None:
+    """Raises `UserError` unless the method can train on a base in this dtype, and be loaded."""
+    check_known(method)
+    check_frozen_dtype(frozen_dtype, method)
 
 
 def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:

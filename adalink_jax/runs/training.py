@@ -40,7 +40,7 @@ from adalink_jax.runs.setup import (
     Base,
     agree_on_code,
     check_fit,
-    check_frozen_dtype,
+    check_method,
     checked_mesh,
     evaluator,
     initial_state,
@@ -139,13 +139,13 @@ def train(
     """
     agree_on_code(configuration)
     dashboard.check(wandb)
-    check_frozen_dtype(precision.frozen_dtype, method)
+    check_method(method, precision.frozen_dtype)
     parts = batches.gradient_accumulation_steps
     mesh = checked_mesh(layout, batches.batch_size, parts, evaluation.batch_size)
     with contextlib.closing(RunFolder(model_dir)) as folder:
         folder.claim("configuration", recorded(configuration.values) if configuration else {})
         if folder.is_finished(train_steps):
-            return say(f"{model_dir} holds this run, finished; nothing to do")
+            return _nothing_to_do(folder, data, table, evaluation, initial_checkpoint_path)
         data, evaluation = own_data(data, table, evaluation, initial_checkpoint_path, folder)
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
         transformation = per_module(optimizer(learning_rate), method, clip_norm)
@@ -197,6 +197,15 @@ def train(
         outcome = _outcome(state, selection, train_steps)
         _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
         store.close()
+
+
+def _nothing_to_do(
+    folder: RunFolder, data: Data, table: Table, evaluation: Evaluation, base: Any
+) -> None:
+    """Says that a run is finished; a table that has changed since is refused as ever."""
+    if table.given:
+        own_data(data, table, evaluation, base, folder)
+    say(f"{folder.path} holds this run, finished; nothing to do")
 
 
 def _step(

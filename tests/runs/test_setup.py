@@ -1,7 +1,9 @@
 """A base on one host of several: read in parts, and fingerprinted together."""
 
+import dataclasses
 import math
 import re
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -14,10 +16,14 @@ from adalink_jax.checkpoints import fingerprint, load_base, open_base
 from adalink_jax.checkpoints.lazy import StoredBase
 from adalink_jax.distributed import hosts, sharding
 from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
+from adalink_jax.models.parameters import check_trains
 from adalink_jax.models.stacking import LayerStack
 from adalink_jax.runs import options, setup
+from adalink_jax.runs.description import description
 from adalink_jax.training import state
+from tests.methods.toys import Norms
 
 
 @pytest.fixture
@@ -170,3 +176,26 @@ def test_what_a_task_lacks_is_said_before_a_base_is_read(monkeypatch, task, vari
     data = options.Data(task, {"inputs": 32, "targets": 4})
     with pytest.raises((UserError, tasks.DataError), match=re.escape(said)):
         setup.own_data(data, options.Table(), options.Evaluation(), "no_such_base")
+
+
+def test_a_method_that_could_not_be_loaded_is_refused_before_it_trains():
+    adalink = METHODS["adalink"](rank=2)
+    setup.check_method(adalink, "float32")
+    for method in (Norms(), METHODS["compose"](parts=(adalink, Norms()))):
+        with pytest.raises(UserError, match="^Norms is not in METHODS .* by its scope 'norms'"):
+            setup.check_method(method, "float32")
+
+
+def test_a_method_whose_hooks_are_never_called_is_refused_and_not_described_as_empty(tiny):
+    @dataclasses.dataclass(frozen=True)
+    class Misspelled(Method):
+        routes: int = 1
+        scope: ClassVar[str] = "misspelled"
+
+        def sub_layer(self, y, x, residual, site, ctx):
+            raise AssertionError
+
+    for look in (description, check_trains):
+        with pytest.raises(UserError, match="Misspelled.*nothing would train"):
+            look(tiny[0], Misspelled())
+    assert description(tiny[0], Method())["parameters"]["trainable"] == 0
