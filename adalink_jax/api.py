@@ -327,6 +327,8 @@ def _run(
         raise UserError(f"route={route!r} is given, but no adapter")
     if pictures is not None and len(pictures) != len(rows):
         raise UserError(f"there are {len(pictures)} pictures for {len(rows)} texts")
+    if labels and len(set(labels)) < max(2, len(labels)):
+        raise UserError(f"labels is {list(labels)}; it takes two or more, all different, or ()")
     encoder = _vocabulary(base, vocabulary)
     data = adapter.metadata.get("data") if adapter else None
     trained = data if isinstance(data, dict) else None

@@ -110,6 +110,9 @@ def test_what_does_not_belong_together_is_refused(trained):
         al.predict("mini", trained[0], ["a fine film"], vocabulary=bytes_of_text)
     with pytest.raises(UserError, match="route='rte' is given, but no adapter"):
         al.predict("mini", None, ["a fine film"], ["good", "bad"], route="rte")
+    for labels in (["good"], ["good", "good"]):
+        with pytest.raises(UserError, match="takes two or more, all different"):
+            al.predict("mini", None, ["a fine film"], labels)
     with pytest.raises(UserError, match="labels is given, but the task mini_cola has its own"):
         al.finetune("mini", al.AdaLink(rank=1), "mini_cola", labels=["yes", "no"])
 
@@ -242,8 +245,8 @@ def test_a_tenth_is_held_out_and_nothing_is_in_both():
     assert len(scored) == 4 and sorted(rest + scored) == sorted(many)
     assert held_out(many[::-1])[1] == scored[::-1]
     assert not set(held_out(FILMS)[0]) & set(held_out(FILMS)[1])
-    with pytest.raises(UserError, match="cannot be divided"):
-        held_out([("a", "b")])
+    with pytest.raises(UserError, match="^20 example.s., 1 of them different, cannot be divided"):
+        held_out([("a", "b")] * 20)
 
 
 def test_a_result_is_shown_in_one_line(trained):

@@ -241,6 +241,8 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
     """Returns the record, and the raw fields of the file."""
     path = files.present_folder(folder) / RECORD
     try:
+        if not path.parent.exists():
+            raise UserError(f"adapter {folder}: no such folder")
         if not path.is_file():
             raise UserError(f"adapter {folder}: no file {RECORD} in it")
         raw = parse_record(path.read_bytes(), str(path))

@@ -259,6 +259,8 @@ def _refuse_missing(missing: Mapping[Key, str | None], targets: Mapping[str, Tar
     names = [display(key, targets) for key in missing]
     declared = ", ".join(dict.fromkeys(origin for origin in missing.values() if origin))
     where = f" (declared in {declared})" if declared else ""
+    if "METHOD" in names:
+        where += "; a file such as --gin_file=methods/adalink.gin sets METHOD and what goes with it"
     if len(names) == 1:
         raise UserError(f"{names[0]} is required: set it with --gin.{names[0]}=…{where}")
     flags = " ".join(f"--gin.{name}=…" for name in names)

@@ -147,7 +147,10 @@ def held_out(
     scored = set(order[: max(1, len(examples) // 10)])
     rest = [one for one, its in zip(examples, keys, strict=True) if its not in scored]
     if not rest:
-        raise UserError(f"{len(examples)} example(s) cannot be divided; give `validation` examples")
+        raise UserError(
+            f"{len(examples)} example(s), {len(set(keys))} of them different, cannot be divided: "
+            "equal ones stay on one side; give `validation` examples"
+        )
     return rest, [one for one, its in zip(examples, keys, strict=True) if its in scored]
 
 

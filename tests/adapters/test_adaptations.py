@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_said_in_one_line(call, base, write_adapter, write_
             "was trained on another base: mlp_dim 16, this base's is 20",
         ),
         ({"adapter": folder, "base": tmp_path / "no"}, "does not exist"),
-        ({"adapter": tmp_path / "no", "base": base}, "no file adapter.json"),
+        ({"adapter": tmp_path / "no", "base": base}, "no such folder"),
         ({"adapter": tmp_path / "rank", "base": base}, "mismatched (2): encoder/adalink/down"),
         ({"adapter": tmp_path / "names", "base": base}, "3 names of routes"),
     ]:
