@@ -119,6 +119,19 @@ def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1)
       shape: the batch's shape.
       slots: the most routes that one row may use.
     """
+    loss, arguments = _loss(config, method, shape, slots)
+    forward, _ = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)
+    train, own = product_flops(_gradients(loss, arguments), method.scopes)
+    return Flops(forward, train, own)
+
+
+def traced_step_flops(config: T5Config, method: Method, shape: Shape) -> int:
+    """Returns `Flops.train` of `traced_flops`, without tracing the forward pass by itself."""
+    return product_flops(_gradients(*_loss(config, method, shape, 1)))[0]
+
+
+def _loss(config: T5Config, method: Method, shape: Shape, slots: int) -> tuple[Callable, tuple]:
+    """Returns the loss of a step, and the shapes of its arguments."""
     model = Transformer(config, method, slots)
     trainable, frozen = abstract_trees(config, method)
     batch = batch_of(config, shape, jax.ShapeDtypeStruct)
@@ -127,13 +140,16 @@ def traced_flops(config: T5Config, method: Method, shape: Shape, slots: int = 1)
     def loss(trainable, frozen, batch, key):
         return loss_fn(model, trainable, frozen, batch, key, 1e-4, 0.0)
 
+    return loss, (trainable, frozen, batch, key)
+
+
+def _gradients(loss: Callable, arguments: tuple) -> Any:
+    """Returns the jaxpr of a step's gradients."""
+
     def gradients(*arguments):
         return jax.grad(loss, has_aux=True)(*arguments)
 
-    arguments = (trainable, frozen, batch, key)
-    forward, _ = product_flops(jax.make_jaxpr(loss)(*arguments).jaxpr)
-    train, own = product_flops(jax.make_jaxpr(gradients)(*arguments).jaxpr, method.scopes)
-    return Flops(forward, train, own)
+    return jax.make_jaxpr(gradients)(*arguments).jaxpr
 
 
 def product_flops(jaxpr: Any, scopes: Sequence[str] = (), within: bool = False) -> tuple[int, int]:

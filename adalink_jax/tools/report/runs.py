@@ -16,10 +16,10 @@ from adalink_jax.errors import UserError
 from adalink_jax.files import check_digests, read_json
 from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
-from adalink_jax.tools.cost.counts import Shape, traced_flops
+from adalink_jax.tools.cost.counts import Shape, traced_step_flops
 
 # Runs with equal settings are traced once.
-_counted = functools.cache(traced_flops)
+_counted = functools.cache(traced_step_flops)
 
 _READ = ("results.json", "metrics.jsonl", "adapter/adapter.json")
 _RANDOM = "random weights"
@@ -292,7 +292,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
         stored=sum(math.prod(entry["shape"]) for entry in adapter["tensors"].values()),
         bytes=_bytes(folder, record),
         seconds=_seconds(record["starts"]),
-        step_flops=_counted(config, method, shape).train,
+        step_flops=_counted(config, method, shape),
         settings={
             **{f"method.{name}": json.dumps(value) for name, value in settings.items()},
             **_settings(record, steps=allowed),

@@ -10,7 +10,7 @@ from adalink_jax.methods import METHODS
 from adalink_jax.methods.base import Method
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools.cost import counts, programs
-from adalink_jax.tools.cost.counts import Shape, traced_flops
+from adalink_jax.tools.cost.counts import Shape, traced_flops, traced_step_flops
 from tests.methods.toys import Stabilised
 from tests.tiers import mostly_slow
 from tests.tools.cost import formulas
@@ -112,6 +112,7 @@ def test_a_method_without_a_formula_is_traced():
     assert formulas.flops(SMALL, Stabilised(rank=2), SHAPE) is None
     found = traced_flops(SMALL, Stabilised(rank=2), SHAPE)
     assert found == traced_flops(SMALL, queries, SHAPE) and found.method
+    assert traced_step_flops(SMALL, queries, SHAPE) == found.train
 
 
 def test_products_are_counted_through_loops_and_calls():
