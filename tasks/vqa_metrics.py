@@ -5,6 +5,7 @@ Which metric a data set is published with is said in `tasks.images`.
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 
@@ -162,8 +163,9 @@ def _near(answer: str, prediction: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    """Returns a number, or a percentage as a share; None for other texts."""
+    """Returns a finite number, or a percentage as a share; None for other texts."""
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -245,6 +245,10 @@ def test_a_tenth_is_held_out_and_nothing_is_in_both():
     assert len(scored) == 4 and sorted(rest + scored) == sorted(many)
     assert held_out(many[::-1])[1] == scored[::-1]
     assert not set(held_out(FILMS)[0]) & set(held_out(FILMS)[1])
+    # Equal examples are on one side, and each counts.
+    for labels in ((), ("a", "b")):
+        copies = [(f"text {i}", "ab"[i % 2]) for i in range(200)] * 5
+        assert 100 <= len(held_out(copies, labels)[1]) <= 105
     with pytest.raises(UserError, match="^20 example.s., 1 of them different, cannot be divided"):
         held_out([("a", "b")] * 20)
 

@@ -8,6 +8,7 @@ chosen by the score on a task, as the authors do on validation data, or given.
 import itertools
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,7 +102,14 @@ def compress(
             scores[pair] = score_of(compressed(loaded.tree, *pair))
             print(f"density {pair[0]:g}, scale {pair[1]:g}: {scores[pair]:.2f}")
         chosen = max(pairs, key=lambda pair: scores[pair])  # Of equal scores the sparsest, first.
-    _write(loaded, to, chosen, task, None if scores is None else scores[chosen])
+    small = compressed(loaded.tree, *chosen)
+    for name in _emptied(loaded.tree, small):
+        print(
+            f"warning: no number of {name} is among the largest, so all are 0 and the adapter may "
+            "do nothing; a larger --density keeps more, and --task chooses by score",
+            file=sys.stderr,
+        )
+    _write(loaded, small, to, chosen, task, None if scores is None else scores[chosen])
     bytes_of = [
         pathlib.Path(path, TENSORS).stat().st_size for path in (adapter_folder(adapter), to)
     ]
@@ -110,6 +118,16 @@ def compress(
         f"{bytes_of[0]:,}" + ("" if scores is None else f", score {scores[chosen]:.2f}")
     )
     return 0
+
+
+def _emptied(before: Params, after: Params) -> list[str]:
+    """Returns the leaves that had numbers in a route and have only zeros there now."""
+    old, new = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (before, after))
+    return [
+        name
+        for name, leaf in old.items()
+        if any(np.any(one) and not np.any(two) for one, two in zip(leaf, new[name], strict=True))
+    ]
 
 
 def _check(adapter: Adapter, where: str) -> None:
@@ -152,6 +170,7 @@ def _scorer(adapter: str, base: str, task: str) -> Callable[[Params], float]:
 
 def _write(
     adapter: Adapter,
+    tree: Params,
     to: str,
     chosen: tuple[float, float],
     task: str | None,
@@ -164,7 +183,7 @@ def _write(
     metadata["compression"] = {"density": density, "scale": scale, **chosen_on}
     save_adapter(
         to,
-        compressed(adapter.tree, density, scale),
+        tree,
         method_name=adapter.method_name,
         settings=adapter.settings,
         architecture=adapter.architecture,

@@ -145,7 +145,8 @@ class TrainBatches:
                     f"mixture '{mix.name}': task '{task}' has rate {rate:g} of "
                     f"{sum(mix.rates):g}, less than one example in {1 / _LEAST_SHARE:,.0f}"
                 )
-        self._seed, self._cache_dir, self.held_out = seed, cache_dir, held_out
+        self._seed, self._cache_dir = seed, cache_dir
+        self.held_out, self.few_shot = held_out, few_shot
         self.pictures = pictures
         data = [self._tokens(task, 0) for task in self.tasks]
         for task, tokens_ in zip(self.tasks, data, strict=True):

@@ -140,11 +140,18 @@ def held_out(
         return hashlib.sha256(told.encode()).hexdigest()
 
     keys = [key(example) for example in examples]
-    order = sorted(keys)
+    counts = collections.Counter(keys)
+    order = sorted(counts)
     many = labels and len(examples) >= 10 * len(labels)
     if many and not any(len(one) > 2 and one[2] for one in examples):
         order = _by_share({key: one[1] for key, one in zip(keys, examples, strict=True)})
-    scored = set(order[: max(1, len(examples) // 10)])
+    # Equal examples are one key, but each is a row of the tenth.
+    wanted, scored = max(1, len(examples) // 10), set()
+    for its in order:
+        if wanted <= 0:
+            break
+        scored.add(its)
+        wanted -= counts[its]
     rest = [one for one, its in zip(examples, keys, strict=True) if its not in scored]
     if not rest:
         raise UserError(

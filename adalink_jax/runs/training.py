@@ -275,7 +275,9 @@ class _Scorer:
             )
         if count := selection.train_examples:
             part = dataclasses.replace(evaluation, split="train", limit=None)
-            self._beside = new(tasks=source.tasks, evaluation=part, few=count)
+            # No more than are trained on; fewer examples are the first of more.
+            few = min(count, source.few_shot or count)
+            self._beside = new(tasks=source.tasks, evaluation=part, few=few)
         if source.pictures is not None and not source.drawn:
             source.pictures.let_go()  # All that is trained on and scored is encoded.
         self._latest: tuple[int, Results] | None = None

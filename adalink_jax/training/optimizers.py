@@ -3,7 +3,8 @@
 Weight decay is decoupled (arXiv 1711.05101): a step takes ``learning rate × decay × parameter`` off
 a parameter, beside its update. It acts on matrices alone, within one module and one layer: kernels,
 embeddings, prompts, the factors of a low-rank product. Biases, scales, gates and norms are vectors
-there, and keep their size: a decayed scale would go to 0, where it means 1.
+there, and keep their size: a decayed scale would go to 0, where it means 1. Adafactor's decay is
+T5X's own.
 """
 
 import itertools
@@ -140,7 +141,8 @@ def adafactor(
         for full fine-tuning, as in T5X; False for adapters, which are small.
       decay_rate: exponent of the second moments' decay.
       clipping_threshold: largest RMS of an update before the learning rate; None for no limit.
-      weight_decay_rate: None for no decay.
+      weight_decay_rate: the share of each parameter, vectors too, that a step takes off whatever
+        the learning rate, as in T5X; None for no decay.
       min_dim_size_to_factor: smallest dimension of a factored matrix; 128 as in T5X.
     """
     return optax.adafactor(
@@ -266,7 +268,8 @@ def per_module(
     clip = None if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     if method.routed:
         transformation = _per_route(transformation, method)
-        clip = clip and _per_route(clip, method)
+        # One module's leaves all count together, those that routes would share among them.
+        clip = clip and (_per_route(clip, method) if method.routes > 1 else clip)
     if method.trains_base:
         for stack in STACKS:
             transformation = _per_layer(transformation, stack)

@@ -8,6 +8,7 @@ import pytest
 from flax import traverse_util
 
 from adalink_jax import cli
+from adalink_jax.adapters import compress
 from adalink_jax.adapters.compress import compressed
 from adalink_jax.checkpoints import load_adapter, save_adapter, ternary
 from adalink_jax.checkpoints.adapters import write_record
@@ -94,6 +95,20 @@ def test_a_compressed_adapter_loads_like_any_other(adapter, base, tmp_path, caps
     assert cli.main(["adapter", "split", str(small), f"--to={tmp_path / 'parts'}"]) == 0
     part = flat(load_adapter(tmp_path / "parts" / "b").tree)
     np.testing.assert_array_equal(next(iter(part.values()))[0], next(iter(found.values()))[1])
+
+
+def test_a_leaf_that_becomes_all_zeros_is_said(adapter, tmp_path, capsys):
+    """In one of two routes `down` holds all the largest numbers, as after a short training."""
+    loaded = load_adapter(adapter)
+    rng = np.random.default_rng(0)
+    leaves = {name: rng.uniform(1, 2, leaf.shape) for name, leaf in flat(loaded.tree).items()}
+    for name, leaf in leaves.items():
+        leaf[1] *= 10.0 if name.endswith("down") else 0.1
+    names = compress._emptied(leaves, compressed(traverse_util.unflatten_dict(leaves, "/"), 0.3, 1))
+    assert names == [name for name in leaves if name.endswith("up")]
+    command = ["adapter", "compress", str(adapter), f"--to={tmp_path / 'small'}"]
+    assert cli.main([*command, "--density=0.001", "--scale=2"]) == 0
+    assert "are 0 and the adapter may do nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,6 @@ def test_exact_and_relaxed():
     assert relaxed_accuracy(targets, predictions) == {
         "relaxed_accuracy": pytest.approx(100 * 4 / 6)
     }
+    # Words that Python takes for numbers are words.
+    found = relaxed_accuracy([["nan"], ["inf"], ["inf"]], ["NaN", "inf", "7"])
+    assert found == {"relaxed_accuracy": pytest.approx(100 * 2 / 3)}

@@ -168,6 +168,15 @@ def test_gradients_are_clipped_by_the_norm_of_each_module():
             np.testing.assert_allclose(updates["adalink"][name][k], expected, rtol=1e-5)
 
 
+def test_what_the_routes_of_one_module_would_share_is_clipped_with_the_rest():
+    method = METHODS["prompt_tuning"](length=2, generator="mpt")
+    shapes = {"prompt": (2, 4), "rows": (1, 2), "columns": (1, 4)}
+    grads = {"encoder": {"prompt_tuning": {n: jnp.ones(shape) for n, shape in shapes.items()}}}
+    rule = optimizers.per_module(optax.sgd(1.0), method, 0.5)
+    updates, _ = rule.update(grads, rule.init(grads), grads)
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.5)
+
+
 def test_routes_do_not_disturb_each_other():
     """One route's update is what it would be alone, whatever the gradients of the others."""
     rng = np.random.default_rng(1)

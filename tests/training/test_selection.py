@@ -1,11 +1,16 @@
 """Which step is kept, when a run stops, and the average, on states of one number."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adalink_jax.errors import UserError
+from adalink_jax.methods import METHODS
+from adalink_jax.runs import training
+from adalink_jax.runs.options import Evaluation
 from adalink_jax.training import loop
 from adalink_jax.training.selection import Selection, tracking
 from adalink_jax.training.state import TrainState
@@ -130,3 +135,19 @@ def test_the_loop_evaluates_the_start_and_ends_where_it_is_told(
         judge=lambda state: (state, int(state.step) == ends),
     )
     assert (log.steps, store.steps, int(state.step)) == (evaluated, saved, min(ends, 9))
+
+
+@pytest.mark.parametrize(("few_shot", "expected"), [(None, 8), (3, 3), (20, 8)])
+def test_training_examples_that_are_scored_are_trained_on(few_shot, expected):
+    asked = []
+
+    def new(**settings):
+        asked.append(settings.get("few"))
+        return types.SimpleNamespace(identity={"mini_cola": {"validation": 1}})
+
+    source = types.SimpleNamespace(
+        tasks=("mini_cola",), untrained=(), held_out=None, few_shot=few_shot, pictures=None
+    )
+    method, selection = METHODS["adalink"](rank=2), Selection(train_examples=8)
+    training._Scorer(new, source, method, Evaluation(), selection)  # pyright: ignore
+    assert asked == [None, expected]
