@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from adalink_jax import compile_cache, files, runs
@@ -29,7 +29,7 @@ from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
 from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Batches, Evaluation, Images, Lengths, MethodSetting
-from adalink_jax.runs.setup import vocabulary_of
+from adalink_jax.runs.setup import check_groups, vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
@@ -120,6 +120,8 @@ def finetune(
       True
     """
     check_known(method)
+    check_groups(options)
+    labels = None if labels is None else _chosen(labels)
     for group in options:
         if isinstance(group, Batches):
             batch_size = _one_batch_size(batch_size, group.batch_size)
@@ -246,7 +248,7 @@ def predict(
       (True, ['bad', 'good'])
     """
     model, params, loaded = _model(base, adapter)
-    labels = _labels(loaded) if labels is None else tuple(labels)
+    labels = _labels(loaded) if labels is None else _chosen(labels)
     examples = [
         (_checked(text, i), labels[0] if labels else "") for i, text in enumerate(_listed(texts))
     ]
@@ -301,7 +303,7 @@ def evaluate(
       ['accuracy']
     """
     model, params, loaded = _model(base, adapter)
-    labels = _labels(loaded) or None if labels is None else tuple(labels)
+    labels = _labels(loaded) or None if labels is None else _chosen(labels)
     shown, labels = pairs(examples, labels, columns)
     rows, keys = divided(shown)
     if keys is not None:
@@ -390,7 +392,20 @@ def _labels(adapter: Adapter | None) -> tuple[str, ...]:
 def _listed(texts: Any) -> list[Any]:
     if isinstance(texts, str):
         raise UserError(f"texts is {texts!r:.80}; expected a list of texts: [{texts!r:.40}]")
+    # To go over a mapping or a frame gives the names of its columns.
+    frame = isinstance(texts, Mapping | bytes) or hasattr(texts, "columns")
+    if frame or not isinstance(texts, Iterable):
+        raise UserError(f"texts is a {type(texts).__name__}; expected a list of texts")
     return list(texts)
+
+
+def _chosen(labels: Any) -> tuple[Any, ...]:
+    """Returns labels that are given, in their order; raises `UserError` where there is none."""
+    named = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | Set)
+    given = tuple(labels) if named else ()
+    if not named or not all(isinstance(label, str) and label.strip() for label in given):
+        raise UserError(f"labels is {labels!r:.80}; expected a list of texts, or () for any text")
+    return given
 
 
 def _checked(text: Any, number: int) -> str:

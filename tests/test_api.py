@@ -4,12 +4,14 @@ import doctest
 import functools
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
 import pytest
 
 import adalink_jax as al
+from adalink_jax.data import own
 from adalink_jax.data.examples import held_out, pairs
 from adalink_jax.errors import UserError
 
@@ -48,6 +50,14 @@ def test_finetune_leaves_what_train_leaves(trained, capsys):
         al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, options=[al.Evaluation(limit=4)])
     with pytest.raises(UserError, match="rank was 1 and is 2"):
         al.finetune("mini", al.AdaLink(rank=2), FILMS, **settings)
+    for options, words in (
+        ([al.Batches(few_shot=4), al.Batches(packing=True)], "options has two of Batches"),
+        ([own.Table(path="a.csv")], "expected groups of settings: Batches, Evaluation, Images,"),
+        (["few_shot"], "expected groups of settings"),
+        (al.Batches(), "expected a list of groups"),
+    ):
+        with pytest.raises(UserError, match=words):
+            al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, options=options)
     # Of a group, what is an argument of the call stays that.
     with pytest.raises(UserError, match="few_shot was None and is 4"):
         al.finetune("mini", al.AdaLink(rank=1), FILMS, **settings, options=[al.Batches(few_shot=4)])
@@ -110,6 +120,12 @@ def test_what_does_not_belong_together_is_refused(trained):
         al.predict("mini", trained[0], ["a fine film"], vocabulary=bytes_of_text)
     with pytest.raises(UserError, match="route='rte' is given, but no adapter"):
         al.predict("mini", None, ["a fine film"], ["good", "bad"], route="rte")
+    for texts in ({"text": ["a film"]}, types.SimpleNamespace(columns=["text"]), b"a film", None):
+        with pytest.raises(UserError, match="expected a list of texts"):
+            al.predict("mini", None, texts, ["good", "bad"])
+    for labels in ("ab", {"good", "bad"}, [1, 2], ["good", ""]):
+        with pytest.raises(UserError, match="^labels is"):
+            al.predict("mini", None, ["a fine film"], labels)
     for labels in (["good"], ["good", "good"]):
         with pytest.raises(UserError, match="takes two or more, all different"):
             al.predict("mini", None, ["a fine film"], labels)

@@ -122,7 +122,8 @@ def compress(
 
 def _emptied(before: Params, after: Params) -> list[str]:
     """Returns the leaves that had numbers in a route and have only zeros there now."""
-    old, new = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (before, after))
+    old: dict[str, Any] = traverse_util.flatten_dict(dict(before), sep="/")
+    new: dict[str, Any] = traverse_util.flatten_dict(dict(after), sep="/")
     return [
         name
         for name, leaf in old.items()

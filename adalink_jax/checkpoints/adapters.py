@@ -10,6 +10,7 @@ dtype of every array, the SHA-256 of the safetensors file, and the SHA-256 of al
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import types
@@ -92,7 +93,8 @@ def save_adapter(
         `load_base` reads them.
 
     Raises:
-      UserError: the folder cannot be written (permission, space).
+      UserError: the folder cannot be written (permission, space), or the record could not be
+        read: the method is unknown, or has other settings or another number of routes.
       TypeError: an array is not floating point, or settings or metadata are not JSON values.
 
     Examples:
@@ -133,6 +135,8 @@ def save_adapter(
         record["sha256"] = write_tensors(
             partial / TENSORS, shapes, arrays.__getitem__, packed=packed, halved=halved
         )
+        # What would not be read is not written over what is there.
+        checked_record(parse_record(json.dumps(record).encode(), str(folder)), str(folder))
         write_record(partial, record)
 
 

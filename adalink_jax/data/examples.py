@@ -9,6 +9,7 @@ import dataclasses
 import decimal
 import difflib
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -146,12 +147,8 @@ def held_out(
     if many and not any(len(one) > 2 and one[2] for one in examples):
         order = _by_share({key: one[1] for key, one in zip(keys, examples, strict=True)})
     # Equal examples are one key, but each is a row of the tenth.
-    wanted, scored = max(1, len(examples) // 10), set()
-    for its in order:
-        if wanted <= 0:
-            break
-        scored.add(its)
-        wanted -= counts[its]
+    rows, wanted = itertools.accumulate(counts[its] for its in order), max(1, len(examples) // 10)
+    scored = {its for its, upto in zip(order, rows, strict=True) if upto - counts[its] < wanted}
     rest = [one for one, its in zip(examples, keys, strict=True) if its not in scored]
     if not rest:
         raise UserError(
@@ -237,6 +234,8 @@ def _rows(examples: Any) -> Rows:
         names = {name: getattr(examples.features[name], "names", None) for name in columns}
         classes = {name: tuple(one) for name, one in names.items() if one is not None}
     elif hasattr(examples, "columns") and hasattr(examples, "itertuples"):  # pandas.DataFrame
+        if twice := [name for name in examples.columns if list(examples.columns).count(name) > 1]:
+            raise UserError(f"two columns of the frame are called '{twice[0]}'")
         columns = {name: list(examples[name]) for name in examples.columns}
     elif isinstance(examples, str | bytes | Mapping) or not hasattr(examples, "__iter__"):
         raise UserError(

@@ -7,6 +7,7 @@ same rows give the same texts in every format.
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -272,6 +273,8 @@ def number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
+    if "_" in text:  # As Python writes numbers, and nobody else.
+        return None
     return value if math.isfinite(value) else None
 
 
@@ -301,10 +304,17 @@ def _json(path: pathlib.Path, text: str) -> Rows:
 
 def _loaded(where: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=functools.partial(_object, where))
     except (ValueError, RecursionError) as error:
         message = getattr(error, "msg", type(error).__name__)
         raise UserError(f"{where}: not JSON: {message}") from error
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{where}: '{twice[0]}' stands in one object twice")
+    return dict(pairs)
 
 
 def text_of(value: Any) -> Any:

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -38,7 +38,7 @@ from adalink_jax.models import parameters
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import memory
 from adalink_jax.runs.folder import RunFolder, code
-from adalink_jax.runs.options import Data, Evaluation, recorded
+from adalink_jax.runs.options import GROUPS, Data, Evaluation, recorded
 from adalink_jax.training import state as states
 
 if TYPE_CHECKING:
@@ -298,6 +298,20 @@ def checked_mesh(
     sharding.check_divisible(mesh, **part_rows, eval_batch_size=eval_batch_size)
     sharding.rehearse(mesh)
     return mesh
+
+
+def check_groups(options: Any) -> None:
+    """Raises `UserError` unless these are groups of settings, each once, of none that is given."""
+    if not isinstance(options, Sequence) or isinstance(options, str):
+        raise UserError(f"options is {options!r:.80}; expected a list of groups, such as [Loss()]")
+    kinds = [type(one) for one in options]
+    groups = {kind for kind in GROUPS if kind not in (Data, own.Table)}
+    for kind, one in zip(kinds, options, strict=True):
+        if kind not in groups:
+            known = ", ".join(sorted(group.__name__ for group in groups))
+            raise UserError(f"options has {one!r:.80}; expected groups of settings: {known}")
+        if kinds.count(kind) > 1:
+            raise UserError(f"options has two of {kind.__name__}; put their settings into one")
 
 
 def check_method(method: Method, frozen_dtype: str) -> None:

@@ -145,7 +145,8 @@ def train(
     with contextlib.closing(RunFolder(model_dir)) as folder:
         folder.claim("configuration", recorded(configuration.values) if configuration else {})
         if folder.is_finished(train_steps):
-            return _nothing_to_do(folder, data, table, evaluation, initial_checkpoint_path)
+            paths, made = (initial_checkpoint_path, initial_adapter_path), (model, method, seed)
+            return _nothing_to_do(folder, data, table, evaluation, paths, made)
         data, evaluation = own_data(data, table, evaluation, initial_checkpoint_path, folder)
         run_settings = {"dtype": precision.dtype, "dropout_rate": dropout_rate, **vars(layers)}
         transformation = per_module(optimizer(learning_rate), method, clip_norm)
@@ -178,8 +179,7 @@ def train(
                 base, method, source, transformation, seed, mesh, layout, precision.frozen_dtype
             )
             state = tracking(state, *tracked)
-            # The state has its own copies.
-            base = dataclasses.replace(base, params=None, adapter=None)
+            base = dataclasses.replace(base, params=None, adapter=None)  # The state has copies.
             store = Store(folder.path / "checkpoints", periods.keep_checkpoints)
             state = _restored(state, store, train_steps)
             folder.start(configuration.text if configuration else "", int(state.step), wandb)
@@ -200,11 +200,27 @@ def train(
 
 
 def _nothing_to_do(
-    folder: RunFolder, data: Data, table: Table, evaluation: Evaluation, base: Any
+    folder: RunFolder,
+    data: Data,
+    table: Table,
+    evaluation: Evaluation,
+    paths: tuple[Any, str | None],
+    made: tuple[T5Config | None, Method, int],
 ) -> None:
-    """Says that a run is finished; a table that has changed since is refused as ever."""
+    """Says that a run is finished, if it is this one.
+
+    A table that has changed is refused as ever. A base or an adapter to start from is read again
+    where its path is another than the run's: that can take minutes.
+    """
+    base, adapter = paths
     if table.given:
         own_data(data, table, evaluation, base, folder)
+    given, before = folder.contents["configuration"], (folder.record() or {})["configuration"]
+    names = ("initial_checkpoint_path", "initial_adapter_path")
+    if isinstance(base, tuple) or any(given.get(name) != before.get(name) for name in names):
+        model, method, seed = made
+        loaded = with_adapter(prepared_base(base, model, method, seed, {}), adapter, method)
+        folder.claim("base", loaded.identity)
     say(f"{folder.path} holds this run, finished; nothing to do")
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from adalink_jax.checkpoints import (
     save_adapter,
     save_base,
 )
+from adalink_jax.checkpoints.adapters import write_record
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 from tests.tiers import mostly_slow
@@ -148,8 +151,11 @@ def test_what_does_not_fit_is_said_in_one_line(call, base, write_adapter, write_
     arguments |= {"method_name": "adalink", "base_fingerprint": found.base_fingerprint}
     arguments |= {"settings": {**found.settings, "rank": 3}, "route_names": found.route_names}
     save_adapter(tmp_path / "rank", found.tree, **arguments)
-    arguments |= {"settings": found.settings, "route_names": ["a", "b", "c"]}
-    save_adapter(tmp_path / "names", found.tree, **arguments)
+    # No command writes such a record.
+    names = pathlib.Path(shutil.copytree(folder, tmp_path / "names"))
+    record = json.loads((names / "adapter.json").read_text())
+    del record["record_sha256"]
+    write_record(names, {**record, "route_names": ["a", "b", "c"]})
     for arguments, words in [
         ({"adapter": folder, "base": other}, "was trained on another base: fingerprint"),
         (

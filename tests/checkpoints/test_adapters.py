@@ -287,8 +287,18 @@ def test_a_record_is_read_without_its_arrays(save):
         read_record(folder)
 
 
+@pytest.mark.parametrize("names", ["all", ("a", "b"), ("a", "a")])
+def test_what_would_not_be_read_is_not_written(save, tmp_path, names):
+    folder = tmp_path / "adapter"
+    save(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="route"):
+        save(folder, route_names=names)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_missing_and_damaged_files_are_named(save, tmp_path):
-    refused(tmp_path / "none", "adapter.json")
+    refused(tmp_path / "none", "no such folder")
     folder = save()
     raw = (folder / "adapter.safetensors").read_bytes()
     (folder / "adapter.safetensors").write_bytes(raw[:-4])

@@ -276,3 +276,14 @@ def test_cells_may_be_long(tmp_path):
     csv.writer(buffer).writerows([["text", "label"], [text, "good"]])
     (tmp_path / "a.csv").write_text(buffer.getvalue())
     assert texts(tmp_path / "a.csv")["text"] == [text]
+
+
+def test_a_key_twice_in_an_object_is_refused_as_a_column_twice(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "text": "c"}\n')
+    with pytest.raises(UserError, match="^a.jsonl:2: 'text' stands in one object twice"):
+        tables.read(str(tmp_path / "a.jsonl"))
+
+
+def test_a_number_is_not_what_only_python_takes_for_one():
+    found = [tables.number(text) for text in ("1_37", "1e3", " 7 ", "nan")]
+    assert found == [None, 1000.0, 7.0, None]

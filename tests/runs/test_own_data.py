@@ -10,10 +10,12 @@ import subprocess
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 
 from adalink_jax import cli
-from adalink_jax.checkpoints import load_adapter
+from adalink_jax.checkpoints import fingerprint, load_adapter, save_adapter
 from tests.data import test_own
 from tests.data.test_tables import write
 from tests.integration.test_resume import FILES, NEVER, SCRIPT
@@ -115,6 +117,27 @@ def test_a_table_that_changed_is_refused_before_anything_is_loaded(
         assert cli.main(["train", *arguments("reviews.csv", "runs/reviews", base, *more)]) == 2
         (error,) = [e for e in capsys.readouterr().err.splitlines() if e.startswith("error:")]
         assert error.startswith(f"error: reviews.csv{':' * (line[0] == 'n')} {line}")
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_finished_run_is_of_its_own_base(user, base, capsys):
+    """A copy of the base elsewhere is the same; another base is another run's."""
+    bases = base.parent  # Whose vocabulary is known.
+    shutil.copytree(base, bases / "copy")
+    table = user / "reviews.csv"
+    assert cli.main(["train", *arguments(table, "runs/reviews", bases / "copy")]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    adapter = load_adapter(base)
+    flipped = jax.tree.map(np.negative, adapter.tree["encoder"])
+    tree = {**adapter.tree, "encoder": flipped}
+    save_adapter(
+        bases / "other", tree, method_name="full", settings={}, route_names=adapter.route_names,
+        architecture=adapter.architecture, base_fingerprint=fingerprint(tree),
+    )  # fmt: skip
+    before = {path: path.read_bytes() for path in user.rglob("*.json")}
+    for other, words in (("other", "fingerprint was"), ("nowhere", "does not exist")):
+        assert cli.main(["train", *arguments(table, "runs/reviews", bases / other)]) == 2
+        assert words in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in before}
 
 

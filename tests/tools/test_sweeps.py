@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from adalink_jax import cli
+from adalink_jax.errors import UserError
 from adalink_jax.tools.sweep import experiment, pool, quickstart, trainings
 
 SHORT = (
@@ -223,6 +224,21 @@ def test_methods_whose_sizes_are_too_far_from_the_budget_are_left_out(asked, mon
         assert cli.main([*flags, wrong]) == 2
 
 
+def test_scores_of_another_base_are_not_taken_for_this_ones(asked, tmp_path, capsys):
+    folder = tmp_path / "in_context0"
+    folder.mkdir()
+    flags = ["--gin.INITIAL_CHECKPOINT_PATH=mini", "--gin.Evaluation.limit=8"]
+    command = shlex.join(["adalink", "eval", *flags, f"--gin.EVAL_OUTPUT_DIR={folder}"])
+    trainings.score(str(folder), flags)
+    assert len(asked) == 1  # There were no scores.
+    (folder / "run.json").write_text(json.dumps({"starts": [{"command": command}]}))
+    (folder / "results.json").touch()
+    trainings.score(str(folder), [f"--gin.EVAL_OUTPUT_DIR={folder}", *flags])
+    with pytest.raises(UserError, match="holds scores made with other flags: .*=mini"):
+        trainings.score(str(folder), ["--gin.INITIAL_CHECKPOINT_PATH=mini_raw", flags[1]])
+    assert len(asked) == 1
+
+
 def test_an_experiment_on_one_base(asked):
     chosen = ["--bases=tuned", "--methods=vera", "--tuning-tasks=cola", "--rates=0.01 0.1"]
     assert cli.main(["experiment", "out", "--stages=rates", *chosen]) == 0
@@ -238,6 +254,7 @@ def test_an_experiment_on_one_base(asked):
         (["experiment", "out", "--stages=single,rank"], "no stage 'rank'; did you mean 'ranks'?"),
         (["experiment", "out", "--bases=tune"], "no base 'tune'; did you mean 'tuned'?"),
         (["multitask", "out", "e.gin", "--mixtures=glue_equal"], "is not NAME:NUMBER_OF_TASKS"),
+        (["rank-sweep", "out", "e.gin", "--bases=x/base,y/base"], "two bases are called base"),
     ],
 )
 def test_mistakes_are_found_before_the_first_training(asked, capsys, line, words):

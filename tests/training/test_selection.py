@@ -37,7 +37,9 @@ def after(selection: Selection, scores) -> TrainState:
         ("best", [4.0, 3.0], 0, 1),  # The start counts.
         ("lowest", [1.0, 0.5, 0.7], 1, 1),
         ("best", [np.nan, np.nan, 2.0, np.nan], 2, 1),
-        ("best", [np.nan, np.nan], 1, 0),  # Nothing is known, so the last is as good as any.
+        ("best", [np.nan, np.nan], 1, 0),  # Nothing is known, so trained is as good as the start.
+        ("best", [np.nan] * 5, 1, 3),  # But waiting for better counts.
+        ("best", [np.nan, np.nan, np.nan, 2.0, np.nan], 3, 1),
         ("best", [50.0, 50.0 + 1e-7], 0, 1),  # Equal in a checkpoint's float32.
     ],
 )

@@ -90,8 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"== {stage}", flush=True)
         if stage == "alone":
             for folder, flags in study.alone():
-                if not pathlib.Path(folder, "results.json").exists():
-                    pool.call("eval", *flags)
+                trainings.score(folder, flags)
         elif stage == "report":
             study.report()
         elif pool.train_all(getattr(study, stage)(), arguments.jobs):

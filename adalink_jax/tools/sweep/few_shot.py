@@ -9,11 +9,10 @@ and OUT/shotsN/seedN, the report to OUT/report.
 """
 
 import argparse
-import pathlib
 import shlex
 from collections.abc import Iterator
 
-from adalink_jax.tools.sweep import pool, trainings
+from adalink_jax.tools.sweep import trainings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +61,6 @@ def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
 def run(arguments: argparse.Namespace) -> int:
     """Scores the base, trains all, then reports."""
     for folder, flags in evaluations(arguments):
-        if not pathlib.Path(folder, "results.json").exists():
-            pool.call("eval", *flags)
+        trainings.score(folder, flags)
     title = f"{arguments.task} from few examples"
     return trainings.finish(commands(arguments), arguments.jobs, arguments.out, title)

@@ -10,6 +10,7 @@ import argparse
 import os.path
 from collections.abc import Iterator
 
+from adalink_jax.errors import UserError
 from adalink_jax.tools.sweep import trainings
 
 
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:
     """Yields bases × ranks × seeds."""
+    names = [os.path.basename(base.rstrip("/")) for base in arguments.bases]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--bases: two bases are called {twice[0]}, as the folder of their runs is")
     for base in arguments.bases or [None]:
         below = f"{os.path.basename(base.rstrip('/'))}/" if base else ""
         for rank in arguments.ranks:

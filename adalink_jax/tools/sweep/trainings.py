@@ -3,9 +3,11 @@
 import argparse
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from adalink_jax import files
 from adalink_jax.config.macros import gin_folder
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.tools.report.command import report
@@ -60,6 +62,24 @@ def frozen_base(
         TASK_FEATURE_LENGTHS=dict(lengths),
         **{"runs.evaluate.in_context": in_context},
     )
+
+
+def score(folder: str, flags: Sequence[str]) -> None:
+    """Scores a frozen base in a new process, unless the folder holds these scores.
+
+    Raises:
+      UserError: it holds the scores of another base or of other flags.
+    """
+    if not pathlib.Path(folder, "results.json").exists():
+        return pool.call("eval", *flags)
+    record = files.read_json(pathlib.Path(folder, "run.json"))
+    before = shlex.split(record["starts"][0]["command"])[2:]
+    own = f"--gin.EVAL_OUTPUT_DIR={folder}"
+    others = [flag for flag in before if not flag.startswith("--gin.EVAL_OUTPUT_DIR=")]
+    if others != [flag for flag in flags if flag != own]:
+        raise UserError(
+            f"{folder} holds scores made with other flags: {shlex.join(others)}; use another folder"
+        )
 
 
 def experiment(world: str, method: str) -> list[str]:
