@@ -472,8 +472,9 @@ def task_routes(
     names = route_names or tasks
     for task in tasks:
         if task not in names:
+            guess = nearest(task, names) or ";"
             raise UserError(
-                f"the adapter has no route for task '{task}'{nearest(task, names)} its routes are "
+                f"the adapter has no route for task '{task}'{guess} its routes are "
                 f"{', '.join(names)}"
             )
     return {task: names.index(task) for task in tasks}

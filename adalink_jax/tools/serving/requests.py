@@ -58,7 +58,8 @@ def route_of(adapter: str, routes: Sequence[str]) -> str:
     if not route and len(routes) == 1:
         return routes[0]
     if route not in routes:
-        wrong = f"has no route '{route}'{nearest(route, routes)}" if route else "has several;"
+        guess = nearest(route, routes) or ";"
+        wrong = f"has no route '{route}'{guess}" if route else "has several;"
         raise UserError(f"adapter '{name}' {wrong} ask for {name}:ROUTE of {', '.join(routes)}")
     return route
 
