@@ -100,10 +100,10 @@ def save_without_space(folder: str) -> None:
             f"{folder}/adapter",
             {"x": large},
             method_name="adalink",
-            settings={},
+            settings={"rank": 2},
             architecture=T5Config(vocab_size=8),
             base_fingerprint="",
-            route_names=[],
+            route_names=["all"],
             metadata={},
         )
     except UserError as error:

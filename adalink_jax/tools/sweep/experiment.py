@@ -14,8 +14,8 @@ with the environment variables GLUE_DIR and VOCABULARY set. The stages, in order
   alone   score the frozen bases, with and without examples in the input
   single  train every task with every method, base and seed
   mixed   train all tasks together, with shared modules and with one module per task
-  ranks   train AdaLink at several ranks
-  equal   train every method with the same number of parameters
+  ranks   train AdaLink at several ranks, at the rate of its file's
+  equal   train every method with the same number of parameters, at the rate of its own size
   report  write tables and plots of all runs so far to OUT/report
 """
 
