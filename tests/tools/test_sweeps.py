@@ -236,6 +236,9 @@ def test_scores_of_another_base_are_not_taken_for_this_ones(asked, tmp_path, cap
     trainings.score(str(folder), [f"--gin.EVAL_OUTPUT_DIR={folder}", *flags])
     with pytest.raises(UserError, match="holds scores made with other flags: .*=mini"):
         trainings.score(str(folder), ["--gin.INITIAL_CHECKPOINT_PATH=mini_raw", flags[1]])
+    (folder / "run.json").unlink()
+    with pytest.raises(UserError, match="no run.json that says of what"):
+        trainings.score(str(folder), flags)
     assert len(asked) == 1
 
 

@@ -48,7 +48,8 @@ def intervals(groups: Sequence[Group]) -> list[Block]:
     note = (
         "The interval covers what other examples of the same kind would give (bootstrap), and, with"
         " more than one seed, what other seeds would (Student's distribution of their mean, wide"
-        " for two or three). It ends where the score does."
+        " for two or three). It ends where the score does. Shares of right answers with one seed,"
+        " or with hardly any wrong, have Jeffreys' interval in place of the bootstrap's."
     )
     table = Table(header, rows, 4, "intervals", _not_drawn(reasons))
     return [Heading("Intervals"), Paragraph(note), table]
@@ -119,7 +120,7 @@ def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Bl
         " examples with Student's distribution (t) of the seeds' mean, or the latter alone. The"
         " last column is corrected for all tests of this table by Holm's method. Cohen's g is the"
         " share of A among the answers that only one has right, minus a half; tasks scored by a"
-        " correlation do not count for these."
+        " correlation do not count for these. Intervals are as in the table of intervals."
     )
     notes = (*_not_drawn(reasons), *(f"No row: {gap}." for gap in gaps))
     table = Table(header, rows, 4, "comparisons", notes)

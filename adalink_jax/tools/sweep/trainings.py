@@ -68,12 +68,17 @@ def score(folder: str, flags: Sequence[str]) -> None:
     """Scores a frozen base in a new process, unless the folder holds these scores.
 
     Raises:
-      UserError: it holds the scores of another base or of other flags.
+      UserError: it holds the scores of another base or of other flags, or of nobody knows what.
     """
     if not pathlib.Path(folder, "results.json").exists():
         return pool.call("eval", *flags)
-    record = files.read_json(pathlib.Path(folder, "run.json"))
-    before = shlex.split(record["starts"][0]["command"])[2:]
+    try:
+        record = files.read_json(pathlib.Path(folder, "run.json"))
+        before = shlex.split(record["starts"][0]["command"])[2:]
+    except (FileNotFoundError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds results.json, but no run.json that says of what; use another folder"
+        ) from error
     own = f"--gin.EVAL_OUTPUT_DIR={folder}"
     others = [flag for flag in before if not flag.startswith("--gin.EVAL_OUTPUT_DIR=")]
     if others != [flag for flag in flags if flag != own]:
