@@ -23,7 +23,16 @@ ALL = [
 # Everything may import itself and these.
 BASIS = tuple(
     f"adalink_jax.{part}"
-    for part in ("errors", "files", "locks", "signals", "values", "compile_cache", "progress")
+    for part in (
+        "errors",
+        "files",
+        "locks",
+        "shipped",
+        "signals",
+        "values",
+        "compile_cache",
+        "progress",
+    )
 )
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from adalink_jax import shipped
 from adalink_jax.checkpoints import Adapter
 from adalink_jax.errors import UserError
 from adalink_jax.models import decoding
@@ -17,7 +18,8 @@ def opened_vocabulary(path: str) -> Any:
     """Opens a vocabulary by its flag.
 
     Args:
-      path: T5's SentencePiece file; "mini" for the embedded bases' own vocabulary.
+      path: T5's SentencePiece file; "mini" for the embedded bases' own vocabulary, "english"
+        for that of adalink-jax-bases.
 
     Raises:
       UserError: the file cannot be read, or is no vocabulary of T5's kind.
@@ -26,7 +28,7 @@ def opened_vocabulary(path: str) -> Any:
 
     if path == "mini":
         return tasks.MINI_VOCABULARY
-    os.environ["VOCABULARY"] = path
+    os.environ["VOCABULARY"] = shipped.vocabulary(path)
     vocabulary = tasks.UserVocabulary()
     try:
         vocabulary.encode("")

@@ -8,8 +8,9 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adalink_jax import shipped
 from adalink_jax.checkpoints import hub, sums
-from adalink_jax.checkpoints.formats import huggingface, native, orbax, t5x, t5x_writer
+from adalink_jax.checkpoints.formats import huggingface, native, orbax, packed, t5x, t5x_writer
 from adalink_jax.checkpoints.lazy import StoredBase
 from adalink_jax.checkpoints.storage import Folder
 from adalink_jax.errors import UserError, nearest
@@ -18,7 +19,7 @@ from adalink_jax.models.t5 import T5Config
 
 # One reader per format: find_checkpoint(folder, children) → its folder or None,
 # open_base(folder, configured). Orbax first: its older folders hold a file named like T5X's index.
-_READERS = (orbax, t5x, huggingface, native)
+_READERS = (orbax, t5x, huggingface, native, packed)
 
 # Writers: write(empty folder, base).
 WRITERS: Mapping[str, Callable[..., None]] = {
@@ -44,11 +45,12 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     Supported are T5X's native and Orbax checkpoints (a ``checkpoint_N`` folder, or its parent, for
     which the latest one is used), with one array per layer or scanned; Hugging Face folders of T5,
     FLAN-T5 and mT5; and this project's own (the ``adapter`` folder of a full fine-tuning run, or
-    the run's folder).
+    the run's folder; and those of `formats.packed`).
 
     Args:
       path: a local folder, ``gs://BUCKET/PATH``, or, if no such folder exists, a name in `EMBEDDED`
-        or that of a model in the cache of Hugging Face's tools, as ``google/flan-t5-base``.
+        or `shipped.NAMES`, or that of a model in the cache of Hugging Face's tools, as
+        ``google/flan-t5-base``.
       configured: the expected architecture; another one is an error. Its MLP activations are used
         if the checkpoint does not store them. None expects nothing and assumes the published
         activations.
@@ -65,6 +67,8 @@ def open_base(path: str | os.PathLike[str], configured: T5Config | None = None) 
     """
     if is_embedded(path):
         path = EMBEDDED_FOLDER / path
+    elif shipped.is_name(path):
+        path = shipped.folder(os.fspath(path))
     elif hub.is_name(path):
         path = _from_hub(os.fspath(path))
     folder = Folder.at(path)
@@ -118,7 +122,7 @@ def _meant(path: pathlib.Path) -> str:
     with contextlib.suppress(OSError):
         folders = (one.name for one in path.parent.iterdir() if one.is_dir())
         beside = [name for name in folders if name.isprintable()]
-    known = [*beside, *EMBEDDED] if path.parent == pathlib.Path.cwd() else beside
+    known = [*beside, *EMBEDDED, *shipped.NAMES] if path.parent == pathlib.Path.cwd() else beside
     return nearest(path.name, known) or "; docs/howto/files.md says where to get T5 and FLAN-T5"
 
 

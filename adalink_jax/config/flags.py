@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from adalink_jax import shipped
 from adalink_jax.config.macros import macros
 from adalink_jax.errors import UserError, nearest
 
@@ -116,7 +117,13 @@ def _of_table(name: str, value: str, before: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for the duration of a call."""
+    """Sets environment variables for the duration of a call.
+
+    A vocabulary's name, such as "english", becomes its path.
+    """
+    values = dict(values)
+    if named := values.get("VOCABULARY", os.environ.get("VOCABULARY")):
+        values["VOCABULARY"] = shipped.vocabulary(named)
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -36,7 +36,9 @@ ENVIRONMENT: Mapping[str, Variable] = {
     "SUPER_GLUE_DIR": Variable(AnyPath, "SuperGLUE's folder in the official layout."),
     "TEMPLATE_SEED": Variable(Seed, "Chooses one prompt for the tasks of FLAN. Without it, all."),
     "TEXT_FILE": Variable(AnyPath, "A text file to pre-train on, one text a line."),
-    "VOCABULARY": Variable(AnyPath, "T5's SentencePiece file. The mini world needs none."),
+    "VOCABULARY": Variable(
+        AnyPath, "T5's SentencePiece file, or `english`. The mini world needs none."
+    ),
 }
 
 

@@ -147,6 +147,20 @@ def _bucket_thresholds(num_buckets: int, max_distance: int) -> np.ndarray:
     return np.concatenate([np.arange(1, exact + 1), large]).astype(np.int32)
 
 
+def relative_position_bucket(
+    offset: Int[Array, "*shape"],
+    bidirectional: bool = True,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+) -> Int[Array, "*shape"]:
+    """Returns T5's bucket of each offset, the key's position less the query's."""
+    buckets = num_buckets // 2 if bidirectional else num_buckets
+    thresholds = _bucket_thresholds(buckets, max_distance)
+    distance = jnp.abs(offset) if bidirectional else jnp.maximum(-offset, 0)
+    bucket = jnp.sum(distance[..., None] >= thresholds, axis=-1)
+    return bucket + jnp.where(offset > 0, buckets, 0) if bidirectional else bucket
+
+
 class RelativePositionBiases(nn.Module):
     """T5's biases of attention logits by bucketed relative position; one table per stack."""
 
@@ -167,12 +181,9 @@ class RelativePositionBiases(nn.Module):
         )
         # Key position minus query position, from -(Tq-1) to Tk-1.
         offset = jnp.arange(q_length + k_length - 1) - (q_length - 1)
-        buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
-        thresholds = _bucket_thresholds(buckets, self.max_distance)
-        distance = jnp.abs(offset) if self.bidirectional else jnp.maximum(-offset, 0)
-        bucket = jnp.sum(distance[:, None] >= thresholds, axis=-1)
-        if self.bidirectional:
-            bucket = bucket + jnp.where(offset > 0, buckets, 0)
+        bucket = relative_position_bucket(
+            offset, self.bidirectional, self.num_buckets, self.max_distance
+        )
         by_offset = jnp.take(table, bucket, axis=1).astype(self.dtype)  # [N, Tq+Tk-1]
         query, key = jnp.arange(q_length)[:, None], jnp.arange(k_length)[None, :]
         return by_offset[:, key - query + (q_length - 1)][None]

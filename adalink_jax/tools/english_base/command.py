@@ -11,6 +11,7 @@ sets; no dev set is read.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import pathlib
 import time
@@ -20,12 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adalink_jax import files, shipped
 from adalink_jax.checkpoints.bases import load_base
 from adalink_jax.checkpoints.fingerprint import file_sha256, fingerprint
+from adalink_jax.checkpoints.formats import packed
 from adalink_jax.errors import UserError
 from adalink_jax.tools import stages
 from adalink_jax.tools.english_base import corpus as corpora
 from adalink_jax.tools.english_base import examples, scoring, training
+from adalink_jax.tools.english_base import teacher as teachers
+from adalink_jax.tools.english_base.vocabulary import EOS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +55,14 @@ class Stage:
 
 
 STAGES = (
-    Stage("spans", 0.60, 2e-3, 0.0, False, None),
-    Stage("prefix", 0.10, 5e-4, 0.8, False, "raw"),
-    Stage("instructions", 0.30, 1e-3, 0.2, True, "tuned"),
+    Stage("spans", 0.50, 2e-3, 0.0, False, None),
+    Stage("prefix", 0.10, 1e-3, 0.8, False, "raw"),
+    Stage("instructions", 0.40, 2e-3, 0.2, True, "tuned"),
 )
 _WARMUP, _FLOOR = 0.04, 0.1  # Shares of a stage's time, and of its rate.
 _SAVED_EVERY = 60.0  # Seconds.
+_CALIBRATED = 512  # Rows on which the base is fitted to the teacher before the training.
+_EMBEDDED = 256  # Pieces that the teacher sees at once.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="the folder of `adalink english-data`")
     parser.add_argument("out", metavar="OUT", help="the folder of both bases")
     parser.add_argument("--seconds", type=float, default=10_800, help="of all stages together")
-    parser.add_argument("--rows", type=int, default=64, help="rows of 96 tokens in a step")
+    parser.add_argument("--rows", type=int, default=32, help="rows of 96 tokens in a step")
     parser.add_argument("--steps", type=int, default=5, help="steps in one program")
     parser.add_argument("--score_seconds", type=float, default=0, help="of fine-tuning on GLUE")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and rows")
@@ -75,9 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: a flag is out of range, DATA is not a folder of data, or a state is damaged.
     """
-    if arguments.seconds <= 0 or arguments.rows < 2 or arguments.steps < 1 or arguments.seed < 0:
+    if arguments.seconds <= 0 or arguments.rows < 4 or arguments.steps < 1 or arguments.seed < 0:
         raise UserError(
-            "--seconds must be above 0, --rows 2 or more, --steps 1 or more, and --seed 0 or more"
+            "--seconds must be above 0, --rows 4 or more, --steps 1 or more, and --seed 0 or more"
         )
     data, out = pathlib.Path(arguments.data), pathlib.Path(arguments.out)
     if not (data / "data.json").exists():
@@ -95,23 +102,31 @@ class _Trainer:
     def __init__(self, arguments: argparse.Namespace, data: pathlib.Path, out: pathlib.Path):
         self._arguments, self._data, self._out = arguments, data, out
         self._begun = time.monotonic()
-        fast = jax.default_backend() != "cpu"
-        self._config = dataclasses.replace(
-            training.CONFIG, dtype=jnp.bfloat16 if fast else jnp.float32
-        )
         self._data_sha256 = file_sha256(data / "data.json")
         self.log(event="start", backend=jax.default_backend(), jax=jax.__version__)
-        self._corpus = corpora.load(data, self._config.dtype)
-        jax.block_until_ready(self._corpus.embeddings)
-        count, tokens = self._corpus.lengths.shape[0], self._corpus.states.shape[0]
-        self.log(event="corpus", pieces=count, tokens=tokens)
+        self._corpus = corpora.load(data)
+        tokens = int((self._corpus.rows > 0).sum())
+        self.log(event="corpus", rows=len(self._corpus.rows), tokens=tokens)
+        self._begin(jnp.bfloat16 if jax.default_backend() != "cpu" else jnp.float32)
         self._scorer = scoring.Scorer(self._config, examples.glue(data))
         self._examples: examples.Examples | None = None
-        tree = training.initial(arguments.seed, self._corpus)
-        self._tree, self._state = tree, training.OPTIMIZER.init(tree)
         self._compiled: set[bool] = set()
         self._denoise = training.steps(self._denoising_loss)
         self._instruct = training.steps(self._instruction_loss)
+
+    def _begin(self, dtype: Any) -> None:
+        """Makes the base and the teacher; the arithmetic of both is in `dtype`."""
+        weights, heads = teachers.load(self._data / "teacher.npz", jnp.float32)
+        whole = self._corpus.rows[(self._corpus.rows > 0).all(1)]
+        rng = np.random.default_rng(self._arguments.seed)
+        rows = whole[rng.integers(0, len(whole), _CALIBRATED)].astype(np.int32)
+        self._architecture, self._tree, teacher = training.begun(
+            weights, heads, rows, self._arguments.seed
+        )
+        self._state = training.OPTIMIZER.init(self._tree)
+        self._teacher = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher)
+        self._config = dataclasses.replace(self._architecture, dtype=dtype)
+        self.log(event="begun")
 
     def log(self, **fields: Any) -> None:
         """Prints a line and adds it to the log."""
@@ -124,11 +139,10 @@ class _Trainer:
             file.write(line + "\n")
 
     def _denoising_loss(self, tree, one, shared):
-        corpus, prefix = shared
-        key = jax.random.key(one)
-        return training.denoising_loss(
-            tree, self._config, corpus, key, prefix, self._arguments.rows
-        )
+        teacher, prefix = shared
+        key = jax.random.key(one["key"])
+        tokens = one["tokens"].astype(jnp.int32)
+        return training.denoising_loss(tree, self._config, teacher, tokens, key, prefix)
 
     def _instruction_loss(self, tree, one, shared):
         del shared
@@ -156,10 +170,7 @@ class _Trainer:
         seconds = stage.share * self._arguments.seconds
         if stage.instructs and self._examples is None:
             self._examples = examples.Examples(
-                self._data,
-                np.asarray(self._corpus.tokens),
-                np.asarray(self._corpus.embeddings, np.float32),
-                self._arguments.seed,
+                self._data, self._corpus.pieces, self._embed, self._arguments.seed
             )
             self.log(event="instructions", rows=len(self._examples.inputs))
         saved, said = time.monotonic(), -1.0
@@ -190,23 +201,52 @@ class _Trainer:
         shape = (self._arguments.steps, self._arguments.rows)
         warm = min(1.0, (done + 1e-3) / _WARMUP)
         rate = jnp.float32(stage.rate * warm * (1 - (1 - _FLOOR) * done))
+        rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
         if instructs:
-            rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
             assert self._examples is not None
             each, shared, program = self._examples.batch(shape, rng), (), self._instruct
         else:
-            drawn = np.random.SeedSequence((self._arguments.seed, STAGES.index(stage), step))
-            each = drawn.generate_state(shape[0])
-            shared, program = (self._corpus, jnp.float32(stage.prefix)), self._denoise
+            tokens = corpora.batch(self._corpus, shape, rng)
+            each = {"tokens": tokens, "key": rng.integers(0, 1 << 32, shape[0], np.uint32)}
+            shared, program = (self._teacher, jnp.float32(stage.prefix)), self._denoise
         self._tree, self._state, parts = program(self._tree, self._state, rate, each, shared)
         return jax.device_get(parts)
 
+    def _embed(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the teacher's embeddings, of length 1, of pieces."""
+        pieces, weights = self._corpus.pieces, self._teacher.weights
+        heads = self._config.num_heads
+
+        @jax.jit
+        def embedded(tokens):
+            ids = teachers.wrapped(weights, tokens.astype(jnp.int32))
+            return teachers.embedding(teachers.blocks(weights, heads, ids)[1], ids > 0)
+
+        # Pieces of like length stand together, so that little padding is computed.
+        order = numbers[np.argsort((pieces[numbers] > 0).sum(1), kind="stable")]
+        found = []
+        for start in range(0, len(order), _EMBEDDED):
+            some = pieces[order[start : start + _EMBEDDED]]
+            width = -(-int((some > 0).sum(1).max()) // 16) * 16
+            some = np.pad(some, ((0, _EMBEDDED - len(some)), (0, 1)))[:, :width]
+            some[some[:, 0] == 0, 0] = EOS  # A row without a token has no mean.
+            found.append(np.asarray(embedded(some), np.float32))
+        back = np.argsort(np.argsort((pieces[numbers] > 0).sum(1), kind="stable"))
+        return np.concatenate(found)[: len(order)][back]
+
     def _write_base(self, name: str) -> None:
+        """Writes a base with its vocabulary, as the package adalink-jax-bases has them."""
         made = json.loads((self._data / "data.json").read_text())
-        vocabulary = file_sha256(self._data / "vocabulary.model")
-        data = {"name": "english", "vocabulary": vocabulary, "text": made["text_sha256"]}
+        vocabulary = (self._data / shipped.VOCABULARY).read_bytes()
+        data = {
+            "vocabulary": hashlib.sha256(vocabulary).hexdigest(),
+            "text": made["text_sha256"],
+            "sources": made["sources"],
+        }
         about = {"seed": self._arguments.seed, "seconds": self._arguments.seconds, "data": data}
-        stages.write_base(self._out / name, self._tree["model"], training.CONFIG, about)
+        with files.replaced_folder(self._out / name) as partial:
+            packed.write(partial, self._tree["model"], self._architecture, about)
+            (partial / shipped.VOCABULARY).write_bytes(vocabulary)
 
     def finish(self) -> None:
         """Scores the tuned base, and fine-tunes both on GLUE while there is time."""

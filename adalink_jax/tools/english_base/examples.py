@@ -2,20 +2,23 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from adalink_jax.tools.english_base import packed
-from adalink_jax.tools.english_base.corpus import EOS
+from adalink_jax.tools.english_base.vocabulary import EOS
 
-ROW = 128
+ROW = 96
+GLUE_ROW = 128
 TARGET = 8  # Tokens of an answer at most.
-_SIMILAR = 60_000  # Pairs of pieces whose likeness the teacher gives.
-_AMONG = 20_000  # Pieces among which the nearest is sought.
+_SIMILAR = 20_000  # Pairs of pieces whose likeness the teacher gives.
+_AMONG = 8_000  # Pieces among which the nearest is sought.
 _WEIGHTS = {"logic": 3.0, "similar": 3.0, "sentiment": 2.0, "same": 2.0, "grammar": 2.0,
             "answered": 2.0, "next": 1.0, "defined": 1.0, "kind_of": 0.5}  # fmt: skip
+
+Embed = Callable[[np.ndarray], np.ndarray]
 
 
 class Examples:
@@ -24,11 +27,11 @@ class Examples:
     Args:
       data: a folder that `packed.make` wrote.
       tokens: [N, S], the pieces.
-      embeddings: [N, E], the teacher's, of length 1.
+      embed: gives the teacher's embeddings [M, E], of length 1, of the pieces of M numbers.
       seed: chooses templates and pairs.
     """
 
-    def __init__(self, data: pathlib.Path, tokens: np.ndarray, embeddings: np.ndarray, seed: int):
+    def __init__(self, data: pathlib.Path, tokens: np.ndarray, embed: Embed, seed: int):
         self._about = json.loads((data / "data.json").read_text())
         self._answers = list(self._about["answers"].values())
         self._rng = np.random.default_rng(seed)
@@ -36,7 +39,7 @@ class Examples:
         with np.load(data / "instructions.npz") as file:
             made = {name: file[name] for name in file.files}
         kinds = sorted({template["kind"] for template in self._about["templates"]})
-        first, second, label = self._similar(embeddings)
+        first, second, label = self._similar(len(tokens), embed)
         kind = np.concatenate([made["kind"], np.full(len(first), kinds.index("similar"))])
         first = np.concatenate([made["first"], first])
         second = np.concatenate([made["second"], second])
@@ -57,19 +60,24 @@ class Examples:
         drawn = np.minimum(drawn, len(self._chances) - 1)
         return {"inputs": self.inputs[drawn], "targets": self.targets[drawn]}
 
-    def _similar(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _similar(self, count: int, embed: Embed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns pairs of pieces: neighbours by the teacher, pieces side by side, strangers."""
-        count = len(embeddings)
         first = self._rng.integers(0, count, min(_SIMILAR, 2 * count))
         among = self._rng.integers(0, count, min(_AMONG, count))
         second = self._rng.integers(0, count, len(first))
         part = len(first) // 3
-        near = embeddings[first[:part]] @ embeddings[among].T
-        near[first[:part, None] == among] = -1
-        second[:part] = among[near.argmax(1)]
         # What stands side by side belongs together: a text goes on, or was changed.
         second[part : 2 * part] = np.minimum(first[part : 2 * part] + 1, count - 1)
-        likeness = (embeddings[first] * embeddings[second]).sum(1)
+        seen = np.unique(np.concatenate([first, second, among]))
+        embeddings = embed(seen)
+
+        def of(numbers: np.ndarray) -> np.ndarray:
+            return embeddings[np.searchsorted(seen, numbers)]
+
+        near = of(first[:part]) @ of(among).T
+        near[first[:part, None] == among] = -1
+        second[:part] = among[near.argmax(1)]
+        likeness = (of(first) * of(second)).sum(1)
         score = np.round(np.clip(likeness, 0, 1) * 25) / 5
         names = list(self._about["answers"])
         return first, second, np.array([-1 - names.index(f"{value:.1f}") for value in score])
@@ -98,16 +106,16 @@ def glue(data: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
     """Reads GLUE's training sets.
 
     Returns:
-      For each task `inputs` [N, ROW], `labels` [N] and `firsts`, the first token of each label; for
-      "stsb" also the two sentences alone, `first` and `second`.
+      For each task `inputs` [N, GLUE_ROW], `labels` [N] and `firsts`, the first token of each
+      label; for "stsb" also the two sentences alone, `first` and `second`.
     """
     found = {}
     with np.load(data / "glue.npz") as file:
         for task in (name[: -len("_firsts")] for name in file.files if name.endswith("_firsts")):
-            rows = {"inputs": packed.padded(*packed.read_ragged(file, task), ROW)}
+            rows = {"inputs": packed.padded(*packed.read_ragged(file, task), GLUE_ROW)}
             rows |= {"labels": file[f"{task}_labels"], "firsts": file[f"{task}_firsts"]}
             if task == "stsb":
                 for name in ("first", "second"):
-                    rows[name] = packed.padded(*packed.read_ragged(file, f"stsb_{name}"), ROW)
+                    rows[name] = packed.padded(*packed.read_ragged(file, f"stsb_{name}"), GLUE_ROW)
             found[task] = rows
     return found

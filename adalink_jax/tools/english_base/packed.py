@@ -10,9 +10,8 @@ import numpy as np
 from adalink_jax import files
 
 PIECE = 62  # Tokens of a piece at most.
-TEACHER_PIECE = 80  # Tokens of it in the teacher's vocabulary, with its two special ones.
 EXTRA_IDS = 100
-VOCABULARY_SIZE = 8192 - EXTRA_IDS
+VOCABULARY_SIZE = 20480 - EXTRA_IDS
 
 
 def write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import pathlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from adalink_jax import files
 from adalink_jax.errors import UserError
-from adalink_jax.tools.english_base import instructions, packed, teacher, texts, wordnet
+from adalink_jax.tools.english_base import instructions, packed, teacher, texts, vocabulary, wordnet
 from tasks import tsv
 
 GLUE_INPUT = 126
@@ -98,11 +99,10 @@ class Amounts:
 
 
 class _Pieces:
-    """Texts in the order of their numbers, and for each the number of one that belongs to it."""
+    """Texts in the order of their numbers."""
 
     def __init__(self, left_out: texts.Seen):
         self.texts: list[str] = []
-        self.partners: list[int] = []
         self.refused = 0
         self._numbers: dict[str, int] = {}
         self._left_out = left_out
@@ -116,7 +116,6 @@ class _Pieces:
             return None
         self._numbers[text] = len(self.texts)
         self.texts.append(text)
-        self.partners.append(-1)
         return len(self.texts) - 1
 
 
@@ -124,7 +123,7 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
     """Writes the folder of data.
 
     Args:
-      out: a folder without data; a `vocabulary.model` in it is used as it is.
+      out: a folder without data.
       sources: where the data comes from.
       amounts: how much is made.
       seed: of all choices.
@@ -152,11 +151,14 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
     kept = _add_made(pieces, made)
     if amounts.paragraphs is None:
         _add_wordnet(pieces, net)
-    vocabulary = _vocabulary(out / "vocabulary.model", sources.text)
-    _write_pieces(out, pieces, vocabulary, sources.teacher)
-    answers = _write_instructions(out, kept, vocabulary)
-    _write_glue(out, sources.glue, vocabulary, None if amounts.paragraphs is None else 300)
-    teacher.compress(sources.teacher, out / "teacher.npz")
+    tokenizer = _tokenizer(sources.teacher)
+    words = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    processor = _vocabulary(out / "vocabulary.model", lines, tokenizer, words)
+    _write_pieces(out, pieces, processor)
+    answers = _write_instructions(out, kept, processor)
+    _write_glue(out, sources.glue, processor, None if amounts.paragraphs is None else 300)
+    rows = vocabulary.teacher_rows(processor, words, packed.EXTRA_IDS)
+    teacher.compress(sources.teacher, out / "teacher.npz", rows)
     about = {
         "amounts": dataclasses.asdict(amounts),
         "answers": answers,
@@ -164,7 +166,7 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
         "made": {k: sum(m.kind == k for _, _, m in kept) for k in sorted({m.kind for m in made})},
         "seed": seed,
         "sources": {name: path.name for name, path in dataclasses.asdict(sources).items()},
-        "templates": [_encoded_template(vocabulary, t) for t in instructions.TEMPLATES],
+        "templates": [_encoded_template(processor, t) for t in instructions.TEMPLATES],
         "text_sha256": hashlib.sha256(sources.text.read_bytes()).hexdigest(),
     }
     with files.replaced_file(out / "data.json") as file:
@@ -186,12 +188,8 @@ def _instructions(
 
 def _add_text(pieces: _Pieces, lines: Iterable[str], rng: random.Random) -> None:
     for line in lines:
-        before = None
         for text in texts.pieces(line, rng):
-            new = pieces.add(text)
-            if before is not None and new is not None:
-                pieces.partners[before] = new
-            before = new
+            pieces.add(text)
 
 
 def _add_made(
@@ -203,8 +201,6 @@ def _add_made(
         second = pieces.add(one.second) if one.second else -1
         if first is None or second is None:
             continue
-        if second >= 0 and one.kind in ("same", "logic"):
-            pieces.partners[first] = second
         kept.append((first, second, one))
     return kept
 
@@ -213,84 +209,59 @@ def _add_wordnet(pieces: _Pieces, net: wordnet.WordNet) -> None:
     for sense in net.senses.values():
         if not sense.counted and not sense.examples:
             continue
-        first = pieces.add(f"{', '.join(sense.words[:3])}: {sense.gloss}")
+        pieces.add(f"{', '.join(sense.words[:3])}: {sense.gloss}")
         for example in sense.examples[:2]:
-            second = pieces.add(example)
-            if first is not None and second is not None:
-                pieces.partners[first] = second
+            pieces.add(example)
 
 
-def _vocabulary(path: pathlib.Path, text: pathlib.Path) -> Any:
-    """Trains a vocabulary of lower-cased text, unless it is there."""
-    import sentencepiece
-
-    if not path.exists():
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(text),
-            model_prefix=str(path.with_suffix("")),
-            vocab_size=packed.VOCABULARY_SIZE,
-            normalization_rule_name="nmt_nfkc_cf",
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            character_coverage=0.9999,
-            input_sentence_size=60_000,
-            max_sentence_length=20_000,
-            split_digits=True,
-            hard_vocab_limit=False,  # A short text has fewer pieces.
-            minloglevel=1,
-        )
-        path.with_suffix(".vocab").unlink()
-    return sentencepiece.SentencePieceProcessor(model_file=str(path))
-
-
-def _write_pieces(
-    out: pathlib.Path, pieces: _Pieces, vocabulary: Any, folder: pathlib.Path
-) -> None:
+def _tokenizer(folder: pathlib.Path) -> Any:
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(packed.TEACHER_PIECE)
-    tokens, ids, aligned = [], [], []
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _vocabulary(path: pathlib.Path, lines: Sequence[str], tokenizer: Any, words) -> Any:
+    """Makes a vocabulary of the teacher's pieces that the text has most often.
+
+    Args:
+      path: its file.
+      lines: the text.
+      tokenizer: the teacher's.
+      words: its vocabulary, in the order of the ids.
+    """
+    import sentencepiece
+
+    counts: Counter[int] = Counter()
+    for start in range(0, len(lines), 2000):
+        for one in tokenizer.encode_batch(lines[start : start + 2000]):
+            counts.update(one.ids)
+    named = {words[i]: count for i, count in counts.items()}
+    with files.replaced_file(path) as file:
+        file.write(vocabulary.make(words, named, packed.VOCABULARY_SIZE))
+    return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def _write_pieces(out: pathlib.Path, pieces: _Pieces, processor: Any) -> None:
+    tokens = []
     for start in range(0, len(pieces.texts), 2000):
-        some = pieces.texts[start : start + 2000]
-        protos = vocabulary.encode(some, return_type="proto")
-        for text, proto, encoding in zip(some, protos, tokenizer.encode_batch(some), strict=True):
-            own = proto.pieces[: packed.PIECE]
-            tokens.append(np.array([piece.id for piece in own], np.uint16))
-            ids.append(np.array(encoding.ids, np.uint16))
-            starts = np.array([start for start, _ in encoding.offsets[1:-1]])
-            last = _characters(text)[[piece.end - 1 for piece in own]]
-            aligned.append(np.clip(np.searchsorted(starts, last, "right"), 1, len(starts)))
-    steps = [np.diff(some, prepend=0).astype(np.int8) for some in aligned]
-    partners = np.array(pieces.partners, np.int32)
-    files_ = {
-        **packed.ragged("tokens", tokens),
-        **packed.ragged("teacher", ids),
-        "aligned": np.concatenate(steps),
-        "partners": np.where(partners < 0, 0, partners - np.arange(len(partners))).astype(np.int32),
-    }
-    packed.write(out / "pieces.npz", files_)
+        for row in processor.encode(pieces.texts[start : start + 2000]):
+            tokens.append(np.array(row[: packed.PIECE], np.uint16))
+    packed.write(out / "pieces.npz", packed.ragged("tokens", tokens))
 
 
-def _characters(text: str) -> np.ndarray:
-    """Returns for each byte of a text the number of its character."""
-    octets = np.frombuffer(text.encode(), np.uint8)
-    return np.cumsum((octets & 0xC0) != 0x80) - 1
-
-
-def _encoded_template(vocabulary: Any, template: instructions.Template) -> dict[str, Any]:
+def _encoded_template(processor: Any, template: instructions.Template) -> dict[str, Any]:
     parts = (template.before, template.between, template.after)
-    tokens = [vocabulary.encode(part) if part is not None else None for part in parts]
+    tokens = [processor.encode(part) if part is not None else None for part in parts]
     return {"kind": template.kind, "parts": tokens, "answers": template.answers}
 
 
 def _write_instructions(
     out: pathlib.Path,
     kept: Sequence[tuple[int, int, instructions.Made]],
-    vocabulary: Any,
+    processor: Any,
 ) -> dict[str, list[int]]:
     """Writes the instructions; returns the tokens of all texts of answers."""
     kinds = sorted({template.kind for template in instructions.TEMPLATES})
@@ -308,17 +279,15 @@ def _write_instructions(
         "label": np.array(labels, np.int32),
     }
     packed.write(out / "instructions.npz", arrays)
-    return {answer: vocabulary.encode(answer) for answer in answers}
+    return {answer: processor.encode(answer) for answer in answers}
 
 
-def _write_glue(
-    out: pathlib.Path, folder: pathlib.Path, vocabulary: Any, limit: int | None
-) -> None:
+def _write_glue(out: pathlib.Path, folder: pathlib.Path, processor: Any, limit: int | None) -> None:
     """Writes GLUE's training sets, which only score a base."""
     arrays = {}
     for task, (_, fields, _, labels) in GLUE.items():
         words = list(labels.values())
-        firsts = [vocabulary.encode(word)[0] for word in words]
+        firsts = [processor.encode(word)[0] for word in words]
         if len(set(firsts)) < len(firsts):
             raise UserError(f"--text is too short: {words} begin with the same token")
         rows, values = [], []
@@ -328,13 +297,13 @@ def _write_glue(
             value = float(label) if task == "stsb" else list(labels).index(label)
             rows.append(f"{task} {' '.join(named)}")
             values.append(value)
-        tokens = vocabulary.encode(rows)
+        tokens = processor.encode(rows)
         cut = [np.array([*row[:GLUE_INPUT], 1], np.uint16) for row in tokens]
         arrays |= packed.ragged(task, cut)
         arrays |= {f"{task}_labels": np.array(values, np.float32), f"{task}_firsts": firsts}
         if task == "stsb":
             for i, name in enumerate(("first", "second")):
-                alone = vocabulary.encode([parts[i] for parts, _ in found])
+                alone = processor.encode([parts[i] for parts, _ in found])
                 alone = [np.array(row[:GLUE_INPUT], np.uint16) for row in alone]
                 arrays |= packed.ragged(f"stsb_{name}", alone)
     packed.write(out / "glue.npz", arrays)

@@ -3,8 +3,8 @@
 import json
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,16 @@ import numpy as np
 
 from adalink_jax.tools.english_base import packed
 
-_WORDS = "embeddings.word_embeddings.weight"
+WORDS = "embeddings.word_embeddings.weight"
 
 
-def compress(folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes a BERT's weights as small integers, with a scale for each row of a matrix.
-
-    6 bits are left of the word table and 7 of other matrices.
+def compress(folder: pathlib.Path, out: pathlib.Path, rows: Sequence[int]) -> None:
+    """Writes a BERT's weights as 8-bit integers, with a scale for each row of a matrix.
 
     Args:
       folder: has `model.safetensors` and `config.json`, as transformers writes them.
       out: the file, .npz.
+      rows: those of the word table that are kept, in the order of their new ids.
     """
     import safetensors.numpy
 
@@ -30,8 +29,10 @@ def compress(folder: pathlib.Path, out: pathlib.Path) -> None:
     for name, array in safetensors.numpy.load_file(folder / "model.safetensors").items():
         if name.startswith("pooler") or name.endswith("position_ids"):
             continue
+        if name == WORDS:
+            array = array[np.asarray(rows)]
         if array.ndim == 2:
-            scale = np.abs(array).max(1, keepdims=True) / (31 if name == _WORDS else 63)
+            scale = np.abs(array).max(1, keepdims=True) / 127
             arrays[f"{name}:int8"] = np.round(array / np.maximum(scale, 1e-12)).astype(np.int8)
             array = scale
         arrays[name] = array.astype(np.float32)
@@ -52,52 +53,88 @@ def load(path: pathlib.Path, dtype: Any) -> tuple[dict[str, jax.Array], int]:
         )
 
 
-def states(
+class Block(NamedTuple):
+    """What one block of a layer, attention or MLP, does to the stream.
+
+    Attributes:
+      stream: [B, T, D], what the block sees.
+      logits: [B, N, T, T], the attention's, before the mask; None for an MLP.
+    """
+
+    stream: jax.Array
+    logits: jax.Array | None
+
+
+def layers(weights: Mapping[str, Any]) -> int:
+    """Returns the number of layers."""
+    return 1 + max(int(m[1]) for name in weights if (m := re.match(r"encoder\.layer\.(\d+)", name)))
+
+
+def wrapped(weights: Mapping[str, Any], ids: Any) -> jax.Array:
+    """Returns rows of ids behind the token that begins each of a BERT's rows, the table's last."""
+    return jnp.pad(jnp.asarray(ids), ((0, 0), (1, 0)), constant_values=len(weights[WORDS]) - 1)
+
+
+def embedded(weights: Mapping[str, jax.Array], ids: jax.Array) -> jax.Array:
+    """Returns the stream before the first layer, [B, T, D], of ids [B, T]."""
+    h = weights[WORDS][ids] + weights["embeddings.position_embeddings.weight"][: ids.shape[1]]
+    return norm(weights, "embeddings", h + weights["embeddings.token_type_embeddings.weight"][0])
+
+
+def blocks(
     weights: Mapping[str, jax.Array], heads: int, ids: jax.Array
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[list[Block], jax.Array]:
     """Runs the encoder.
 
     Args:
       weights: see `load`.
       heads: the number of heads.
-      ids: [B, T], 0 on padding; with the two special tokens.
+      ids: [B, T], 0 on padding; with the special tokens.
 
     Returns:
-      The outputs of all layers, [B, T, D] each, and the mean of the last over the tokens, of
-      length 1: the embedding of the text, [B, D].
+      All blocks, attention and MLP in turn, and the last layer's output, [B, T, D].
     """
-    mask = ids > 0
-    h = weights[_WORDS][ids] + weights["embeddings.position_embeddings.weight"][: ids.shape[1]]
-    h = _norm(weights, "embeddings", h + weights["embeddings.token_type_embeddings.weight"][0])
-    outputs = []
-    layers = 1 + max(
-        int(m[1]) for name in weights if (m := re.match(r"encoder\.layer\.(\d+)", name))
-    )
-    for i in range(layers):
-        name = f"encoder.layer.{i}"
-        q, k, v = (
-            _dense(weights, f"{name}.attention.self.{part}", h).reshape(*ids.shape, heads, -1)
-            for part in ("query", "key", "value")
-        )
-        bias = jnp.where(mask, 0.0, -1e9)[:, None, None]
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) / np.sqrt(q.shape[-1])
-        seen = jax.nn.softmax(logits + bias).astype(h.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", seen, v).reshape(h.shape)
-        out = f"{name}.attention.output"
-        h = _norm(weights, out, h + _dense(weights, f"{out}.dense", mixed))
+    h, found = embedded(weights, ids), []
+    for i in range(layers(weights)):
+        name, out = f"encoder.layer.{i}", f"encoder.layer.{i}.attention.output"
+        logits = attention_logits(weights, heads, i, h)
+        found.append(Block(h, logits))
+        seen = jax.nn.softmax(jnp.where((ids > 0)[:, None, None], logits, -1e9)).astype(h.dtype)
+        value = _dense(weights, f"{name}.attention.self.value", h)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", seen, value.reshape(*ids.shape, heads, -1))
+        h = norm(weights, out, h + _dense(weights, f"{out}.dense", mixed.reshape(h.shape)))
+        found.append(Block(h, None))
         inner = jax.nn.gelu(_dense(weights, f"{name}.intermediate.dense", h), approximate=False)
-        h = _norm(weights, f"{name}.output", h + _dense(weights, f"{name}.output.dense", inner))
-        outputs.append(h)
+        h = norm(weights, f"{name}.output", h + _dense(weights, f"{name}.output.dense", inner))
+    return found, h
+
+
+def attention_logits(
+    weights: Mapping[str, jax.Array], heads: int, layer: int, h: jax.Array
+) -> jax.Array:
+    """Returns a layer's attention logits, [B, N, T, T] in float32, of its input."""
+    q, k = (
+        _dense(weights, f"encoder.layer.{layer}.attention.self.{part}", h)
+        for part in ("query", "key")
+    )
+    q, k = (part.reshape(*h.shape[:2], heads, -1) for part in (q, k))
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    return logits / np.sqrt(q.shape[-1])
+
+
+def embedding(h: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the mean of a last layer's outputs over the tokens, of length 1, [B, D]."""
     weight = mask[..., None].astype(jnp.float32)
     mean = (h.astype(jnp.float32) * weight).sum(1) / weight.sum(1)
-    return outputs, mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 def _dense(weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
 
 
-def _norm(weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+def norm(weights: Mapping[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+    """Returns a layer norm of x, [..., D]; its parameters are those under a name."""
     x = x.astype(jnp.float32)
     x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-12)
     scale, bias = (weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))

@@ -1,88 +1,148 @@
 """The losses and steps of the English bases.
 
-A tree has `model`, the base, and `head`, two linear maps from the encoder's outputs to what the
-teacher gives; the head is thrown away in the end.
+A tree has `model`, the base, and `head`, a gain and a constant for each channel of each layer's
+output, which put it in the teacher's units; the head is thrown away in the end.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adalink_jax.models.parameters import init_base
-from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.models.t5 import EncoderLayer, T5Config, Transformer
 from adalink_jax.tools.english_base import corpus as corpora
+from adalink_jax.tools.english_base import packed, transplant
+from adalink_jax.tools.english_base import teacher as teachers
 from adalink_jax.training.losses import cross_entropy
 
-CONFIG = T5Config(
-    vocab_size=8192,
-    emb_dim=256,
-    num_heads=4,
-    num_encoder_layers=6,
-    num_decoder_layers=2,
-    head_dim=64,
-    mlp_dim=640,
-    mlp_activations=("gelu", "linear"),
-    logits_via_embedding=False,
-)
-_RELATION, _PIECE = 10.0, 2.0  # Weights of losses beside that of a token's state.
+_INNER = 0.2  # Weight of a layer's loss beside the last's.
 _Z_LOSS = 1e-4
 
 Tree = dict[str, Any]
+# The encoder and the table begin as the teacher's: large steps would spoil them first.
+_BEGUN, _BEGUN_RATE = ("encoder", "token_embedder"), 0.15
+
+
+def _begun_as_teacher(tree: Tree) -> Tree:
+    def of(path: tuple, leaf: Any) -> bool:
+        del leaf
+        return any(getattr(key, "key", None) in _BEGUN for key in path)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
 OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.scale_by_adam(b2=0.98),
     optax.add_decayed_weights(0.01, lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),
+    optax.masked(optax.scale(_BEGUN_RATE), _begun_as_teacher),
 )
 
 
-def initial(seed: int, corpus: corpora.Corpus) -> Tree:
-    """Returns random weights of base and head."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    draw = jax.nn.initializers.lecun_normal()
-    width = CONFIG.emb_dim
-    head = {
-        "tokens": draw(keys[1], (width, corpus.states.shape[1])),
-        "pieces": draw(keys[2], (width, corpus.embeddings.shape[1])),
-    }
-    return {"model": init_base(CONFIG, keys[0]), "head": head}
+class Teacher(NamedTuple):
+    """What a base learns from.
+
+    Attributes:
+      weights: the teacher's.
+      places: [layers, T, D], what a place adds to each layer's output; a T5 has no places.
+      means: [layers, D], of a layer's output.
+      scales: [layers, D], one over its standard deviation.
+    """
+
+    weights: Mapping[str, jax.Array]
+    places: jax.Array
+    means: jax.Array
+    scales: jax.Array
+
+
+def begun(
+    weights: Mapping[str, jax.Array], heads: int, rows: np.ndarray, seed: int
+) -> tuple[T5Config, Tree, Teacher]:
+    """Returns the architecture, base and head before the training, and what they learn from.
+
+    The encoder begins as the teacher; of the decoder, all is random but its first look at the
+    encoder.
+
+    Args:
+      weights: the teacher's, in float32.
+      heads: the number of its heads.
+      rows: [R, T], rows of text without padding.
+      seed: of the random weights.
+    """
+    config = transplant.config_of(weights, heads)
+    calibration = transplant.calibrate(weights, heads, rows)
+    embedding, encoder, views = transplant.encoder(weights, config, rows, calibration)
+    rng = np.random.default_rng(seed)
+    sentinels = embedding[-packed.EXTRA_IDS :]
+    # All begin as the teacher's mask; without noise no output could tell them apart.
+    sentinels += rng.normal(0, 0.3 * sentinels[0].std(), sentinels.shape)
+    model = init_base(config, jax.random.key(seed))
+    model = {**model, "encoder": encoder, "token_embedder": {"embedding": embedding}}
+    # The decoder begins by saying which words the encoder has seen.
+    last = views[str(config.num_encoder_layers - 1)]
+    value, out = transplant.reading(embedding, rows, last, calibration.streams[-1])
+    reader = model["decoder"]["layers_0"]["encoder_decoder_attention"]
+    reader["value"]["kernel"], reader["out"]["kernel"] = value, out
+    outputs = calibration.streams[2::2]
+    axes = (1, 2)
+    teacher = Teacher(
+        weights,
+        jnp.asarray(calibration.places[2::2]),
+        jnp.asarray(outputs.mean(axes)),
+        jnp.asarray(1 / (outputs.std(axes) + 1e-3)),
+    )
+    return config, jax.tree.map(jnp.asarray, {"model": model, "head": views}), teacher
 
 
 def denoising_loss(
-    tree: Tree, config: T5Config, corpus: corpora.Corpus, key: jax.Array, prefix: Any, count: int
+    tree: Tree,
+    config: T5Config,
+    teacher: Teacher,
+    tokens: jax.Array,
+    key: jax.Array,
+    prefix: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes how far the encoder is from the teacher, and how well the decoder fills in.
 
-    Half of the rows are whole. The other half have hidden tokens, which the decoder gives; there
+    A quarter of the rows are whole. The others have hidden tokens, which the decoder gives; there
     the encoder is to see what the teacher sees of the whole text.
 
     Args:
       tree: base and head.
       config: the base's, with the dtype of the arithmetic.
-      corpus: the text.
-      key: draws rows and what is hidden.
+      teacher: what it learns from.
+      tokens: [R, ROW], rows of text.
+      key: draws what is hidden.
       prefix: the share of rows with hidden tokens whose end is hidden, instead of spans.
-      count: R, number of rows.
 
     Returns:
-      The loss and its parts.
+      The loss and its parts: `words` a hidden token, `layers` and `states` the squared distance of
+      the inner layers and of the last one, in units of the teacher's deviation, where no token is
+      hidden.
     """
-    keys = jax.random.split(key, 3)
-    drawn = corpora.rows(corpus, keys[0], count)
-    half = count // 2
-    open_ended = jax.random.bernoulli(keys[2], prefix, (half,))
-    hidden = corpora.corrupt(drawn.tokens[half:], keys[1], open_ended, config.vocab_size)
-    inputs = jnp.concatenate([drawn.tokens[:half], hidden.inputs])
-    same = jnp.broadcast_to(jnp.arange(corpora.ROW), (half, corpora.ROW))
-    origin = jnp.concatenate([same, hidden.origin])
+    keys = jax.random.split(key)
+    whole = len(tokens) // 4
+    open_ended = jax.random.bernoulli(keys[1], prefix, (len(tokens) - whole,))
+    hidden = corpora.corrupt(tokens[whole:], keys[0], open_ended, config.vocab_size)
+    inputs = jnp.concatenate([tokens[:whole], hidden.inputs])
+    places = jnp.where(tokens[:whole] > 0, jnp.arange(corpora.ROW), corpora.ROW)
+    origin = jnp.concatenate([places, hidden.origin])
     model, params = Transformer(config), {"params": tree["model"]}
-    encoded = model.apply(params, inputs, enable_dropout=False, method="encode")
+    encoded, streams = model.apply(
+        params,
+        inputs,
+        enable_dropout=False,
+        method="encode",
+        capture_intermediates=lambda module, _: isinstance(module, EncoderLayer),
+    )
     logits = model.apply(
         params,
-        encoded[half:],
+        encoded[whole:],
         hidden.inputs,
         _shifted(hidden.targets),
         hidden.targets,
@@ -91,37 +151,33 @@ def denoising_loss(
     )
     weights = (hidden.targets > 0).astype(jnp.float32)
     loss, _ = cross_entropy(logits, hidden.targets, weights, z_loss=_Z_LOSS)
-    parts = {"words": jnp.asarray(loss) / weights.sum()}
-    whole = jnp.concatenate([jnp.ones(half, bool), ~open_ended])
-    parts |= _distances(tree["head"], corpus, drawn, origin, encoded, whole)
-    total = parts["words"] + parts["states"] + _PIECE * parts["pieces"]
-    return total + _RELATION * parts["relations"], parts
+    words = jnp.asarray(loss) / weights.sum()
+    found = [
+        streams["intermediates"]["encoder"][f"layers_{i}"]["__call__"][0]
+        for i in range(config.num_encoder_layers - 1)
+    ]
+    distances = _distances(tree["head"], config, teacher, tokens, origin, [*found, encoded])
+    parts = {"words": words, "layers": sum(distances[:-1]), "states": distances[-1]}
+    return words + _INNER * parts["layers"] + parts["states"], parts
 
 
-def _distances(head, corpus, drawn, origin, encoded, whole) -> dict[str, jax.Array]:
-    """Returns how far the encoder's outputs are from the teacher's states and embeddings."""
-    at = jnp.minimum(origin, corpora.ROW - 1)
-    side = jnp.where(origin < corpora.ROW, jnp.take_along_axis(drawn.side, at, 1), 2)
-    seen = (side < 2).astype(jnp.float32)
-    place = jnp.take_along_axis(drawn.place, at, 1)
-    target = (corpus.states[place].astype(jnp.float32) - corpus.mean) * corpus.scale
-    guess = encoded @ head["tokens"].astype(encoded.dtype)
-    error = jnp.square(guess.astype(jnp.float32) - target).mean(-1)
-    states = (error * seen).sum() / seen.sum()
-    sides = (side[..., None] == jnp.arange(2)).astype(encoded.dtype)
-    sums = jnp.einsum("rtd,rts->rsd", encoded, sides).astype(jnp.float32)
-    sizes = sides.astype(jnp.float32).sum(1)
-    pooled = sums / jnp.maximum(sizes, 1)[..., None] @ head["pieces"]
-    # Not `norm`, whose gradient at 0, of a side that is hidden, is not a number.
-    pooled = pooled * jax.lax.rsqrt(jnp.square(pooled).sum(-1, keepdims=True) + 1e-6)
-    embeddings = corpus.embeddings[drawn.pieces].astype(jnp.float32)
-    counted = (sizes > 0) & whole[:, None]
-    cosine = (pooled * embeddings).sum(-1)
-    pieces = ((1 - cosine) * counted).sum() / counted.sum()
-    half = len(whole) // 2
-    own, theirs = pooled[:half, 0], embeddings[:half, 0]
-    relations = jnp.square(own @ own.T - theirs @ theirs.T).mean()
-    return {"states": states, "pieces": pieces, "relations": relations}
+def _distances(head, config, teacher, tokens, origin, streams) -> list[jax.Array]:
+    """Returns the distance of each layer's output from the teacher's."""
+    ids = teachers.wrapped(teacher.weights, tokens)
+    blocks, last = teachers.blocks(teacher.weights, config.num_heads, ids)
+    outputs = [*(block.stream for block in blocks[2::2]), last]
+    seen = (origin < corpora.ROW).astype(jnp.float32)
+    at = jnp.minimum(origin, corpora.ROW - 1)[..., None]
+    distances = []
+    for i, (stream, output) in enumerate(zip(streams, outputs, strict=True)):
+        wanted = (output[:, 1:].astype(jnp.float32) - teacher.places[i] - teacher.means[i]) * (
+            teacher.scales[i]
+        )
+        wanted = jax.lax.stop_gradient(jnp.take_along_axis(wanted, at, 1))
+        view = transplant.viewed(stream.astype(jnp.float32), head[str(i)])
+        error = jnp.square((view - teacher.means[i]) * teacher.scales[i] - wanted).mean(-1)
+        distances.append((error * seen).sum() / seen.sum())
+    return distances
 
 
 def instruction_loss(

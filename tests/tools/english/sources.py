@@ -8,6 +8,8 @@ import numpy as np
 import safetensors.numpy
 
 WIDTH, LAYERS, MIDDLE = 8, 6, 16
+# In the text, so that the vocabulary tells them apart by their first tokens.
+_LABELS = "no yes maybe negative positive acceptable unacceptable zero one two three four five"
 _NAMES = "Mary Peter Anna Paul Rome Paris London Oslo".split()
 _THINGS = "dog cat horse house river road book letter garden table".split()
 _LOOKS = "good bad old new small large cold warm quiet happy".split()
@@ -114,16 +116,16 @@ def teacher(folder: pathlib.Path) -> pathlib.Path:
     tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordLevelTrainer(special_tokens=special)
-    tokenizer.train_from_iterator(paragraphs(50), trainer)
+    tokenizer.train_from_iterator([*paragraphs(50), _LABELS], trainer)
     ends = [("[CLS]", 2), ("[SEP]", 3)]
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=ends
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     rng = np.random.default_rng(0)
-    shapes = {"word_embeddings": tokenizer.get_vocab_size(), "position_embeddings": 80}
+    shapes = {"word_embeddings": tokenizer.get_vocab_size(), "position_embeddings": 100}
     shapes = {f"embeddings.{n}.weight": (size, WIDTH) for n, size in shapes.items()}
     shapes["embeddings.token_type_embeddings.weight"] = (2, WIDTH)
     norms = ["embeddings"]
@@ -139,6 +141,8 @@ def teacher(folder: pathlib.Path) -> pathlib.Path:
     for name in norms:
         shapes |= {f"{name}.LayerNorm.{part}": (WIDTH,) for part in ("weight", "bias")}
     weights = {n: rng.normal(0, 0.5, shape).astype(np.float32) for n, shape in shapes.items()}
+    for name in norms:  # Gains near 1, as of a network that was trained.
+        weights[f"{name}.LayerNorm.weight"] = 1 + 0.2 * weights[f"{name}.LayerNorm.weight"]
     safetensors.numpy.save_file(weights, folder / "model.safetensors")
     config = {"num_attention_heads": 2, "hidden_size": WIDTH, "num_hidden_layers": LAYERS}
     (folder / "config.json").write_text(json.dumps(config))
@@ -147,9 +151,7 @@ def teacher(folder: pathlib.Path) -> pathlib.Path:
 
 def flags(folder: pathlib.Path) -> list[str]:
     """Writes all sources; returns the flags of `adalink english-data` that name them."""
-    # The labels are in the text, so that the vocabulary tells them apart by their first tokens.
-    labels = ["no yes maybe negative positive acceptable unacceptable zero one two three four five"]
-    (folder / "text.txt").write_text("\n".join(paragraphs(60) + 20 * labels) + "\n")
+    (folder / "text.txt").write_text("\n".join(paragraphs(60) + 20 * [_LABELS]) + "\n")
     made = {
         "text": folder / "text.txt",
         "teacher": teacher(folder / "teacher"),

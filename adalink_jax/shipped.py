@@ -1,0 +1,46 @@
+"""The bases of the package adalink-jax-bases, by their names, and their vocabulary."""
+
+import importlib.util
+import os
+import pathlib
+from typing import Any
+
+from adalink_jax.errors import UserError
+
+NAMES = ("english", "english_raw")
+_PACKAGE = "adalink_jax_bases"
+VOCABULARY = "vocabulary.model"  # The file beside a base.
+
+
+def is_name(path: Any) -> bool:
+    """Returns whether a path is one of `NAMES`, and no file or folder has that name."""
+    return isinstance(path, str) and path in NAMES and not os.path.lexists(path)
+
+
+def folder(name: str) -> pathlib.Path:
+    """Returns the folder of a base.
+
+    Raises:
+      UserError: the package is not there.
+    """
+    found = importlib.util.find_spec(_PACKAGE)
+    roots = list(found.submodule_search_locations or ()) if found else []
+    # In a checkout the package lies beside this one, and need not be installed.
+    roots.append(str(pathlib.Path(__file__).resolve().parent.parent / _PACKAGE))
+    for root in roots:
+        if (place := pathlib.Path(root, name)).is_dir():
+            return place
+    raise UserError(
+        f"'{name}' is a base of the package adalink-jax-bases, which is not here: in a checkout of "
+        f"the project, pip install ./{_PACKAGE}"
+    )
+
+
+def vocabulary(path: str) -> str:
+    """Returns a vocabulary's path; one of `NAMES` stands for the file of that base.
+
+    Raises:
+      UserError: it is such a name, and the package is not there.
+    """
+    # Both bases have one vocabulary.
+    return str(folder(NAMES[0]) / VOCABULARY) if is_name(path) else path
