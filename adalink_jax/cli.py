@@ -182,6 +182,10 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
             # Each training compiles for itself, so that their times can be compared.
             {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         ),
+        "demo": Command(
+            "adapt a base that knows English to a task of GLUE, and ask it",
+            "adalink_jax.tools.sweep.demo",
+        ),
     },
 }
 # fmt: on

@@ -37,10 +37,10 @@ def folder(name: str) -> pathlib.Path:
 
 
 def vocabulary(path: str) -> str:
-    """Returns a vocabulary's path; one of `NAMES` stands for the file of that base.
+    """Returns a vocabulary's path. A base, by its name or folder, stands for the file beside it.
 
     Raises:
-      UserError: it is such a name, and the package is not there.
+      UserError: it is one of `NAMES`, and the package is not there.
     """
-    # Both bases have one vocabulary.
-    return str(folder(NAMES[0]) / VOCABULARY) if is_name(path) else path
+    beside = (folder(path) if is_name(path) else pathlib.Path(path)) / VOCABULARY
+    return str(beside) if beside.is_file() else path

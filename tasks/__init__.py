@@ -11,7 +11,7 @@ tasks of text also run in T5X without changes.
 from tasks.errors import DataError
 from tasks.examples import add_examples
 from tasks.flan import FLAN_TASKS
-from tasks.glue import GLUE_FILES, GLUE_TASKS, glue_file, glue_rows, glue_submission
+from tasks.glue import GLUE_FIELDS, GLUE_FILES, GLUE_TASKS, glue_file, glue_rows, glue_submission
 from tasks.images import CAPTION_TASKS, VQA_TASKS, add_image_task, references
 from tasks.mini_glue import MINI_GLUE_TASKS, write_glue_folder
 from tasks.mini_images import MINI_IMAGE_TASKS
@@ -42,6 +42,7 @@ __all__ = [
     "CAPTION_TASKS",
     "EVAL_SPLITS",
     "FLAN_TASKS",
+    "GLUE_FIELDS",
     "GLUE_FILES",
     "GLUE_TASKS",
     "LABELS",

@@ -54,6 +54,8 @@ _TABLE = (
 )  # fmt: skip
 
 GLUE_TASKS = tuple(f"glue_{row[0]}" for row in _TABLE)
+#: The text fields of each task, in the order of their names, as an input has them.
+GLUE_FIELDS = {f"glue_{row[0]}": tuple(sorted(row[2])) for row in _TABLE}
 #: The files that GLUE's server takes, in one zip.
 GLUE_FILES = (
     *("AX.tsv", "CoLA.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "MRPC.tsv", "QNLI.tsv", "QQP.tsv"),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from adalink_jax.config import gin_files
+from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs.options import recorded
@@ -78,7 +79,9 @@ def script_and_entry(name: str) -> tuple[str, str]:
 
 TRAINING = [name for name in EXPERIMENTS if script_and_entry(name)[1] == "train"]
 # Experiments of any method, which the user names beside them.
-SHARED = tuple(f"experiments/{name}.gin" for name in ("glue", "mini", "mini_images", "own_data"))
+SHARED = tuple(
+    f"experiments/{name}.gin" for name in ("english", "glue", "mini", "mini_images", "own_data")
+)
 
 
 def test_files_are_of_known_kinds():
@@ -129,6 +132,7 @@ def test_every_macro_of_an_experiment_is_read(name):
     files = [name, *included(name)]
     whole = "\n".join(map(text_of, files))
     macros = {key for file in files for key, _ in settings(file) if "." not in key}
+    macros -= set(ENVIRONMENT)  # These are read from the environment.
     assert macros <= set(re.findall(r"%(\w+)", whole))
     # And from the entry: whatever the library files offer reaches the call.
     more = ["methods/lora.gin"] if name in SHARED else []

@@ -107,7 +107,7 @@ def test_a_shipped_base_has_a_name_and_its_vocabulary(folder, monkeypatch, tmp_p
     assert load_base("english")[0] == CONFIG
     with flags.environment({"VOCABULARY": "english"}):
         assert os.environ["VOCABULARY"] == str(root / "english/vocabulary.model")
-    monkeypatch.setenv("VOCABULARY", "english_raw")
+    monkeypatch.setenv("VOCABULARY", str(root / "english"))
     with flags.environment({}):
         assert os.environ["VOCABULARY"] == str(root / "english/vocabulary.model")
     os.mkdir("english")  # A folder of the user's with that name.

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+import tasks
 from adalink_jax import cli
 from adalink_jax.tools.sweep import quickstart
 
@@ -84,11 +85,12 @@ def test_a_terminal_can_ask(done, monkeypatch, capsys):
 
 def test_what_a_sentence_gets_is_what_scoring_says(done):
     folder, _ = done
-    answer = quickstart.answers(folder / "adalink_16")
+    answer = quickstart.answers(
+        folder / "adalink_16", "mini", "mini_cola", tasks.MINI_VOCABULARY, quickstart._LENGTH
+    )
     for number, name in enumerate(("base", "adalink_16")):
-        for one in quickstart._predictions(folder / name)[:12]:
-            sentence = one["inputs"].removeprefix("cola sentence: ")
-            assert answer(sentence)[number] == one["prediction"]
+        for one in quickstart.predictions(folder / name, "mini_cola")[:12]:
+            assert answer(one["inputs"])[number] == one["prediction"]
 
 
 def test_a_training_that_fails_ends_it_with_its_line(tmp_path, short, capsys):

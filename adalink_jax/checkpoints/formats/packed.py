@@ -102,7 +102,11 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
     base = open_arrays(arrays, str(folder), configured, config.mlp_activations)
     for name, (said, found) in architecture.differing_fields(config, base.config).items():
         raise UserError(f"{folder}: {name} is {said} in {RECORD}, and {found} by the arrays")
-    return base
+
+    def verify() -> None:
+        content()
+
+    return dataclasses.replace(base, verify=verify)
 
 
 def write(

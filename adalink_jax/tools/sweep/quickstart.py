@@ -17,7 +17,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adalink_jax import files
 from adalink_jax.tools.report.command import report
@@ -118,8 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = pathlib.Path(arguments.out)
     print("Loading …", flush=True)
     _make(arguments, _BASE)
-    before = _predictions(out / _BASE.folder)
-    shown = next(i for i, one in enumerate(before) if not _is_right(one))
+    before = predictions(out / _BASE.folder, TASK)
+    shown = next(i for i, one in enumerate(before) if not is_right(one))
     print(_BEFORE.format(**before[shown], count=len(before), score=_score(out / _BASE.folder)))
     print("2. Examples in front of the input, as one asks a large model:\n", flush=True)
     for row in _CONTEXT:
@@ -127,12 +127,12 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n3. AdaLink, trained on as few examples. The base stays frozen:\n", flush=True)
     for row in _ADALINK:
         _make(arguments, row)
-    after = _predictions(out / _ADALINK[-1].folder)
-    wrong = [i for i, one in enumerate(before) if not _is_right(one)]
+    after = predictions(out / _ADALINK[-1].folder, TASK)
+    wrong = [i for i, one in enumerate(before) if not is_right(one)]
     counts = {
         "wrong": len(wrong),
-        "mended": sum(_is_right(after[i]) for i in wrong),
-        "right": sum(map(_is_right, after)),
+        "mended": sum(is_right(after[i]) for i in wrong),
+        "right": sum(map(is_right, after)),
         "count": len(after),
     }
     print(_AFTER.format(**after[shown], **counts))
@@ -198,12 +198,14 @@ def _trained(folder: pathlib.Path) -> int:
     return sum(functools.reduce(int.__mul__, one["shape"], 1) for one in tensors.values())
 
 
-def _predictions(folder: pathlib.Path) -> list[dict]:
-    text = (folder / f"predictions/{TASK}-validation.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+def predictions(folder: pathlib.Path, task: str) -> list[dict]:
+    """Returns what a run predicted for a task: `inputs`, `target` and `prediction` of each row."""
+    path = min((folder / "predictions").glob(f"{task}-*.jsonl"))
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _is_right(prediction: dict) -> bool:
+def is_right(prediction: dict) -> bool:
+    """Returns whether a prediction is the target."""
     return prediction["prediction"] == prediction["target"]
 
 
@@ -216,7 +218,7 @@ def _converse(run: pathlib.Path, words: Sequence[str]) -> None:
     """
     import tasks
 
-    answer = answers(run)
+    answer = answers(run, "mini", TASK, tasks.MINI_VOCABULARY, _LENGTH)
     print(_YOURS.format(words=textwrap.fill(" ".join(words), 94, subsequent_indent="   ")))
     while True:
         try:
@@ -226,7 +228,8 @@ def _converse(run: pathlib.Path, words: Sequence[str]) -> None:
         said = re.findall(r"[a-z]+|[^\sa-z]", typed.lower())
         if not said:
             return
-        base, adapted = answer(" ".join(said if said[-1] in ".?" else [*said, "."]))
+        sentence = " ".join(said if said[-1] in ".?" else [*said, "."])
+        base, adapted = answer(f"cola sentence: {sentence}")
         print(f"     the base says {base}; with AdaLink {adapted}")
         vocabulary = tasks.MINI_VOCABULARY
         unknown = [word for word in said if vocabulary.encode(word) == [vocabulary.unk_id]]
@@ -234,11 +237,17 @@ def _converse(run: pathlib.Path, words: Sequence[str]) -> None:
             print(f"     (it does not know: {', '.join(dict.fromkeys(unknown))})")
 
 
-def answers(run: pathlib.Path) -> Callable[[str], tuple[str, str]]:
-    """Returns a function from a sentence to the labels that base and adapter give it.
+def answers(
+    run: pathlib.Path, base: str, task: str, vocabulary: Any, length: int
+) -> Callable[[str], tuple[str, str]]:
+    """Returns a function from an input to the labels that base and adapter give it.
 
     Args:
       run: the folder of the adapter's run.
+      base: the base's path.
+      task: the task that has the labels.
+      vocabulary: the base's.
+      length: tokens of an input at most.
     """
     import jax
     import numpy as np
@@ -248,9 +257,9 @@ def answers(run: pathlib.Path) -> Callable[[str], tuple[str, str]]:
     from adalink_jax.models import decoding
     from adalink_jax.models.t5 import Transformer
 
-    adaptation = load_adaptation(str(run), "mini")
-    encode, labels = tasks.MINI_VOCABULARY.encode, tasks.LABELS[TASK]
-    options = np.array([[*encode(label), 1] for label in labels], np.int32)
+    adaptation = load_adaptation(str(run), base)
+    labels = tasks.LABELS[task]
+    options = decoding.encoded_options(labels, vocabulary)
     programs = [
         (jax.jit(functools.partial(decoding.score_options, model)), params)
         for model, params in (
@@ -259,9 +268,9 @@ def answers(run: pathlib.Path) -> Callable[[str], tuple[str, str]]:
         )
     ]
 
-    def answer(sentence: str) -> tuple[str, str]:
-        tokens = [*encode(f"cola sentence: {sentence}")[: _LENGTH - 1], 1]
-        inputs = np.array([tokens + [0] * (_LENGTH - len(tokens))], np.int32)
+    def answer(text: str) -> tuple[str, str]:
+        tokens = [*vocabulary.encode(text)[: length - 1], 1]
+        inputs = np.array([tokens + [0] * (length - len(tokens))], np.int32)
         base, adapted = (
             labels[int(score(params, inputs, options)[0].argmax())] for score, params in programs
         )

@@ -1,0 +1,145 @@
+"""Adapts a base that knows English to a task of GLUE, and answers sentences of yours.
+
+adalink demo glue_sst2 --gin.GLUE_DIR=FOLDER
+
+It scores the frozen base on the dev set, trains AdaLink beside it, scores that, and then takes what
+you type. Other flags go to the training. A second run shows the results at once.
+"""
+
+import argparse
+import functools
+import pathlib
+import sys
+import textwrap
+
+from adalink_jax import files
+from adalink_jax.errors import UserError, nearest
+from adalink_jax.tools.sweep import pool, trainings
+from adalink_jax.tools.sweep.quickstart import answers, is_right, predictions
+
+_LENGTH = 96  # Tokens of an input.
+_RATE = 0.01
+_BEFORE = """
+1. The base as it is: {score:.1f} on the {count} sentences of the dev set. One that it gets wrong:
+
+{inputs}
+
+     right is   {target}
+     it says    {prediction}
+
+2. AdaLink of rank {rank}, {steps} steps. The base stays frozen:
+"""
+_AFTER = """
+   {score:.1f} on the dev set. Of the {wrong} that the base got wrong, {mended} are right now,
+   and {right} of {count} in all. The adapter has {trained:,} parameters: {out}/adalink/adapter
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the task, the folder, the rank and the number of steps."""
+    parser.add_argument("task", metavar="TASK", help="a task of GLUE, such as glue_sst2")
+    about = "the folder of both runs (default: runs/demo_TASK)"
+    parser.add_argument("out", metavar="OUT", nargs="?", help=about)
+    about = "a name, or a folder with its vocabulary (default: english)"
+    parser.add_argument("--base", default="english", help=about)
+    parser.add_argument("--rank", type=int, default=64, help="AdaLink's rank (default: 64)")
+    parser.add_argument("--steps", type=int, default=200, help="of the training (default: 200)")
+    parser.set_defaults(flags=[])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scores the base, trains and scores AdaLink; then answers what is typed.
+
+    Raises:
+      UserError: the task is none of GLUE's.
+    """
+    import tasks
+
+    task = arguments.task
+    if task not in tasks.GLUE_TASKS:
+        raise UserError(
+            f"TASK={task}: no task of GLUE{nearest(task, tasks.GLUE_TASKS)}; there are "
+            f"{', '.join(tasks.GLUE_TASKS)}"
+        )
+    out = pathlib.Path(arguments.out or f"runs/demo_{task}")
+    base = {
+        "INITIAL_CHECKPOINT_PATH": arguments.base,
+        "MIXTURE_OR_TASK_NAME": task,
+        "VOCABULARY": arguments.base,
+    }
+    lengths = {"inputs": _LENGTH, "targets": 8}
+    _, scoring = trainings.frozen_base(str(out / "base"), arguments.base, task, lengths, 0)
+    if not (out / "base/results.json").exists():
+        print("Scoring the base …", flush=True)
+        given = [*scoring, f"--gin.VOCABULARY='{arguments.base}'", *arguments.flags]
+        _done(*pool.captured("eval", "adalink_jax.runs.evaluate", given))
+    before = predictions(out / "base", task)
+    shown = next((i for i, one in enumerate(before) if not is_right(one)), 0)
+    first = {**before[shown], "inputs": _wrapped(before[shown]["inputs"])}
+    numbers = {"count": len(before), "rank": arguments.rank, "steps": arguments.steps}
+    print(_BEFORE.format(**first, **numbers, score=_score(out / "base", task)), flush=True)
+    flags = trainings.training(
+        trainings.experiment("english", "adalink"),
+        MODEL_DIR=str(out / "adalink"),
+        TASK_FEATURE_LENGTHS=lengths,
+        TRAIN_STEPS=arguments.steps,
+        EVAL_PERIOD=arguments.steps,
+        LEARNING_RATE=_RATE,
+        RANK=arguments.rank,
+        **base,
+    )
+    pool.call("train", *flags, *arguments.flags)
+    after = predictions(out / "adalink", task)
+    wrong = [i for i, one in enumerate(before) if not is_right(one)]
+    counts = {
+        "wrong": len(wrong),
+        "mended": sum(is_right(after[i]) for i in wrong),
+        "right": sum(map(is_right, after)),
+        "count": len(after),
+        "trained": _trained(out / "adalink"),
+    }
+    print(_AFTER.format(**counts, score=_score(out / "adalink", task), out=out))
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _converse(out / "adalink", arguments.base, task)
+    return 0
+
+
+def _done(code: int, said: str) -> None:
+    if code:
+        print(said.rstrip(), file=sys.stderr, flush=True)
+        raise SystemExit(code)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 94, initial_indent="     ", subsequent_indent="     ")
+
+
+def _score(folder: pathlib.Path, task: str) -> float:
+    return files.read_json(folder / "results.json")["tasks"][task]["score"]
+
+
+def _trained(folder: pathlib.Path) -> int:
+    tensors = files.read_json(folder / "adapter/adapter.json")["tensors"]
+    return sum(functools.reduce(int.__mul__, one["shape"], 1) for one in tensors.values())
+
+
+def _converse(run: pathlib.Path, base: str, task: str) -> None:
+    """Asks for the fields of an input and prints what base and adapter say, until an empty one."""
+    import tasks
+    from adalink_jax.adapters.texts import opened_vocabulary
+
+    fields = tasks.GLUE_FIELDS[task]
+    answer = answers(run, base, task, opened_vocabulary(base), _LENGTH)
+    print(f"3. A {' and a '.join(fields)} of your own. Enter alone ends.")
+    while True:
+        text = task.removeprefix("glue_")
+        for field in fields:
+            try:
+                typed = " ".join(input(f"\n   {field}> ").split())
+            except EOFError:
+                return
+            if not typed:
+                return
+            text += f" {field}: {typed}"
+        said, adapted = answer(text)
+        print(f"     the base says {said}; with AdaLink {adapted}")
