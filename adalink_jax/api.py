@@ -18,6 +18,7 @@ from adalink_jax.adapters.load import adapter_folder, check_adapter
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
 from adalink_jax.config import gin_files
 from adalink_jax.data import own
+from adalink_jax.data.batches import checked_lengths
 from adalink_jax.data.corpus import load_tasks
 from adalink_jax.data.examples import check_division, divided, held_out, longest, pairs
 from adalink_jax.data.images import Encoder
@@ -29,7 +30,8 @@ from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import metrics
 from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Batches, Evaluation, Images, Lengths, MethodSetting
-from adalink_jax.runs.setup import check_groups, vocabulary_of
+from adalink_jax.runs.setup import check_groups
+from adalink_jax.runs.vocabularies import opened, vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
@@ -411,6 +413,8 @@ def _chosen(labels: Any) -> tuple[Any, ...]:
 def _checked(text: Any, number: int) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"text {number} is {text!r:.80}; expected a non-empty string")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"text {number} holds half of a character (a lone surrogate)")
     return text
 
 
@@ -455,7 +459,7 @@ def _task(
     encoder = _vocabulary(base, vocabulary)
     task = add_examples({"train": rows, "validation": scored}, labels, encoder, images=images)
     kind = f"labels {', '.join(labels)}" if labels else "targets are any texts"
-    lengths = lengths or longest(encoder, [*rows, *scored])
+    lengths = checked_lengths(lengths) if lengths else longest(encoder, [*rows, *scored])
     print(
         f"{_name_of(base)}: {kind}; {len(rows)} examples to train on and {len(scored)} to score, "
         f"up to {lengths['inputs']} and {lengths['targets']} tokens",
@@ -468,21 +472,9 @@ def _task(
 
 
 def _vocabulary(base: Base, vocabulary: Any) -> Any:
-    import seqio
-
-    from tasks.vocabulary import say_added_tokens
-
     if vocabulary is None:
         return vocabulary_of(base)
-    if isinstance(vocabulary, str | pathlib.Path):
-        if not pathlib.Path(vocabulary).is_file():
-            raise UserError(
-                f"vocabulary {vocabulary}: no such file; expected a SentencePiece model"
-            )
-        opened = seqio.SentencePieceVocabulary(str(vocabulary), extra_ids=100)
-        say_added_tokens(str(vocabulary), opened.tokenizer)
-        return opened
-    return vocabulary
+    return opened(vocabulary) if isinstance(vocabulary, str | pathlib.Path) else vocabulary
 
 
 def _name_of(base: Base) -> str:

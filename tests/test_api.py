@@ -123,6 +123,10 @@ def test_what_does_not_belong_together_is_refused(trained):
     for texts in ({"text": ["a film"]}, types.SimpleNamespace(columns=["text"]), b"a film", None):
         with pytest.raises(UserError, match="expected a list of texts"):
             al.predict("mini", None, texts, ["good", "bad"])
+    with pytest.raises(UserError, match="text 1 holds half of a character"):
+        al.predict("mini", None, ["a film", "a \ud83d"], ["good", "bad"])
+    with pytest.raises(UserError, match=r"lengths \(TASK_FEATURE_LENGTHS\) must be like"):
+        al.finetune("mini", al.AdaLink(rank=1), FILMS, validation=FILMS, lengths={"inputs": 8})
     for labels in ("ab", {"good", "bad"}, [1, 2], ["good", ""]):
         with pytest.raises(UserError, match="^labels is"):
             al.predict("mini", None, ["a fine film"], labels)

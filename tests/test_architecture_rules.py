@@ -63,9 +63,9 @@ OUTSIDERS = {
     "tensorflow": ("adalink_jax.data", "adalink_jax.evaluation", "adalink_jax.t5x", "tasks"),
     "tensorflow_datasets": ("adalink_jax.data", "adalink_jax.t5x", "tasks"),
     "seqio": (
-        "adalink_jax.api",
         "adalink_jax.data",
         "adalink_jax.evaluation",
+        "adalink_jax.runs.vocabularies",
         "adalink_jax.t5x",
         "tasks",
     ),

@@ -424,8 +424,8 @@ def checked_lengths(lengths: Mapping[str, int]) -> dict[str, int]:
         isinstance(n, int) and n >= 1 for n in lengths.values()
     ):
         raise UserError(
-            f"TASK_FEATURE_LENGTHS must be like {{'inputs': 512, 'targets': 16}}, whole numbers "
-            f"of tokens; it is {dict(lengths)}"
+            "lengths (TASK_FEATURE_LENGTHS) must be like {'inputs': 512, 'targets': 16}, whole "
+            f"numbers of tokens; it is {dict(lengths)}"
         )
     return {feature: lengths[feature] for feature in FEATURES}
 

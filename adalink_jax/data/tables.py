@@ -332,11 +332,17 @@ def _parquet(path: pathlib.Path) -> Rows:
     from pyarrow import parquet
 
     try:
+        _check_columns(parquet.read_schema(path).names, path.name)
         table = parquet.read_table(path)
         table.validate(full=True)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path.name}: not a Parquet file, or damaged") from error
     return _arrow(table, path.name, "Parquet", _features(table))
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise UserError(f"{where}: '{twice[0]}' is the name of two columns")
 
 
 def _features(table: Any) -> Mapping[str, Any]:
@@ -393,6 +399,7 @@ def _record(path: pathlib.Path) -> Mapping[str, Any]:
 def _arrow(table: Any, name: str, form: str, features: Mapping[str, Any]) -> Rows:
     if not table.num_rows:
         raise UserError(f"{name}: no rows")
+    _check_columns(table.column_names, name)
     columns = {column: _Lazy(table.column(column)) for column in table.column_names}
     classes = {
         column: tuple(feature["names"])

@@ -5,7 +5,6 @@ import dataclasses
 import importlib.util
 import itertools
 import math
-import pathlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from adalink_jax.checkpoints import (
     open_base,
 )
 from adalink_jax.checkpoints.architecture import describe_architecture
-from adalink_jax.checkpoints.bases import EMBEDDED_FOLDER, is_embedded
 from adalink_jax.checkpoints.fingerprint import check_finite
 from adalink_jax.data import corpus, own
 from adalink_jax.distributed import hosts, sharding
@@ -39,6 +37,7 @@ from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import memory
 from adalink_jax.runs.folder import RunFolder, code
 from adalink_jax.runs.options import GROUPS, Data, Evaluation, recorded
+from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.training import state as states
 
 if TYPE_CHECKING:
@@ -266,27 +265,6 @@ def _recorded_table(record: Mapping[str, Any] | None) -> Mapping[str, Any] | Non
     return (
         source if isinstance(known, Mapping) and isinstance(known.get("sha256"), Mapping) else None
     )
-
-
-def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
-    """Returns the vocabulary of a base: an embedded one's own, else that of the user's file.
-
-    Args:
-      base: the base's path, or the base.
-      trained: what an adapter of the base records of its data, with the vocabulary.
-    """
-    from adalink_jax.data.corpus import load_tasks
-
-    load_tasks()
-    import tasks
-
-    path = pathlib.Path(base) if isinstance(base, str) else None
-    if path and (path.resolve().parent == EMBEDDED_FOLDER or is_embedded(base)):
-        of_images = path.name.startswith("mini_images")
-        return tasks.MINI_IMAGE_VOCABULARY if of_images else tasks.MINI_VOCABULARY
-    recorded = (trained or {}).get("vocabulary")
-    worlds = (tasks.MINI_VOCABULARY, tasks.MINI_IMAGE_VOCABULARY)
-    return next((one for one in worlds if one.identity == recorded), tasks.UserVocabulary())
 
 
 def checked_mesh(

@@ -274,7 +274,7 @@ def test_mistakes_are_one_line(train, tmp_path):
         (lambda: train("bytes_equl"), "unknown mixture or task 'bytes_equl'; did you mean"),
         (lambda: train("bytes_equal", batch_size=0), "BATCH_SIZE is 0"),
         (lambda: train("bytes_equal", seed=-1), "SEED must be"),
-        (lambda: train("bytes_equal", lengths={"inputs": 8}), "TASK_FEATURE_LENGTHS must be"),
+        (lambda: train("bytes_equal", lengths={"inputs": 8}), "TASK_FEATURE_LENGTHS\\) must be"),
         (lambda: train("bytes_equal", lengths={"inputs": 0, "targets": 8}), "whole numbers"),
         (lambda: train("bytes_rare"), "'bytes_small' has rate 1e-09 of 1"),
         (

@@ -287,3 +287,13 @@ def test_a_key_twice_in_an_object_is_refused_as_a_column_twice(tmp_path):
 def test_a_number_is_not_what_only_python_takes_for_one():
     found = [tables.number(text) for text in ("1_37", "1e3", " 7 ", "nan")]
     assert found == [None, 1000.0, 7.0, None]
+
+
+def test_two_columns_of_one_name_are_refused_in_parquet_too(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = [pyarrow.array(["a", "b"]), pyarrow.array(["c", "d"])]
+    parquet.write_table(pyarrow.table(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet: 'text' is the name of two columns"):
+        tables.read(str(tmp_path / "a.parquet"))

@@ -28,12 +28,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def base(mini_base, tmp_path_factory):
     """A tiny base, in a folder that stands for that of the embedded bases."""
-    from adalink_jax.runs import setup
+    from adalink_jax.runs import vocabularies
 
     folder = tmp_path_factory.mktemp("bases")
     shutil.copytree(mini_base, folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "EMBEDDED_FOLDER", folder)
+        patch.setattr(vocabularies, "EMBEDDED_FOLDER", folder)
         yield folder / "tiny"
 
 

@@ -137,7 +137,7 @@ def checked_request(
 def _json(text: str) -> Any:
     """Returns a JSON value that can be written again as JSON, as an answer repeats some of it."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)  # No NaN, Infinity, 1e999.
     except (ValueError, RecursionError) as error:
         raise UserError(f"no JSON: {str(error) or type(error).__name__}") from error
@@ -149,6 +149,13 @@ def _json(text: str) -> Any:
         half = written[error.start]
         raise UserError(f"half of a character, {half!r}, which no text can hold") from error
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"'{twice[0]}' stands in one object twice")
+    return dict(pairs)
 
 
 def _is_deeper(value: Any, most: int) -> bool:

@@ -237,6 +237,7 @@ STREAM = [
     ('{"text": 3}', "'text' is missing or no string"),
     ('{"text": "   "}', "the text is empty"),
     ('{"txt": "a"}', "'txt'"),
+    ('{"text": "a", "text": "b"}', "'text' stands in one object twice"),
     ('{"text": "half \\ud83d"}', r"half of a character, '\ud83d'"),
     ('{"text": "a", "id": ["\\ud83d"]}', "half of a character"),
     ('{"text": "a", "labels": ["\\udc00", "b"]}', "half of a character"),
