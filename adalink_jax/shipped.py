@@ -36,11 +36,16 @@ def folder(name: str) -> pathlib.Path:
     )
 
 
-def vocabulary(path: str) -> str:
-    """Returns a vocabulary's path. A base, by its name or folder, stands for the file beside it.
+def beside(base: str) -> str | None:
+    """Returns the vocabulary's file that comes with a base, by its name or folder; else None.
 
     Raises:
       UserError: it is one of `NAMES`, and the package is not there.
     """
-    beside = (folder(path) if is_name(path) else pathlib.Path(path)) / VOCABULARY
-    return str(beside) if beside.is_file() else path
+    path = (folder(base) if is_name(base) else pathlib.Path(base)) / VOCABULARY
+    return str(path) if path.is_file() else None
+
+
+def vocabulary(path: str) -> str:
+    """Returns a vocabulary's path; a base's name or folder stands for the file beside it."""
+    return beside(path) or path

@@ -34,7 +34,7 @@ from tasks.registry import (
 )
 from tasks.robustness import ADV_GLUE_TASKS, ANLI_TASKS
 from tasks.super_glue import SUPER_GLUE_TASKS
-from tasks.vocabulary import UserVocabulary
+from tasks.vocabulary import FileVocabulary, UserVocabulary
 
 __all__ = [
     "ADV_GLUE_TASKS",
@@ -57,6 +57,7 @@ __all__ = [
     "UNLABELED",
     "VQA_TASKS",
     "DataError",
+    "FileVocabulary",
     "UserVocabulary",
     "add_classification",
     "add_examples",

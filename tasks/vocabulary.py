@@ -130,7 +130,7 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
         super().__init__(sentencepiece_model_file="", extra_ids=extra_ids)
 
     def _open(self) -> _Model:
-        shown = os.environ.get(VARIABLE, "")
+        shown = self.sentencepiece_model_file
         if not shown:
             raise DataError(
                 f"no vocabulary: set {VARIABLE} to T5's SentencePiece file "
@@ -177,3 +177,27 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
 
     def __str__(self) -> str:
         return f"UserVocabulary({VARIABLE}={self.sentencepiece_model_file})"
+
+
+class FileVocabulary(UserVocabulary):
+    """A SentencePiece model at a path of its own; no environment variable changes it.
+
+    Args:
+      path: its file.
+      extra_ids: as in `UserVocabulary`.
+
+    Raises:
+      DataError: at first use, as in `UserVocabulary`.
+    """
+
+    def __init__(self, path: str, extra_ids: int = EXTRA_IDS):
+        super().__init__(extra_ids)
+        self._path = path
+
+    @property
+    def sentencepiece_model_file(self) -> str:
+        """The path."""
+        return self._path
+
+    def __str__(self) -> str:
+        return f"FileVocabulary({self._path})"

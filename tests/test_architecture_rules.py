@@ -65,7 +65,6 @@ OUTSIDERS = {
     "seqio": (
         "adalink_jax.data",
         "adalink_jax.evaluation",
-        "adalink_jax.runs.vocabularies",
         "adalink_jax.t5x",
         "tasks",
     ),

@@ -312,8 +312,9 @@ def _loaded(where: str, text: str) -> Any:
 
 def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{where}: '{twice[0]}' stands in one object twice")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where}: '{twice}' stands in one object twice")
     return dict(pairs)
 
 

@@ -1,4 +1,4 @@
-"""Which vocabulary a base has: the embedded worlds', the file beside it, or the user's."""
+"""Which vocabulary a base has: an embedded world's, the user's, or the file beside the base."""
 
 import os
 import pathlib
@@ -11,7 +11,10 @@ from adalink_jax.errors import UserError
 
 
 def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
-    """Returns the vocabulary of a base: its own where one comes with it, else the user's file.
+    """Returns the vocabulary of a base.
+
+    That is the embedded world's; else the file that the environment variable VOCABULARY names;
+    else the one beside the base, as in adalink-jax-bases.
 
     Args:
       base: the base's path, or the base.
@@ -27,7 +30,7 @@ def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
         of_images = path.name.startswith("mini_images")
         return tasks.MINI_IMAGE_VOCABULARY if of_images else tasks.MINI_VOCABULARY
     if isinstance(base, str) and not os.environ.get("VOCABULARY"):
-        if (beside := shipped.vocabulary(base)) != base:
+        if beside := shipped.beside(base):
             return opened(beside)
     recorded = (trained or {}).get("vocabulary")
     worlds = (tasks.MINI_VOCABULARY, tasks.MINI_IMAGE_VOCABULARY)
@@ -41,15 +44,16 @@ def opened(path: str | os.PathLike[str]) -> Any:
       path: its file, or a base that has one beside it.
 
     Raises:
-      UserError: there is no such file.
+      UserError: there is no such file, or it is no vocabulary of T5's kind.
     """
-    import seqio
-
-    from tasks.vocabulary import EXTRA_IDS, say_added_tokens
+    import tasks
 
     path = shipped.vocabulary(os.fspath(path))
     if not os.path.isfile(path):
         raise UserError(f"vocabulary {path}: no such file; expected a SentencePiece model")
-    found = seqio.SentencePieceVocabulary(path, extra_ids=EXTRA_IDS)
-    say_added_tokens(path, found.tokenizer)
+    found = tasks.FileVocabulary(path)
+    try:
+        found.load_model()
+    except tasks.DataError as error:
+        raise UserError(str(error).replace("VOCABULARY=", "vocabulary ")) from error
     return found

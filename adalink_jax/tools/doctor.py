@@ -215,7 +215,7 @@ def data() -> Iterator[Finding]:
     try:
         yield Finding("ok", f"the base english in {shipped.folder('english')}")
     except UserError as error:
-        yield Finding("--", f"the base english is not here: {error}")
+        yield Finding("--", str(error))
     folder = os.environ.get("GLUE_DIR")
     if not folder:
         yield Finding("--", "GLUE_DIR is not set: GLUE comes from TensorFlow Datasets")

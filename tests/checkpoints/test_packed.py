@@ -88,6 +88,12 @@ def test_damage_is_one_line(folder):
     ):
         (folder / "packed.json").write_text(json.dumps({**fields, name: value}))
         refused(said)
+    shapes = {**fields["tensors"], "token_embedder/embedding": [2048, 32]}
+    wider = {**fields["architecture"], "vocab_size": 2048}
+    (folder / "packed.json").write_text(
+        json.dumps({**fields, "tensors": shapes, "architecture": wider})
+    )
+    refused("bytes of arrays, but packed.json lists")
     (folder / "packed.json").write_text(record[:-9])
     refused("damaged")
 

@@ -54,7 +54,7 @@ def test_a_base_is_adapted_and_asked(base, tmp_path, monkeypatch, capfd):
     command += [f"--gin.GLUE_DIR={glue}"]
     assert cli.main(command) == 0
     shown = capfd.readouterr().out
-    assert re.search(r"1\. The base as it is: \d+\.\d on the [0-9]+ sentences", shown)
+    assert re.search(r"1\. The base as it is scores \d+\.\d on the dev set", shown)
     assert "The adapter has 64 parameters" in shown and "of your own" not in shown
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)

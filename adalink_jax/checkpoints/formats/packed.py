@@ -93,9 +93,16 @@ def open_base(folder: Folder, configured: T5Config | None = None) -> StoredBase:
         stream = b"".join(folder.read(f"packed.{i}") for i in parts)
         if hashlib.sha256(stream).hexdigest() != sha256:
             raise UserError(f"{folder}: truncated or altered: {RECORD} has another SHA-256")
-        return lzma.decompress(stream)
+        try:
+            found = lzma.decompress(stream)
+        except lzma.LZMAError as error:
+            raise UserError(f"{folder}: {error}") from error
+        if len(found) != start:
+            raise UserError(f"{folder}: {len(found)} bytes of arrays, but {RECORD} lists {start}")
+        return found
 
-    arrays, start = {}, 0
+    arrays: dict[str, _Packed] = {}
+    start = 0
     for name, shape in shapes.items():
         arrays[name] = _Packed(content, start, shape)
         start = arrays[name].stop

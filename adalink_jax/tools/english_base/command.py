@@ -117,9 +117,13 @@ class _Trainer:
     def _begin(self, dtype: Any) -> None:
         """Makes the base and the teacher; the arithmetic of both is in `dtype`."""
         weights, heads = teachers.load(self._data / "teacher.npz", jnp.float32)
-        whole = self._corpus.rows[(self._corpus.rows > 0).all(1)]
+        # Windows at any place, not rows: these end with the end of a piece.
+        tokens = self._corpus.rows[self._corpus.rows > 0].astype(np.int32)
+        if len(tokens) < 2 * corpora.ROW:
+            raise UserError(f"{self._data} has {len(tokens)} tokens of text, too few to train on")
         rng = np.random.default_rng(self._arguments.seed)
-        rows = whole[rng.integers(0, len(whole), _CALIBRATED)].astype(np.int32)
+        begins = rng.integers(0, len(tokens) - corpora.ROW, _CALIBRATED)
+        rows = tokens[begins[:, None] + np.arange(corpora.ROW)]
         self._architecture, self._tree, teacher = training.begun(
             weights, heads, rows, self._arguments.seed
         )
@@ -227,9 +231,10 @@ class _Trainer:
         found = []
         for start in range(0, len(order), _EMBEDDED):
             some = pieces[order[start : start + _EMBEDDED]]
-            width = -(-int((some > 0).sum(1).max()) // 16) * 16
-            some = np.pad(some, ((0, _EMBEDDED - len(some)), (0, 1)))[:, :width]
-            some[some[:, 0] == 0, 0] = EOS  # A row without a token has no mean.
+            some = np.pad(some, ((0, _EMBEDDED - len(some)), (0, 2)))
+            lengths = (some > 0).sum(1)
+            some[np.arange(_EMBEDDED), lengths] = EOS
+            some = some[:, : -(-(int(lengths.max()) + 1) // 16) * 16]
             found.append(np.asarray(embedded(some), np.float32))
         back = np.argsort(np.argsort((pieces[numbers] > 0).sum(1), kind="stable"))
         return np.concatenate(found)[: len(order)][back]
@@ -249,8 +254,9 @@ class _Trainer:
             (partial / shipped.VOCABULARY).write_bytes(vocabulary)
 
     def finish(self) -> None:
-        """Scores the tuned base, and fine-tunes both on GLUE while there is time."""
-        self.log(event="scores", base="tuned", **self._scorer.unchanged(self._tree["model"]))
+        """Scores the tuned base as it was written, and fine-tunes both while there is time."""
+        _, params = load_base(str(self._out / "tuned"))
+        self.log(event="scores", base="tuned", **self._scorer.unchanged(params))
         until = time.monotonic() + self._arguments.score_seconds
         for name in ("tuned", "raw"):
             if time.monotonic() < until:

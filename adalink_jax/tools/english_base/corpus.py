@@ -14,7 +14,7 @@ from adalink_jax.tools.english_base.vocabulary import EOS
 
 ROW = 96
 HIDDEN = 32  # Target tokens of a row.
-_OF_TEXT = 0.7  # Share of rows that begin with a piece of the text, not of what was made of it.
+_OF_TEXT = 0.7  # Share of rows that are of the text for sure; the others are of all pieces.
 _START, _LONGEST = 0.05, 5  # Chance that a hidden span begins at a token; its tokens at most.
 
 

@@ -25,7 +25,7 @@ class Examples:
     """Instructions as rows.
 
     Args:
-      data: a folder that `packed.make` wrote.
+      data: a folder that `prepare.make` wrote.
       tokens: [N, S], the pieces.
       embed: gives the teacher's embeddings [M, E], of length 1, of the pieces of M numbers.
       seed: chooses templates and pairs.

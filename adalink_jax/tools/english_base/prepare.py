@@ -138,6 +138,7 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
             raise UserError(f"--{name}={path}: not there")
     if importlib.util.find_spec("tokenizers") is None:
         raise UserError("the teacher needs tokenizers: pip install 'adalink_jax[english]'")
+    tokenizer, words = _tokenizer(sources.teacher)
     if (out / "data.json").exists():
         raise UserError(f"{out} has data already; give a new folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
@@ -151,8 +152,6 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
     kept = _add_made(pieces, made)
     if amounts.paragraphs is None:
         _add_wordnet(pieces, net)
-    tokenizer = _tokenizer(sources.teacher)
-    words = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     processor = _vocabulary(out / "vocabulary.model", lines, tokenizer, words)
     _write_pieces(out, pieces, processor)
     answers = _write_instructions(out, kept, processor)
@@ -214,13 +213,24 @@ def _add_wordnet(pieces: _Pieces, net: wordnet.WordNet) -> None:
             pieces.add(example)
 
 
-def _tokenizer(folder: pathlib.Path) -> Any:
+def _tokenizer(folder: pathlib.Path) -> tuple[Any, list[str]]:
+    """Returns the teacher's tokenizer, and its vocabulary in the order of the ids.
+
+    Raises:
+      UserError: a file of the teacher is not there, or it is no BERT's tokenizer.
+    """
     import tokenizers
 
+    for name in ("tokenizer.json", "config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"--teacher={folder}: no {name} in it")
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return tokenizer
+    words = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    if missing := {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"} - set(words):
+        raise UserError(f"--teacher={folder}: no BERT: its tokenizer has no {min(missing)}")
+    return tokenizer, words
 
 
 def _vocabulary(path: pathlib.Path, lines: Sequence[str], tokenizer: Any, words) -> Any:

@@ -56,7 +56,7 @@ class Scorer:
             key = jax.random.key(one["key"])
             return training.instruction_loss({"model": params}, config, one, key, dropout=True)
 
-        self._pooled, self._first, self._steps = pooled, first, training.steps(loss)
+        self._pooled, self._first, self._steps = pooled, first, training.steps(loss, training.ADAM)
 
     def look(self, params: Any) -> dict[str, float]:
         """Scores a base without training it: SST-2 by a linear map, STS-B by angles."""
@@ -108,7 +108,7 @@ class Scorer:
             rng.permutation(rest) for _ in range(1 + length * _ROWS // len(rest))
         ])  # fmt: skip
         tree, done = jax.tree.map(jnp.copy, params), 0
-        state = training.OPTIMIZER.init(tree)
+        state = training.ADAM.init(tree)
         labels = rows["firsts"][np.round(rows["labels"]).astype(int)]
         while done < length:
             some = order[done * _ROWS : (done + _STEPS) * _ROWS].reshape(_STEPS, _ROWS)
@@ -146,10 +146,14 @@ def _held_out(count: int) -> np.ndarray:
 
 
 def _batched(function: Callable, rows: np.ndarray) -> np.ndarray:
+    """Returns a function of rows of tokens; rows of like length are computed together."""
+    lengths = (rows > 0).sum(1)
+    order = np.argsort(lengths, kind="stable")
     found = []
     for start in range(0, len(rows), _EVAL):
-        some = rows[start : start + _EVAL]
-        padded = np.pad(some, ((0, _EVAL - len(some)), (0, 0)))
+        some = rows[order[start : start + _EVAL]]
+        width = -(-int((some > 0).sum(1).max()) // 32) * 32
+        padded = np.pad(some, ((0, _EVAL - len(some)), (0, 0)))[:, :width]
         padded[len(some) :, 0] = 1
         found.append(np.asarray(function(padded), np.float32)[: len(some)])
-    return np.concatenate(found)
+    return np.concatenate(found)[np.argsort(order)]

@@ -36,12 +36,12 @@ def _begun_as_teacher(tree: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-OPTIMIZER = optax.chain(
+ADAM = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.scale_by_adam(b2=0.98),
     optax.add_decayed_weights(0.01, lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),
-    optax.masked(optax.scale(_BEGUN_RATE), _begun_as_teacher),
 )
+OPTIMIZER = optax.chain(ADAM, optax.masked(optax.scale(_BEGUN_RATE), _begun_as_teacher))
 
 
 class Teacher(NamedTuple):
@@ -211,11 +211,12 @@ def _shifted(targets: jax.Array) -> jax.Array:
     return jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
 
 
-def steps(loss_of: Callable) -> Callable:
+def steps(loss_of: Callable, optimizer: optax.GradientTransformation = OPTIMIZER) -> Callable:
     """Returns a function that takes several steps in one program.
 
     Args:
       loss_of: from the tree, the step's part of `each`, and `shared` to the loss and its parts.
+      optimizer: what turns gradients into updates.
 
     Returns:
       A jitted function from the tree, the optimizer's state, the rate, `each` (arrays with the
@@ -227,7 +228,7 @@ def steps(loss_of: Callable) -> Callable:
         def step(carry, one):
             tree, state = carry
             gradients, parts = jax.grad(loss_of, has_aux=True)(tree, one, shared)
-            updates, new = OPTIMIZER.update(gradients, state, tree)
+            updates, new = optimizer.update(gradients, state, tree)
             moved = jax.tree.map(lambda leaf, update: leaf - rate * update, tree, updates)
             # A step whose gradients are not finite is left out; the log's losses show it.
             finite = jnp.isfinite(optax.tree.norm(gradients))

@@ -17,7 +17,7 @@ from typing import Any
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _SPACE = "▁"  # SentencePiece's mark of a word's beginning.
-_LAST_CHARACTER = 0x3000  # Those behind are normalized as they are: no piece has them.
+_LAST_CHARACTER = 0x3000  # Those behind are normalized as they are, and no piece has them.
 _PART = "##"  # WordPiece's mark of a piece that goes on.
 _INSIDE = "._"  # Punctuation that may be part of a word.
 
@@ -25,9 +25,9 @@ _INSIDE = "._"  # Punctuation that may be part of a word.
 def _normal(character: str) -> str:
     """Returns what BERT's uncased normalizer makes of a character, spaces around punctuation."""
     category = unicodedata.category(character)
-    if character in "\t\n\r" or category == "Zs":
+    if character in "\t\n\r" or category[0] == "Z":
         return " "
-    if category in ("Cc", "Cf") or character == "\N{REPLACEMENT CHARACTER}":
+    if category in ("Cc", "Cf"):
         return ""
     if character in _INSIDE:
         return character
@@ -40,7 +40,7 @@ def _normal(character: str) -> str:
 def _rules() -> str:
     """Returns the normalizer as SentencePiece reads it: code points, a tab, code points."""
     rules = {}
-    for code in range(1, _LAST_CHARACTER):
+    for code in (*range(1, _LAST_CHARACTER + 1), 0xFEFF):
         character = chr(code)
         if unicodedata.category(character) not in ("Cn", "Co", "Cs"):
             rules[character] = _normal(character)
@@ -108,7 +108,8 @@ def _pieces(words: Sequence[str], counts: Mapping[str, int]) -> Iterable[str]:
         found.pop(piece, None)
     short = [p for p in found if len(p.removeprefix(_SPACE)) == 1 and ord(p[-1]) < _LAST_CHARACTER]
     yield from short
-    rest = Counter({p: counts.get(w, 0) for p, w in found.items() if p not in set(short)})
+    known = {*short, *(p for p in found if any(ord(c) > _LAST_CHARACTER for c in p))}
+    rest = Counter({p: counts.get(w, 0) for p, w in found.items() if p not in known})
     yield from (piece for piece, _ in rest.most_common())
 
 

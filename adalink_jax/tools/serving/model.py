@@ -3,6 +3,7 @@
 import argparse
 import os
 
+from adalink_jax import shipped
 from adalink_jax.adapters.texts import opened_vocabulary
 from adalink_jax.checkpoints import load_image_encoder
 from adalink_jax.data.images import check_width
@@ -23,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", required=True, help="the base's checkpoint")
     add("--adapters", help="a folder of adapters, or of runs that wrote one, or a packed file")
-    add("--vocabulary", help="T5's SentencePiece file, or 'mini' (default: VOCABULARY)")
+    add("--vocabulary", help="T5's SentencePiece file, 'mini' or 'english' (default: VOCABULARY)")
     add("--image_encoder", help="the base's image encoder, for requests with images")
     about = "the folder in which requests may name images by path; without it none may"
     add("--image_folder", help=about)
@@ -56,7 +57,9 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     import tasks
 
     # Opened here, so that an error is not blamed on a request.
-    vocabulary = opened_vocabulary(flags.vocabulary or os.environ.get("VOCABULARY", ""))
+    vocabulary = opened_vocabulary(
+        flags.vocabulary or os.environ.get("VOCABULARY") or shipped.beside(flags.base) or ""
+    )
     check_frozen_dtype(flags.frozen_dtype, BASE)
     precision = Precision(flags.dtype, flags.frozen_dtype, flags.model_parallelism)
     sizes = {"resident": resident, "bank_bytes": flags.bank_mib * _MIB, "programs": programs}

@@ -153,8 +153,9 @@ def _json(text: str) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"'{twice[0]}' stands in one object twice")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"'{twice}' stands in one object twice")
     return dict(pairs)
 
 

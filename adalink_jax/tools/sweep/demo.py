@@ -20,18 +20,16 @@ from adalink_jax.tools.sweep.quickstart import answers, is_right, predictions
 _LENGTH = 96  # Tokens of an input.
 _RATE = 0.01
 _BEFORE = """
-1. The base as it is: {score:.1f} on the {count} sentences of the dev set. One that it gets wrong:
+1. The base as it is scores {score} on the dev set. For example:
 
 {inputs}
 
      right is   {target}
      it says    {prediction}
-
-2. AdaLink of rank {rank}, {steps} steps. The base stays frozen:
 """
 _AFTER = """
-   {score:.1f} on the dev set. Of the {wrong} that the base got wrong, {mended} are right now,
-   and {right} of {count} in all. The adapter has {trained:,} parameters: {out}/adalink/adapter
+   It scores {score:.1f} now. Of {wrong} inputs that the base got wrong, {mended} are right, and
+   {right} of {count} in all. The adapter has {trained:,} parameters: {out}/adalink/adapter
 """
 
 
@@ -68,16 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
         "VOCABULARY": arguments.base,
     }
     lengths = {"inputs": _LENGTH, "targets": 8}
-    _, scoring = trainings.frozen_base(str(out / "base"), arguments.base, task, lengths, 0)
-    if not (out / "base/results.json").exists():
-        print("Scoring the base …", flush=True)
-        given = [*scoring, f"--gin.VOCABULARY='{arguments.base}'", *arguments.flags]
-        _done(*pool.captured("eval", "adalink_jax.runs.evaluate", given))
+    folder, scoring = trainings.frozen_base(str(out / "base"), arguments.base, task, lengths, 0)
+    named = trainings.training((), VOCABULARY=arguments.base)
+    trainings.score(folder, [*scoring, *named, *arguments.flags])
     before = predictions(out / "base", task)
-    shown = next((i for i, one in enumerate(before) if not is_right(one)), 0)
-    first = {**before[shown], "inputs": _wrapped(before[shown]["inputs"])}
-    numbers = {"count": len(before), "rank": arguments.rank, "steps": arguments.steps}
-    print(_BEFORE.format(**first, **numbers, score=_score(out / "base", task)), flush=True)
+    shown = next((one for one in before if not is_right(one)), before[0])
+    score = f"{_score(out / 'base', task):.1f}"
+    print(_BEFORE.format(**{**shown, "inputs": _wrapped(shown["inputs"])}, score=score))
+    print(f"2. AdaLink of rank {arguments.rank}, {arguments.steps} steps. The base stays frozen:\n")
     flags = trainings.training(
         trainings.experiment("english", "adalink"),
         MODEL_DIR=str(out / "adalink"),
@@ -102,12 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
     if sys.stdin.isatty() and sys.stdout.isatty():
         _converse(out / "adalink", arguments.base, task)
     return 0
-
-
-def _done(code: int, said: str) -> None:
-    if code:
-        print(said.rstrip(), file=sys.stderr, flush=True)
-        raise SystemExit(code)
 
 
 def _wrapped(text: str) -> str:

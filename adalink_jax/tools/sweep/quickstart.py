@@ -200,8 +200,10 @@ def _trained(folder: pathlib.Path) -> int:
 
 def predictions(folder: pathlib.Path, task: str) -> list[dict]:
     """Returns what a run predicted for a task: `inputs`, `target` and `prediction` of each row."""
-    path = min((folder / "predictions").glob(f"{task}-*.jsonl"))
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found: list[dict] = []
+    for path in sorted((folder / "predictions").glob(f"{task}-*.jsonl")):  # One for each split.
+        found += map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return found
 
 
 def is_right(prediction: dict) -> bool:

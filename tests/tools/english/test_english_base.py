@@ -210,15 +210,6 @@ def test_the_encoder_begins_as_the_teacher():
     spread = np.square(wanted - wanted.mean((0, 1))).mean()
     near = 1 - np.square(got - wanted).mean() / spread
     assert near > 0.8, near
-    # A random encoder of that shape knows nothing of it, and neither does one without its places.
-    moved = jax.tree.map(lambda leaf: leaf, tree["model"])
-    table = moved["encoder"]["layers_0"]["relpos_bias"]
-    moved["encoder"]["layers_0"]["relpos_bias"] = jax.tree.map(lambda leaf: -leaf, table)
-    other = Transformer(config).apply(
-        {"params": moved}, jnp.asarray(others), enable_dropout=False, method="encode"
-    )
-    other = np.asarray(transplant.viewed(other, tree["head"]["1"]))
-    assert np.square(other - wanted).mean() > np.square(got - wanted).mean()
     layer = jax.tree.map(np.asarray, tree["model"]["encoder"]["layers_0"])
     s = np.asarray(tree["model"]["token_embedder"]["embedding"])[others]
     s = s + transplant._run_attention(config, layer, s)
@@ -230,6 +221,21 @@ def test_the_encoder_begins_as_the_teacher():
     np.testing.assert_allclose(
         s, streams["intermediates"]["encoder"]["layers_0"]["__call__"][0], atol=2e-5
     )
+
+
+def test_what_a_distance_adds_to_the_logits_is_found():
+    """Places whose products depend on the distance alone: cos(wi)cos(wj) + sin(wi)sin(wj)."""
+    at, speeds, size = np.arange(8), np.array([0.3, 1.1]), np.array([2.0, 1.0])
+    angles = at[:, None] * speeds
+    waves = np.concatenate([size * np.cos(angles), size * np.sin(angles)], 1)
+    name = "encoder.layer.0.attention.self"
+    weights = {f"{name}.{part}.weight": jnp.eye(4) for part in ("query", "key")}
+    weights |= {f"{name}.{part}.bias": jnp.zeros(4) for part in ("query", "key")}
+    got = transplant._distance_biases(weights, 1, 0, np.broadcast_to(waves, (8, 8, 4)), waves)[0]
+    wanted = (np.square(size) * np.cos(at[:, None] * speeds)).sum(1) / np.sqrt(4)
+    for buckets in (got[:8], [got[0], *got[17:24]]):  # Keys before the query, and behind it.
+        np.testing.assert_allclose(buckets, wanted - wanted[0], atol=2e-3)
+    assert (got[8:16] == got[7]).all() and (got[24:] == got[23]).all()  # No row has those.
 
 
 @pytest.mark.reference
@@ -260,6 +266,20 @@ def test_the_teacher_is_transformers_bert(tmp_path):
     mean = theirs.last_hidden_state[0, :4].numpy().mean(0)
     embeddings = teacher.embedding(last, jnp.asarray(ids > 0))
     np.testing.assert_allclose(embeddings[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_rows_are_scored_in_their_own_order():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 128, 300)
+    rows = np.where(np.arange(128) < lengths[:, None], rng.integers(3, 90, (300, 128)), 0)
+    widths = set()
+
+    def sums(some):
+        widths.add(some.shape)
+        return some.sum(1, keepdims=True)
+
+    assert (scoring._batched(sums, rows)[:, 0] == rows.sum(1)).all()
+    assert len(widths) > 1 and {width for _, width in widths} <= {32, 64, 96, 128}
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
