@@ -41,6 +41,8 @@ class Stage:
       name: its name.
       share: of all seconds.
       rate: the learning rate after the warm-up; it falls to a tenth, linearly in time.
+      begun: the rate of the encoder and the table, which begin as the teacher's: large steps would
+        spoil them.
       prefix: the share of rows with hidden tokens whose end is hidden (`denoising_loss`).
       instructs: whether two of three programs train on instructions.
       writes: the name of the base that it ends with, or None.
@@ -49,15 +51,16 @@ class Stage:
     name: str
     share: float
     rate: float
+    begun: float
     prefix: float
     instructs: bool
     writes: str | None
 
 
 STAGES = (
-    Stage("spans", 0.50, 2e-3, 0.0, False, None),
-    Stage("prefix", 0.10, 1e-3, 0.8, False, "raw"),
-    Stage("instructions", 0.40, 2e-3, 0.2, True, "tuned"),
+    Stage("spans", 0.50, 2e-3, 3e-4, 0.0, False, None),
+    Stage("prefix", 0.10, 1e-3, 1.5e-4, 0.8, False, "raw"),
+    Stage("instructions", 0.40, 1.5e-3, 7.5e-5, 0.2, True, "tuned"),
 )
 _WARMUP, _FLOOR = 0.04, 0.1  # Shares of a stage's time, and of its rate.
 _SAVED_EVERY = 60.0  # Seconds.
@@ -204,7 +207,10 @@ class _Trainer:
         """Takes some steps; returns the means of the losses."""
         shape = (self._arguments.steps, self._arguments.rows)
         warm = min(1.0, (done + 1e-3) / _WARMUP)
-        rate = jnp.float32(stage.rate * warm * (1 - (1 - _FLOOR) * done))
+        falling = warm * (1 - (1 - _FLOOR) * done)
+        rate, begun = jnp.float32(stage.rate * falling), jnp.float32(stage.begun * falling)
+        of_model = {"encoder": begun, "token_embedder": begun, "decoder": rate}
+        rates = {"model": of_model, "head": rate}
         rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
         if instructs:
             assert self._examples is not None
@@ -213,7 +219,7 @@ class _Trainer:
             tokens = corpora.batch(self._corpus, shape, rng)
             each = {"tokens": tokens, "key": rng.integers(0, 1 << 32, shape[0], np.uint32)}
             shared, program = (self._teacher, jnp.float32(stage.prefix)), self._denoise
-        self._tree, self._state, parts = program(self._tree, self._state, rate, each, shared)
+        self._tree, self._state, parts = program(self._tree, self._state, rates, each, shared)
         return jax.device_get(parts)
 
     def _embed(self, numbers: np.ndarray) -> np.ndarray:

@@ -56,7 +56,7 @@ class Scorer:
             key = jax.random.key(one["key"])
             return training.instruction_loss({"model": params}, config, one, key, dropout=True)
 
-        self._pooled, self._first, self._steps = pooled, first, training.steps(loss, training.ADAM)
+        self._pooled, self._first, self._steps = pooled, first, training.steps(loss)
 
     def look(self, params: Any) -> dict[str, float]:
         """Scores a base without training it: SST-2 by a linear map, STS-B by angles."""
@@ -108,7 +108,7 @@ class Scorer:
             rng.permutation(rest) for _ in range(1 + length * _ROWS // len(rest))
         ])  # fmt: skip
         tree, done = jax.tree.map(jnp.copy, params), 0
-        state = training.ADAM.init(tree)
+        state = training.OPTIMIZER.init(tree)
         labels = rows["firsts"][np.round(rows["labels"]).astype(int)]
         while done < length:
             some = order[done * _ROWS : (done + _STEPS) * _ROWS].reshape(_STEPS, _ROWS)

@@ -24,24 +24,11 @@ _INNER = 0.2  # Weight of a layer's loss beside the last's.
 _Z_LOSS = 1e-4
 
 Tree = dict[str, Any]
-# The encoder and the table begin as the teacher's: large steps would spoil them first.
-_BEGUN, _BEGUN_RATE = ("encoder", "token_embedder"), 0.15
-
-
-def _begun_as_teacher(tree: Tree) -> Tree:
-    def of(path: tuple, leaf: Any) -> bool:
-        del leaf
-        return any(getattr(key, "key", None) in _BEGUN for key in path)
-
-    return jax.tree_util.tree_map_with_path(of, tree)
-
-
-ADAM = optax.chain(
+OPTIMIZER = optax.chain(
     optax.clip_by_global_norm(1.0),
     optax.scale_by_adam(b2=0.98),
     optax.add_decayed_weights(0.01, lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),
 )
-OPTIMIZER = optax.chain(ADAM, optax.masked(optax.scale(_BEGUN_RATE), _begun_as_teacher))
 
 
 class Teacher(NamedTuple):
@@ -211,25 +198,28 @@ def _shifted(targets: jax.Array) -> jax.Array:
     return jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
 
 
-def steps(loss_of: Callable, optimizer: optax.GradientTransformation = OPTIMIZER) -> Callable:
+def steps(loss_of: Callable) -> Callable:
     """Returns a function that takes several steps in one program.
 
     Args:
       loss_of: from the tree, the step's part of `each`, and `shared` to the loss and its parts.
-      optimizer: what turns gradients into updates.
 
     Returns:
-      A jitted function from the tree, the optimizer's state, the rate, `each` (arrays with the
-      steps as first axis) and `shared`, to tree, state and the means of the loss's parts.
+      A jitted function from the tree, the optimizer's state, the rates (a number, or a tree of
+      numbers for the tree's upper parts), `each` (arrays with the steps as first axis) and
+      `shared`, to tree, state and the means of the loss's parts.
     """
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def run(tree, state, rate, each, shared):
+    def run(tree, state, rates, each, shared):
+        def moved_by(rate, tree, updates):
+            return jax.tree.map(lambda leaf, update: leaf - rate * update, tree, updates)
+
         def step(carry, one):
             tree, state = carry
             gradients, parts = jax.grad(loss_of, has_aux=True)(tree, one, shared)
-            updates, new = optimizer.update(gradients, state, tree)
-            moved = jax.tree.map(lambda leaf, update: leaf - rate * update, tree, updates)
+            updates, new = OPTIMIZER.update(gradients, state, tree)
+            moved = jax.tree.map(moved_by, rates, tree, updates)
             # A step whose gradients are not finite is left out; the log's losses show it.
             finite = jnp.isfinite(optax.tree.norm(gradients))
             kept = jax.tree.map(
