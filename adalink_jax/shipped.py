@@ -1,4 +1,4 @@
-"""The bases of the package adalink-jax-bases, by their names, and their vocabulary."""
+"""The bases of a package adalink-jax-bases, by their names, and vocabularies beside bases."""
 
 import importlib.util
 import os
@@ -31,8 +31,8 @@ def folder(name: str) -> pathlib.Path:
         if (place := pathlib.Path(root, name)).is_dir():
             return place
     raise UserError(
-        f"'{name}' is a base of the package adalink-jax-bases, which is not here: in a checkout of "
-        f"the project, pip install ./{_PACKAGE}"
+        f"'{name}' is a base of the package adalink-jax-bases, which is not here; "
+        "docs/howto/english_base.md says how to make the base, whose folder can be given instead"
     )
 
 

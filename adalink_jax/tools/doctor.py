@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import adalink_jax
-from adalink_jax import compile_cache, shipped
+from adalink_jax import compile_cache
 from adalink_jax.errors import UserError
 
 # What each extra is for.
@@ -212,10 +212,6 @@ def data() -> Iterator[Finding]:
         yield Finding("--", f"the bases {', '.join(lost)} are not in {bases}", mend)
     else:
         yield Finding("ok", f"the bases {', '.join(_BASES)} in {bases}")
-    try:
-        yield Finding("ok", f"the base english in {shipped.folder('english')}")
-    except UserError as error:
-        yield Finding("--", str(error))
     folder = os.environ.get("GLUE_DIR")
     if not folder:
         yield Finding("--", "GLUE_DIR is not set: GLUE comes from TensorFlow Datasets")
