@@ -233,7 +233,8 @@ class _Trainer:
             return teachers.embedding(teachers.blocks(weights, heads, ids)[1], ids > 0)
 
         # Pieces of like length stand together, so that little padding is computed.
-        order = numbers[np.argsort((pieces[numbers] > 0).sum(1), kind="stable")]
+        places = np.argsort((pieces[numbers] > 0).sum(1), kind="stable")
+        order = numbers[places]
         found = []
         for start in range(0, len(order), _EMBEDDED):
             some = pieces[order[start : start + _EMBEDDED]]
@@ -242,8 +243,7 @@ class _Trainer:
             some[np.arange(_EMBEDDED), lengths] = EOS
             some = some[:, : -(-(int(lengths.max()) + 1) // 16) * 16]
             found.append(np.asarray(embedded(some), np.float32))
-        back = np.argsort(np.argsort((pieces[numbers] > 0).sum(1), kind="stable"))
-        return np.concatenate(found)[: len(order)][back]
+        return np.concatenate(found)[: len(order)][np.argsort(places)]
 
     def _write_base(self, name: str) -> None:
         """Writes a base with its vocabulary, as the package adalink-jax-bases has them."""

@@ -7,7 +7,6 @@ you type. Other flags go to the training. A second run shows the results at once
 """
 
 import argparse
-import functools
 import pathlib
 import sys
 import textwrap
@@ -15,7 +14,7 @@ import textwrap
 from adalink_jax import files
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.tools.sweep import pool, trainings
-from adalink_jax.tools.sweep.quickstart import answers, is_right, predictions
+from adalink_jax.tools.sweep.quickstart import answers, compared, is_right, predictions, trained
 
 _LENGTH = 96  # Tokens of an input.
 _RATE = 0.01
@@ -86,14 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     pool.call("train", *flags, *arguments.flags)
     after = predictions(out / "adalink", task)
-    wrong = [i for i, one in enumerate(before) if not is_right(one)]
-    counts = {
-        "wrong": len(wrong),
-        "mended": sum(is_right(after[i]) for i in wrong),
-        "right": sum(map(is_right, after)),
-        "count": len(after),
-        "trained": _trained(out / "adalink"),
-    }
+    counts = compared(before, after) | {"trained": trained(out / "adalink")}
     print(_AFTER.format(**counts, score=_score(out / "adalink", task), out=out))
     if sys.stdin.isatty() and sys.stdout.isatty():
         _converse(out / "adalink", arguments.base, task)
@@ -106,11 +98,6 @@ def _wrapped(text: str) -> str:
 
 def _score(folder: pathlib.Path, task: str) -> float:
     return files.read_json(folder / "results.json")["tasks"][task]["score"]
-
-
-def _trained(folder: pathlib.Path) -> int:
-    tensors = files.read_json(folder / "adapter/adapter.json")["tensors"]
-    return sum(functools.reduce(int.__mul__, one["shape"], 1) for one in tensors.values())
 
 
 def _converse(run: pathlib.Path, base: str, task: str) -> None:

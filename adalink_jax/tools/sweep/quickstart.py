@@ -128,13 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     for row in _ADALINK:
         _make(arguments, row)
     after = predictions(out / _ADALINK[-1].folder, TASK)
-    wrong = [i for i, one in enumerate(before) if not is_right(one)]
-    counts = {
-        "wrong": len(wrong),
-        "mended": sum(is_right(after[i]) for i in wrong),
-        "right": sum(map(is_right, after)),
-        "count": len(after),
-    }
+    counts = compared(before, after)
     print(_AFTER.format(**after[shown], **counts))
     print("4. Other methods, on the same 16 examples:\n", flush=True)
     for row in _OTHERS:
@@ -175,9 +169,9 @@ def table(out: pathlib.Path) -> str:
         folder = out / row.folder
         seconds = _seconds(folder)
         spent = "" if seconds is None else f"{seconds:.0f}"
-        trained = f"{_trained(folder):,}" if row.method else ""
+        count = f"{trained(folder):,}" if row.method else ""
         score = f"{_score(folder):.1f}"
-        lines.append(f"   {row.label:<36}{row.examples:>9}{trained:>11}{spent:>9}{score:>8}")
+        lines.append(f"   {row.label:<36}{row.examples:>9}{count:>11}{spent:>9}{score:>8}")
     return "\n".join(lines)
 
 
@@ -192,7 +186,7 @@ def _seconds(folder: pathlib.Path) -> float | None:
     return sum(known) if known else None
 
 
-def _trained(folder: pathlib.Path) -> int:
+def trained(folder: pathlib.Path) -> int:
     """Returns the number of parameters of a run's adapter."""
     tensors = files.read_json(folder / "adapter/adapter.json")["tensors"]
     return sum(functools.reduce(int.__mul__, one["shape"], 1) for one in tensors.values())
@@ -204,6 +198,14 @@ def predictions(folder: pathlib.Path, task: str) -> list[dict]:
     for path in sorted((folder / "predictions").glob(f"{task}-*.jsonl")):  # One for each split.
         found += map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return found
+
+
+def compared(before: Sequence[dict], after: Sequence[dict]) -> dict[str, int]:
+    """Counts what was wrong before, what of that is right now, what is right now, and all."""
+    wrong = [i for i, one in enumerate(before) if not is_right(one)]
+    mended = sum(is_right(after[i]) for i in wrong)
+    right = sum(map(is_right, after))
+    return {"wrong": len(wrong), "mended": mended, "right": right, "count": len(after)}
 
 
 def is_right(prediction: dict) -> bool:
