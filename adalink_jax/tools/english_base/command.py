@@ -44,7 +44,7 @@ class Stage:
       begun: the rate of the encoder and the table, which begin as the teacher's: large steps would
         spoil them.
       prefix: the share of rows with hidden tokens whose end is hidden (`denoising_loss`).
-      instructs: whether two of three programs train on instructions.
+      instructs: whether four of five programs train on instructions.
       writes: the name of the base that it ends with, or None.
     """
 
@@ -58,9 +58,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("spans", 0.50, 2e-3, 3e-4, 0.0, False, None),
-    Stage("prefix", 0.10, 1e-3, 1.5e-4, 0.8, False, "raw"),
-    Stage("instructions", 0.40, 1.5e-3, 7.5e-5, 0.2, True, "tuned"),
+    Stage("spans", 0.35, 2e-3, 3e-4, 0.0, False, None),
+    Stage("prefix", 0.05, 1e-3, 1.5e-4, 0.8, False, "raw"),
+    Stage("instructions", 0.60, 1.5e-3, 2e-4, 0.2, True, "tuned"),
 )
 _WARMUP, _FLOOR = 0.04, 0.1  # Shares of a stage's time, and of its rate.
 _SAVED_EVERY = 60.0  # Seconds.
@@ -113,7 +113,7 @@ class _Trainer:
         self._begin(jnp.bfloat16 if jax.default_backend() != "cpu" else jnp.float32)
         self._scorer = scoring.Scorer(self._config, examples.glue(data))
         self._examples: examples.Examples | None = None
-        self._compiled: set[bool] = set()
+        self._compiled: set[str] = set()
         self._denoise = training.steps(self._denoising_loss)
         self._instruct = training.steps(self._instruction_loss)
 
@@ -184,15 +184,16 @@ class _Trainer:
         sums: dict[str, list[float]] = {}
         while spent < seconds:
             begun = time.monotonic()
-            instructs = stage.instructs and step // self._arguments.steps % 3 > 0
-            for name, value in self._program(stage, spent / seconds, step, instructs).items():
+            each, instructs = self._rows(stage, step)
+            program = f"instructions, {each['inputs'].shape[-1]}" if instructs else "text"
+            for name, value in self._program(stage, spent / seconds, each, instructs).items():
                 sums.setdefault(name, []).append(float(value))
             took = time.monotonic() - begun
-            if instructs in self._compiled:
+            if program in self._compiled:
                 spent += took
             else:  # Compiling is no training.
-                self.log(event="compiled", stage=stage.name, instructs=instructs, took=took)
-                self._compiled.add(instructs)
+                self.log(event="compiled", stage=stage.name, program=program, took=took)
+                self._compiled.add(program)
             step += self._arguments.steps
             if spent / seconds - said > 0.05 or spent >= seconds:
                 means = {name: float(np.mean(values)) for name, values in sums.items()}
@@ -203,21 +204,28 @@ class _Trainer:
                 stages.save(path, origin, progress, self._tree, self._state)
                 saved = time.monotonic()
 
-    def _program(self, stage: Stage, done: float, step: int, instructs: bool) -> dict[str, Any]:
-        """Takes some steps; returns the means of the losses."""
+    def _rows(self, stage: Stage, step: int) -> tuple[dict[str, np.ndarray], bool]:
+        """Draws the rows of a program's steps; returns whether they are instructions."""
         shape = (self._arguments.steps, self._arguments.rows)
+        rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
+        if stage.instructs and step // self._arguments.steps % 5 > 0:
+            assert self._examples is not None
+            return self._examples.batch(shape, rng), True
+        tokens = corpora.batch(self._corpus, shape, rng)
+        return {"tokens": tokens, "key": rng.integers(0, 1 << 32, shape[0], np.uint32)}, False
+
+    def _program(
+        self, stage: Stage, done: float, each: dict[str, np.ndarray], instructs: bool
+    ) -> dict[str, Any]:
+        """Takes some steps; returns the means of the losses."""
         warm = min(1.0, (done + 1e-3) / _WARMUP)
         falling = warm * (1 - (1 - _FLOOR) * done)
         rate, begun = jnp.float32(stage.rate * falling), jnp.float32(stage.begun * falling)
         of_model = {"encoder": begun, "token_embedder": begun, "decoder": rate}
         rates = {"model": of_model, "head": rate}
-        rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
         if instructs:
-            assert self._examples is not None
-            each, shared, program = self._examples.batch(shape, rng), (), self._instruct
+            shared, program = (), self._instruct
         else:
-            tokens = corpora.batch(self._corpus, shape, rng)
-            each = {"tokens": tokens, "key": rng.integers(0, 1 << 32, shape[0], np.uint32)}
             shared, program = (self._teacher, jnp.float32(stage.prefix)), self._denoise
         self._tree, self._state, parts = program(self._tree, self._state, rates, each, shared)
         return jax.device_get(parts)

@@ -17,6 +17,7 @@ from adalink_jax.tools import stages
 from adalink_jax.tools.english_base import (
     command,
     corpus,
+    examples,
     instructions,
     packed,
     scoring,
@@ -282,6 +283,29 @@ def test_rows_are_scored_in_their_own_order():
     assert widths == {(256, 32), (256, 128)}
 
 
+def test_instructions_of_like_length_are_drawn_together():
+    rows = object.__new__(examples.Examples)
+    lengths = np.repeat([10, 40, 90], [60, 30, 10])
+    rows.inputs = (np.arange(96) < lengths[:, None]).astype(np.uint16)
+    rows.targets = np.repeat(np.arange(100, dtype=np.uint16)[:, None], 8, 1)
+    kind = np.arange(100) % 2
+    rows._weigh(np.array([3.0, 1.0])[kind], kind, 2)
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(100)
+    for _ in range(2000):
+        batch = rows.batch((2, 4), rng)
+        steps, count, width = batch["inputs"].shape
+        assert steps == 2 and count * width == 4 * 96 and width in examples.WIDTHS
+        # Nothing is cut off, and a smaller width would not do.
+        numbers = batch["targets"][..., 0].ravel()
+        assert (batch["inputs"].reshape(-1, width).sum(1) == lengths[numbers]).all()
+        assert (lengths[numbers] > width - 33).all()
+        drawn += np.bincount(numbers, minlength=100)
+    shares = drawn / drawn.sum()
+    np.testing.assert_allclose(shares[kind == 0].sum(), 0.75, atol=0.02)
+    np.testing.assert_allclose([shares[:60].sum(), shares[60:90].sum()], [0.6, 0.3], atol=0.02)
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     assert cli.main(["pretrain-english", str(data), str(out)]) == 2
@@ -316,7 +340,7 @@ def test_a_stopped_training_goes_on(tmp_path, monkeypatch, capsys):
     about = json.loads((data / "data.json").read_text())
     assert all(about["made"][kind] for kind in ("grammar", "logic", "same", "sentiment", "defined"))
     assert about["counts"]["left_out"] > 0  # What stands in the dev set.
-    train = ["pretrain-english", str(data), str(out), "--seconds=6", "--rows=4", "--steps=1"]
+    train = ["pretrain-english", str(data), str(out), "--seconds=9", "--rows=4", "--steps=1"]
     train += ["--score_seconds=60"]
     monkeypatch.setattr(command, "_SAVED_EVERY", 0.0)
     saved, stopped = stages.save, set()
