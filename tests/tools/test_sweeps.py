@@ -249,9 +249,29 @@ def test_an_experiment_on_one_base(asked):
     assert folders == [f"--gin.MODEL_DIR=out/rates/tuned/vera/{r}/cola" for r in ("0.01", "0.1")]
 
 
+def test_rates_for_glue_are_chosen_on_examples_that_are_held_out_of_training(asked, monkeypatch):
+    monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
+    chosen = ["--world=english", "--methods=lora", "--tasks=rte", "--tuning-tasks=rte", "--seeds=4"]
+    chosen += ["--rates=0.1", "--raw=some/raw"]
+    assert cli.main(["experiment", "out", "--stages=rates single alone", *chosen]) == 0
+    grid, _, tuned, raw, *alone = asked
+    held_out = ("--gin.Data.held_out=0.1", "--gin.Evaluation.split=held_out")
+    assert grid[-2:] == held_out and not set(held_out) & {*tuned, *raw}
+    assert raw[1:] == (
+        "--gin_file=experiments/english.gin", "--gin_file=methods/lora.gin",
+        "--gin.MODEL_DIR=out/single/raw/lora/rte/seed4", "--gin.INITIAL_CHECKPOINT_PATH=some/raw",
+        "--gin.MIXTURE_OR_TASK_NAME=glue_rte", "--gin.SEED=4", "--gin.LEARNING_RATE=0.5",
+        "--gin.VOCABULARY=some/raw",
+    )  # fmt: skip
+    assert "--gin.INITIAL_CHECKPOINT_PATH=english" in tuned
+    assert [line[-1] for line in alone] == ["--gin.VOCABULARY=english"] * 2 + [raw[-1]] * 2
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        (["experiment", "out", "--world=glu"], "no world 'glu'; did you mean 'glue'?"),
+        (["experiment", "out", "--world=glue", "--tuned=b"], "has no bases: name one by --raw"),
         (["glue", "out", "base", "--gim.SEED=1"], "unknown flag --gim.SEED"),
         (["glue", "out", "base", "--methods=adalnk"], "no file adalnk.gin in gin/methods; did you"),
         (["experiment", "out", "--stages=single,rank"], "no stage 'rank'; did you mean 'ranks'?"),

@@ -27,7 +27,7 @@ from adalink_jax.tools.report.runs import Run
 from adalink_jax.tools.report.scores import cell, tasks_of
 
 _NOTE = (
-    "Percent on the validation split, after the same number of steps at every rate. The chosen"
+    "Percent on the split {}, after the same number of steps at every rate. The chosen"
     " rate has the highest mean over the tasks, and is the smaller of two equal ones."
 )
 
@@ -129,4 +129,13 @@ def _document(grids: dict[tuple[str, str], dict[float, Group]]) -> list[page.Blo
             rows.append([*kind, f"{rate:g}", *cells, cell(group.means(tasks)), chosen])
     header = ["base", "method", "rate", *tasks, "mean", ""]
     title = page.Heading("Learning rates", 1)
-    return [title, page.Paragraph(_NOTE), page.Table(header, rows, 2, "learning-rates")]
+    splits = sorted({
+        split
+        for grid in grids.values()
+        for group in grid.values()
+        for run in group.runs
+        for result in run.results.values()
+        for split in result.examples
+    })  # fmt: skip
+    note = _NOTE.format(" or ".join(splits))
+    return [title, page.Paragraph(note), page.Table(header, rows, 2, "learning-rates")]

@@ -3,12 +3,18 @@ r"""Runs the paper's experiment: two bases, all methods and tasks, ranks, equal 
 adalink experiment runs/mini --jobs 2
 
 By default it uses the small world of generated sentences and the bases that come with the package,
-and takes an hour and a half on two cores. On GLUE:
+and takes an hour and a half on two cores. On GLUE's real sentences, from the two small bases that
+know English:
+
+GLUE_DIR=glue adalink experiment runs/english --world english
+
+and from public checkpoints:
 
 adalink experiment runs/glue --world glue --raw checkpoints/t5_1_1_base \
     --tuned checkpoints/flan_t5_base --model flan_t5_base --budget 6144 --gin.TRAIN_STEPS=5000
 
-with the environment variables GLUE_DIR and VOCABULARY set. The stages, in order:
+with the environment variable VOCABULARY set, too. On GLUE the rates are chosen on a tenth
+of the training examples that is held out, never on dev. The stages, in order:
 
   rates   find the learning rate of each base and method: a grid, one seed, two tasks
   alone   score the frozen bases, with and without examples in the input
@@ -20,6 +26,7 @@ with the environment variables GLUE_DIR and VOCABULARY set. The stages, in order
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import pathlib
@@ -38,24 +45,74 @@ from adalink_jax.tools.sweep import pool, trainings
 
 STAGES = ("rates", "alone", "single", "mixed", "ranks", "equal", "report")
 BASES = ("tuned", "raw")
+_HELD_OUT = ("--gin.Data.held_out=0.1", "--gin.Evaluation.split=held_out")
+_SHIPPED = pathlib.Path(adalink_jax.__file__).parent / "bases"
 _GRID = "0.0003 0.001 0.003 0.01 0.03 0.1"
 _TASKS = "cola sst2 mrpc qqp stsb mnli qnli rte"
 _TITLES = {"ranks": "AdaLink's rank", "equal": "Equal parameters"}
 
 
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Where the tasks of an experiment are from.
+
+    Attributes:
+      tasks: the prefix of their names.
+      mixture: the name of all of them together.
+      inputs: the length of an input with examples in front of it.
+      bases: the tuned and the raw one, unless others are named; None if they have to be.
+      model: a file of gin/models, to find settings for a budget.
+      flags: of every training.
+      mixed: of the trainings on the mixture, after those.
+      grid: of the trainings that choose a rate.
+      own_vocabulary: whether each base's name is its vocabulary's, too.
+    """
+
+    tasks: str
+    mixture: str
+    inputs: int
+    bases: tuple[str, str] | None
+    model: str
+    flags: tuple[str, ...] = ()
+    mixed: tuple[str, ...] = ()
+    grid: tuple[str, ...] = _HELD_OUT
+    own_vocabulary: bool = False
+
+
+WORLDS = {
+    "mini": World(
+        tasks="mini_",
+        mixture="mini_glue_equal",
+        inputs=256,
+        bases=(str(_SHIPPED / "mini"), str(_SHIPPED / "mini_raw")),
+        model="mini",
+        flags=("--gin.TRAIN_STEPS=300", "--gin.EVAL_PERIOD=100"),
+        mixed=("--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400"),
+        grid=(),
+    ),
+    "english": World(
+        tasks="glue_",
+        mixture="glue_equal",
+        inputs=512,
+        bases=("english", "english_raw"),
+        model="english",
+        mixed=("--gin.TRAIN_STEPS=2000", "--gin.EVAL_PERIOD=2000"),
+        own_vocabulary=True,
+    ),
+    "glue": World(
+        tasks="glue_", mixture="glue_equal", inputs=512, bases=None, model="flan_t5_base"
+    ),
+}  # fmt: skip
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder, the world and the values to try."""
-    shipped = pathlib.Path(adalink_jax.__file__).parent / "bases"
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
-    about = (
-        "prefix of tasks and gin files: WORLD_TASK, experiments/WORLD_METHOD.gin (default: mini)"
-    )
+    about = f"{', '.join(WORLDS)}: its tasks and experiments/WORLD_METHOD.gin (default: mini)"
     parser.add_argument("--world", default="mini", help=about)
-    tuned, raw = str(shipped / "mini"), str(shipped / "mini_raw")
-    parser.add_argument("--tuned", default=tuned, metavar="BASE", help="the instruction-tuned base")
-    parser.add_argument(
-        "--raw", default=raw, metavar="BASE", help="the base without instruction tuning"
-    )
+    for base, about in (("tuned", "the instruction-tuned"), ("raw", "the other")):
+        about = f"{about} base (default: the world's)"
+        parser.add_argument(f"--{base}", metavar="BASE", help=about)
     trainings.add_words(parser, "--bases", " ".join(BASES), "bases to adapt")
     trainings.add_words(parser, "--stages", " ".join(STAGES), "stages to run")
     trainings.add_words(parser, "--tasks", _TASKS, "tasks of the world")
@@ -64,8 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trainings.add_words(parser, "--ranks", "1 4 16 64", "values of RANK")
     about = f"the grid of learning rates (default: {_GRID}; full fine-tuning leaves out the last)"
     parser.add_argument("--rates", type=trainings.words, metavar="A,B…", help=about)
-    about = "a file of gin/models, to find settings for --budget (default: mini)"
-    parser.add_argument("--model", default="mini", help=about)
+    about = "a file of gin/models, to find settings for --budget (default: the world's)"
+    parser.add_argument("--model", help=about)
     about = "number of parameters of each method in stage equal (default: 1024)"
     parser.add_argument("--budget", type=int, default=1024, help=about)
     about = "how far from the budget a size may be, as a part of it (default: 0.01)"
@@ -80,6 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
     for stage in arguments.stages:
         if stage not in STAGES:
             raise UserError(f"no stage '{stage}'{nearest(stage, STAGES)}")
+    if arguments.world not in WORLDS:
+        raise UserError(f"no world '{arguments.world}'{nearest(arguments.world, WORLDS)}")
     for base in arguments.bases:
         if base not in BASES:
             raise UserError(f"no base '{base}'{nearest(base, BASES)}")
@@ -106,17 +165,19 @@ class Study:
     """
 
     def __init__(self, arguments: argparse.Namespace):
-        self._given = arguments
-        self._bases = {"tuned": arguments.tuned, "raw": arguments.raw}
+        self._given, self._world = arguments, WORLDS[arguments.world]
+        named = (arguments.tuned, arguments.raw)
+        bases = dict(zip(BASES, named, strict=True))
+        for base, shipped in zip(BASES, self._world.bases or (), strict=False):
+            bases[base] = bases[base] or shipped
+        for base in arguments.bases:
+            if not bases[base]:
+                raise UserError(f"--world {arguments.world} has no bases: name one by --{base}")
+        self._bases = bases
         folder = f"{arguments.out}/rates"
         # The best learning rate of a grid, read only once.
         self._rate = functools.cache(lambda *names: rates.best_of("/".join([folder, *names])))
-        self._flags, self._mixed_flags = list(arguments.flags), []
-        self._mixture, self._lengths = "glue_equal", {"inputs": 512, "targets": 16}
-        if arguments.world == "mini":
-            self._flags = ["--gin.TRAIN_STEPS=300", "--gin.EVAL_PERIOD=100", *self._flags]
-            self._mixed_flags = ["--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400"]
-            self._mixture, self._lengths = "mini_glue_equal", {"inputs": 256, "targets": 16}
+        self._flags = [*self._world.flags, *arguments.flags]
 
     def rates(self) -> Iterator[list[str]]:
         """Yields a grid of learning rates for each base and method, with one seed."""
@@ -128,16 +189,19 @@ class Study:
                 for rate in self._given.rates or grid:
                     for task in self._given.tuning_tasks:
                         run = f"rates/{base}/{method}/{rate}/{task}"
-                        yield self._training(run, base, method, self._task(task), 0, rate)
+                        line = self._training(run, base, method, self._task(task), 0, rate)
+                        yield [*line, *self._world.grid]
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
         for base in self._given.bases:
             for count in (0, 4):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"
-                yield trainings.frozen_base(
-                    folder, self._bases[base], self._mixture, self._lengths, count
+                lengths = {"inputs": self._world.inputs, "targets": 16}
+                folder, flags = trainings.frozen_base(
+                    folder, self._bases[base], self._world.mixture, lengths, count
                 )
+                yield folder, [*flags, *self._vocabulary(base)]
 
     def single(self) -> Iterator[list[str]]:
         """Yields the trainings of every single task."""
@@ -160,8 +224,8 @@ class Study:
                     for sharing, routes in sharings.items():
                         run = f"mixed/{base}/{method}/{sharing}/seed{seed}"
                         rate = self._rate(base, method)
-                        line = self._training(run, base, method, self._mixture, seed, rate)
-                        yield line + self._mixed_flags + routes
+                        line = self._training(run, base, method, self._world.mixture, seed, rate)
+                        yield [*line, *self._world.mixed, *routes]
 
     def ranks(self) -> Iterator[list[str]]:
         """Yields AdaLink's trainings at several ranks."""
@@ -206,20 +270,24 @@ class Study:
         if method in METHODS and METHODS[method].trains_base:
             return None
         trainings.experiment(self._given.world, method)  # There is such a method.
-        given = self._given
+        given, model = self._given, self._given.model or self._world.model
         try:
-            match = matched(given.model, method, given.budget, given.tolerance)
+            match = matched(model, method, given.budget, given.tolerance)
         except UserError as error:  # Its file names layers that this model does not have.
             line = str(error)
         else:
             if match.meets:
                 return match
             line = match.line()
-        print(f"left out: {given.model}, {method}: {line}", file=sys.stderr)
+        print(f"left out: {model}, {method}: {line}", file=sys.stderr)
         return None
 
     def _task(self, task: str) -> str:
-        return f"{self._given.world}_{task}"
+        return f"{self._world.tasks}{task}"
+
+    def _vocabulary(self, base: str) -> list[str]:
+        own = self._world.own_vocabulary
+        return [f"--gin.VOCABULARY={self._bases[base]}"] if own else []
 
     def _training(self, run, base: str, method: str, task: str, seed, rate) -> list[str]:
         return (
@@ -231,5 +299,6 @@ class Study:
                 SEED=seed,
                 LEARNING_RATE=rate,
             )
+            + self._vocabulary(base)
             + self._flags
         )

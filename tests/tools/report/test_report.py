@@ -369,6 +369,7 @@ def test_the_rate_with_the_best_mean_is_chosen(tmp_path, capsys):
     assert "several bases or methods: tuned (abcdef), adalink, rank 2; tuned" in error
     assert cli.main(["learning-rates", str(tmp_path), f"--to={tmp_path / 'rates.md'}"]) == 0
     lines = (tmp_path / "rates.md").read_text().splitlines()
+    assert lines[2].startswith("Percent on the split validation, after the same number of steps")
     (chosen,) = [line for line in lines if "chosen" in line and "adalink" in line]
     assert chosen.split(" | ")[2] == "0.001"
 
