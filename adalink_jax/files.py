@@ -69,6 +69,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
             reason += f": {blocking}"
         if error.errno in _ADVICE:
             reason += f"; {_ADVICE[error.errno]}"
+        for link in (pathlib.Path(path), *pathlib.Path(path).parents):
+            if os.path.islink(link) and not os.path.exists(link):
+                reason = f"{link} is a link to {os.readlink(link)}, which is not there"
         raise UserError(f"{path} cannot be written: {reason}") from error
 
 

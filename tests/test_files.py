@@ -154,6 +154,16 @@ def test_what_blocks_the_way_is_named(put, tmp_path):
         put(tmp_path / "file" / "place", "")
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"link is a link to .*/gone, which is not there$"):
+        with files.held(tmp_path / "link", "MODEL_DIR"):
+            pass
+    with pytest.raises(UserError, match=r"run cannot be written: .*link is a link to .*/gone"):
+        with files.held(tmp_path / "link" / "run", "MODEL_DIR"):
+            pass
+
+
 def test_a_folder_in_the_place_of_a_file_is_a_mistake(tmp_path):
     (tmp_path / "place" / "x").mkdir(parents=True)
     with pytest.raises(UserError, match="place cannot be written: Is a directory"):

@@ -123,7 +123,12 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
     """
     values = dict(values)
     if named := values.get("VOCABULARY", os.environ.get("VOCABULARY")):
-        values["VOCABULARY"] = shipped.vocabulary(named)
+        try:
+            values["VOCABULARY"] = shipped.vocabulary(named)
+        except UserError:
+            if "VOCABULARY" in values:
+                raise
+            # Set for the whole shell: a call that reads no text does not need it.
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

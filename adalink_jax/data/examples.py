@@ -399,7 +399,7 @@ def _is_number(text: str) -> bool:
 
 
 def _check_labels(rows: Rows, targets: list[str], labels: tuple[str, ...], known: bool) -> None:
-    """Refuses targets that are no labels, and labels that differ in capitals and spaces alone."""
+    """Refuses targets that are no labels, and labels that differ in capitals, spaces, digits."""
     if known:
         bad = [i for i, target in enumerate(targets) if target not in labels]
         if bad:
@@ -416,9 +416,10 @@ def _check_labels(rows: Rows, targets: list[str], labels: tuple[str, ...], known
             )
         return
     counts = collections.Counter(targets)
-    seen: dict[str, str] = {}
+    seen: dict[str | float, str] = {}
     for label, count in counts.most_common():
-        usual = seen.setdefault(" ".join(label.split()).casefold(), label)
+        number, plain = tables.number(label), " ".join(label.split()).casefold()
+        usual = seen.setdefault(plain if number is None else number, label)
         if usual != label:
             where = rows.at([i for i, target in enumerate(targets) if target == label])
             raise UserError(

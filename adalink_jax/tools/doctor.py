@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import adalink_jax
-from adalink_jax import compile_cache
+from adalink_jax import compile_cache, shipped
 from adalink_jax.errors import UserError
 
 # What each extra is for.
@@ -224,21 +224,26 @@ def data() -> Iterator[Finding]:
     elif "://" in path:
         yield Finding("ok", f"VOCABULARY={path}, which is not read here")
     else:
-        yield vocabulary(pathlib.Path(path).expanduser(), f"VOCABULARY={path}")
+        yield vocabulary(path, f"VOCABULARY={path}")
 
 
 _GET_VOCABULARY = "export VOCABULARY=$(hf download -q google/flan-t5-base spiece.model)"
 
 
-def vocabulary(path: pathlib.Path, said: str) -> Finding:
+def vocabulary(path: str, said: str) -> Finding:
     """Compares a vocabulary with T5's.
 
     Args:
-      path: the file.
+      path: the file, or the name or folder of a base with a vocabulary of its own.
       said: what the report calls it.
     """
     try:
-        content = path.read_bytes()
+        path = os.path.expanduser(path)
+        if own := shipped.beside(path):
+            return Finding("ok", f"{said}: the base's own, {own}")
+        content = pathlib.Path(path).read_bytes()
+    except UserError as error:
+        return Finding("--", f"{said}: {error}", _GET_VOCABULARY)
     except OSError as error:
         return Finding("--", f"{said} cannot be read: {error.strerror}", _GET_VOCABULARY)
     if (len(content), hashlib.sha256(content).hexdigest()) == T5_VOCABULARY:
@@ -289,7 +294,6 @@ def _differs(path: pathlib.Path, name: str) -> str | None:
 def base(path: str) -> Iterator[Finding]:
     """Opens a base: its format, that its arrays are whole, and the vocabulary beside it."""
     from adalink_jax.checkpoints import open_base
-    from adalink_jax.errors import UserError
 
     try:
         stored = open_base(path)
@@ -305,4 +309,4 @@ def base(path: str) -> Iterator[Finding]:
         yield Finding("--", "no SHA256SUMS beside it: its files are not checked for damage")
     beside = pathlib.Path(stored.where, "spiece.model")
     if beside.is_file():
-        yield vocabulary(beside, str(beside))
+        yield vocabulary(str(beside), str(beside))

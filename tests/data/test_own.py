@@ -183,6 +183,11 @@ FAULTS = {
         {},
         "reviews.csv:8: the label is 'negative', where 3 others are 'Negative'; it may be one",
     ),
+    "a number in two ways": (
+        lines("a,1", "b,1", "c,0", "d,0", "e,0", "f,1.0"),
+        {},
+        "reviews.csv:7: the label is '1.0', where 2 others are '1'; it may be one label",
+    ),
     "no label": (
         lines(*POSITIVE, "g,negative", "h,negative", "i,bad"),
         {"labels": ("Negative", "Positive")},

@@ -8,7 +8,7 @@ import shutil
 import jax
 import pytest
 
-from adalink_jax import cli
+from adalink_jax import cli, shipped
 from adalink_jax.tools import doctor
 
 
@@ -151,9 +151,25 @@ def test_another_file_is_said(shared_data, tmp_path):
     )
     changed = tmp_path / "spiece.model"
     changed.write_bytes(b"abc")
-    finding = doctor.vocabulary(changed, "VOCABULARY=a")
+    finding = doctor.vocabulary(str(changed), "VOCABULARY=a")
     assert finding.state == "--" and finding.mend.startswith("export VOCABULARY=")
     assert finding.text == "VOCABULARY=a is not T5's: 3 bytes, where that has 791,656"
+
+
+def test_the_vocabulary_of_a_base(tmp_path, monkeypatch, capsys):
+    (tmp_path / "base").mkdir()
+    own = tmp_path / "base" / "vocabulary.model"
+    own.touch()
+    finding = doctor.vocabulary(str(own.parent), "VOCABULARY=base")
+    assert finding == doctor.Finding("ok", f"VOCABULARY=base: the base's own, {own}")
+    # A name whose package is not there is said by doctor, and stops nothing that reads no text.
+    monkeypatch.setattr(shipped, "_PACKAGE", "adalink_jax_none")
+    monkeypatch.setenv("VOCABULARY", "english")
+    finding = doctor.vocabulary("english", "VOCABULARY=english")
+    assert finding.state == "--" and "'english' is a base of the package" in finding.text
+    describe = ["describe", "--gin_file=models/tiny.gin", "--gin_file=methods/adalink.gin"]
+    assert cli.main(describe) == 0
+    assert cli.main([*describe, "--gin.VOCABULARY=english"]) == 2
 
 
 def test_a_base_is_opened(installed, capsys):

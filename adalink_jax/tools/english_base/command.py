@@ -42,7 +42,8 @@ class Stage:
       share: of all seconds.
       rate: the learning rate after the warm-up; it falls to a tenth, linearly in time.
       begun: the rate of the encoder and the table, which begin as the teacher's: large steps would
-        spoil them.
+        spoil them. 0 trains the decoder alone, on instructions alone: what a decoder sends back
+        before it can answer would spoil them, too.
       prefix: the share of rows with hidden tokens whose end is hidden (`denoising_loss`).
       instructs: whether four of five programs train on instructions.
       writes: the name of the base that it ends with, or None.
@@ -60,7 +61,8 @@ class Stage:
 STAGES = (
     Stage("spans", 0.35, 2e-3, 3e-4, 0.0, False, None),
     Stage("prefix", 0.05, 1e-3, 1.5e-4, 0.8, False, "raw"),
-    Stage("instructions", 0.60, 1.5e-3, 2e-4, 0.2, True, "tuned"),
+    Stage("answers", 0.05, 2e-3, 0.0, 0.0, True, None),
+    Stage("instructions", 0.55, 1e-3, 1.5e-4, 0.2, True, "tuned"),
 )
 _WARMUP, _FLOOR = 0.04, 0.1  # Shares of a stage's time, and of its rate.
 _SAVED_EVERY = 60.0  # Seconds.
@@ -116,6 +118,7 @@ class _Trainer:
         self._compiled: set[str] = set()
         self._denoise = training.steps(self._denoising_loss)
         self._instruct = training.steps(self._instruction_loss)
+        self._answer = training.steps(self._answering_loss)
 
     def _begin(self, dtype: Any) -> None:
         """Makes the base and the teacher; the arithmetic of both is in `dtype`."""
@@ -155,6 +158,10 @@ class _Trainer:
         del shared
         return training.instruction_loss(tree, self._config, one, jax.random.key(0), dropout=False)
 
+    def _answering_loss(self, tree, one, shared):
+        model = {**jax.lax.stop_gradient(tree["model"]), "decoder": tree["model"]["decoder"]}
+        return self._instruction_loss({"model": model}, one, shared)
+
     def train(self, stage: Stage) -> None:
         """Trains a stage from its last saved state, or from the end of the stage before it."""
         path = self._out / f"{stage.name}.state.safetensors"
@@ -185,7 +192,8 @@ class _Trainer:
         while spent < seconds:
             begun = time.monotonic()
             each, instructs = self._rows(stage, step)
-            program = f"instructions, {each['inputs'].shape[-1]}" if instructs else "text"
+            frozen = " alone" if not stage.begun else ""
+            program = f"answers{frozen}, {each['inputs'].shape[-1]}" if instructs else "text"
             for name, value in self._program(stage, spent / seconds, each, instructs).items():
                 sums.setdefault(name, []).append(float(value))
             took = time.monotonic() - begun
@@ -208,7 +216,7 @@ class _Trainer:
         """Draws the rows of a program's steps; returns whether they are instructions."""
         shape = (self._arguments.steps, self._arguments.rows)
         rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
-        if stage.instructs and step // self._arguments.steps % 5 > 0:
+        if stage.instructs and (step // self._arguments.steps % 5 > 0 or not stage.begun):
             assert self._examples is not None
             return self._examples.batch(shape, rng), True
         tokens = corpora.batch(self._corpus, shape, rng)
@@ -224,7 +232,7 @@ class _Trainer:
         of_model = {"encoder": begun, "token_embedder": begun, "decoder": rate}
         rates = {"model": of_model, "head": rate}
         if instructs:
-            shared, program = (), self._instruct
+            shared, program = (), self._instruct if stage.begun else self._answer
         else:
             shared, program = (self._teacher, jnp.float32(stage.prefix)), self._denoise
         self._tree, self._state, parts = program(self._tree, self._state, rates, each, shared)

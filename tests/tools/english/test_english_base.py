@@ -355,10 +355,10 @@ def test_a_stopped_training_goes_on(tmp_path, monkeypatch, capsys):
     for _ in command.STAGES:
         assert cli.main(train) != 0
     shutil.rmtree(out / "raw")  # As of a run that was killed before it wrote this base.
-    assert cli.main(train) == 0 and len(stopped) == 3
+    assert cli.main(train) == 0 and len(stopped) == 4
     events = _log(out)
     done = [event["stage"] for event in events if event["event"] == "stage was done"]
-    assert done == ["spans", "spans", "prefix"]
+    assert done == ["spans", "spans", "prefix", "spans", "prefix", "answers"]
     steps = [e for e in events if e["event"] == "step" and e["stage"] == "spans"]
     assert np.isfinite(
         [value for e in steps for value in e.values() if not isinstance(value, str)]
