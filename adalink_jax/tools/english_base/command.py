@@ -42,10 +42,10 @@ class Stage:
       share: of all seconds.
       rate: the learning rate after the warm-up; it falls to a tenth, linearly in time.
       begun: the rate of the encoder and the table, which begin as the teacher's: large steps would
-        spoil them. 0 trains the decoder alone, on instructions alone: what a decoder sends back
-        before it can answer would spoil them, too.
-      prefix: the share of rows with hidden tokens whose end is hidden (`denoising_loss`).
-      instructs: whether four of five programs train on instructions.
+        spoil them. 0 trains the decoder alone: what it sends back before it can answer would
+        spoil them, too.
+      prefix: the share of rows with hidden tokens whose end is hidden (`denoising_loss`); None if
+        it trains on instructions.
       writes: the name of the base that it ends with, or None.
     """
 
@@ -53,16 +53,15 @@ class Stage:
     share: float
     rate: float
     begun: float
-    prefix: float
-    instructs: bool
+    prefix: float | None
     writes: str | None
 
 
 STAGES = (
-    Stage("spans", 0.35, 2e-3, 3e-4, 0.0, False, None),
-    Stage("prefix", 0.05, 1e-3, 1.5e-4, 0.8, False, "raw"),
-    Stage("answers", 0.05, 2e-3, 0.0, 0.0, True, None),
-    Stage("instructions", 0.55, 1e-3, 1.5e-4, 0.2, True, "tuned"),
+    Stage("spans", 0.35, 2e-3, 3e-4, 0.0, None),
+    Stage("prefix", 0.05, 1e-3, 1.5e-4, 0.8, "raw"),
+    Stage("answers", 0.05, 2e-3, 0.0, None, None),
+    Stage("instructions", 0.55, 1e-3, 2e-4, None, "tuned"),
 )
 _WARMUP, _FLOOR = 0.04, 0.1  # Shares of a stage's time, and of its rate.
 _SAVED_EVERY = 60.0  # Seconds.
@@ -173,7 +172,9 @@ class _Trainer:
             self.log(event="stage was done", stage=stage.name)
         else:
             self._go_on(stage, path, origin, spent, step)
-            self.log(event="scores", stage=stage.name, **self._scorer.look(self._tree["model"]))
+            if stage.writes:
+                scores = self._scorer.look(self._tree["model"])
+                self.log(event="scores", base=stage.writes, **scores)
         if stage.writes:
             self._write_base(stage.writes)
 
@@ -182,7 +183,7 @@ class _Trainer:
     ) -> None:
         """Trains until the stage's seconds are spent."""
         seconds = stage.share * self._arguments.seconds
-        if stage.instructs and self._examples is None:
+        if stage.prefix is None and self._examples is None:
             self._examples = examples.Examples(
                 self._data, self._corpus.pieces, self._embed, self._arguments.seed
             )
@@ -191,10 +192,10 @@ class _Trainer:
         sums: dict[str, list[float]] = {}
         while spent < seconds:
             begun = time.monotonic()
-            each, instructs = self._rows(stage, step)
-            frozen = " alone" if not stage.begun else ""
-            program = f"answers{frozen}, {each['inputs'].shape[-1]}" if instructs else "text"
-            for name, value in self._program(stage, spent / seconds, each, instructs).items():
+            each = self._rows(stage, step)
+            width = next(iter(each.values())).shape[-1]
+            program = "text" if stage.prefix is not None else f"{stage.name}, width {width}"
+            for name, value in self._program(stage, spent / seconds, each).items():
                 sums.setdefault(name, []).append(float(value))
             took = time.monotonic() - begun
             if program in self._compiled:
@@ -212,26 +213,24 @@ class _Trainer:
                 stages.save(path, origin, progress, self._tree, self._state)
                 saved = time.monotonic()
 
-    def _rows(self, stage: Stage, step: int) -> tuple[dict[str, np.ndarray], bool]:
-        """Draws the rows of a program's steps; returns whether they are instructions."""
+    def _rows(self, stage: Stage, step: int) -> dict[str, np.ndarray]:
+        """Draws the rows of a program's steps."""
         shape = (self._arguments.steps, self._arguments.rows)
         rng = np.random.default_rng((self._arguments.seed, STAGES.index(stage), step))
-        if stage.instructs and (step // self._arguments.steps % 5 > 0 or not stage.begun):
+        if stage.prefix is None:
             assert self._examples is not None
-            return self._examples.batch(shape, rng), True
+            return self._examples.batch(shape, rng)
         tokens = corpora.batch(self._corpus, shape, rng)
-        return {"tokens": tokens, "key": rng.integers(0, 1 << 32, shape[0], np.uint32)}, False
+        return {"tokens": tokens, "key": rng.integers(0, 1 << 32, shape[0], np.uint32)}
 
-    def _program(
-        self, stage: Stage, done: float, each: dict[str, np.ndarray], instructs: bool
-    ) -> dict[str, Any]:
+    def _program(self, stage: Stage, done: float, each: dict[str, np.ndarray]) -> dict[str, Any]:
         """Takes some steps; returns the means of the losses."""
         warm = min(1.0, (done + 1e-3) / _WARMUP)
         falling = warm * (1 - (1 - _FLOOR) * done)
         rate, begun = jnp.float32(stage.rate * falling), jnp.float32(stage.begun * falling)
         of_model = {"encoder": begun, "token_embedder": begun, "decoder": rate}
         rates = {"model": of_model, "head": rate}
-        if instructs:
+        if stage.prefix is None:
             shared, program = (), self._instruct if stage.begun else self._answer
         else:
             shared, program = (self._teacher, jnp.float32(stage.prefix)), self._denoise

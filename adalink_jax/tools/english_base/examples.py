@@ -19,7 +19,7 @@ _AMONG = 8_000  # Pieces among which the nearest is sought.
 # How often a kind is drawn. A word as an answer has ten times the loss of a choice between two, and
 # would drown them.
 _WEIGHTS = {"logic": 3.0, "sentiment": 3.0, "grammar": 3.0, "similar": 2.0, "same": 2.0,
-            "answered": 2.0, "next": 0.5, "defined": 0.25, "kind_of": 0.25}  # fmt: skip
+            "answered": 2.0, "next": 0.5, "defined": 0.1, "kind_of": 0.1}  # fmt: skip
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
