@@ -31,8 +31,8 @@ def folder(name: str) -> pathlib.Path:
         if (place := pathlib.Path(root, name)).is_dir():
             return place
     raise UserError(
-        f"'{name}' is a base of the package adalink-jax-bases, which is not here; "
-        "docs/howto/english_base.md says how to make the base, whose folder can be given instead"
+        f"'{name}' is a base of the package adalink-jax-bases, which is not here: pip install "
+        "./adalink_jax_bases in a checkout, or give a base's folder (docs/howto/english_base.md)"
     )
 
 

@@ -276,14 +276,16 @@ def parameters(c: T5Config) -> int:
     """T5's number of parameters, by hand.
 
     Per layer: attention 4·D·N·K, twice in the decoder; MLP 3·D·F where gated, else 2·D·F; a norm
-    of D in front of each. Per stack: a norm and 32 buckets of N biases. The table, and the output
-    layer where it is not the table.
+    of D in front of each. Per stack: a norm, and 32 buckets of N biases once or for each layer. The
+    table, and the output layer where it is not the table.
     """
     attention = 4 * c.emb_dim * c.num_heads * c.head_dim
     mlp = (len(c.mlp_activations) + 1) * c.emb_dim * c.mlp_dim
     encoder = c.num_encoder_layers * (attention + mlp + 2 * c.emb_dim)
     decoder = c.num_decoder_layers * (2 * attention + mlp + 3 * c.emb_dim)
-    stacks = 2 * (c.emb_dim + 32 * c.num_heads)
+    layers = c.num_encoder_layers + c.num_decoder_layers
+    biases = layers if c.relpos_bias_per_layer else 2
+    stacks = 2 * c.emb_dim + biases * 32 * c.num_heads
     tables = (1 if c.logits_via_embedding else 2) * c.vocab_size * c.emb_dim
     images = 0 if c.image_width is None else (c.image_width + 1) * c.emb_dim
     return encoder + decoder + stacks + tables + images

@@ -166,14 +166,13 @@ class Study:
 
     def __init__(self, arguments: argparse.Namespace):
         self._given, self._world = arguments, WORLDS[arguments.world]
-        named = (arguments.tuned, arguments.raw)
-        bases = dict(zip(BASES, named, strict=True))
-        for base, shipped in zip(BASES, self._world.bases or (), strict=False):
-            bases[base] = bases[base] or shipped
+        shipped = dict(zip(BASES, self._world.bases or (None, None), strict=True))
+        named = {"tuned": arguments.tuned, "raw": arguments.raw}
+        self._bases: dict[str, str] = {}
         for base in arguments.bases:
-            if not bases[base]:
+            if not (path := named[base] or shipped[base]):
                 raise UserError(f"--world {arguments.world} has no bases: name one by --{base}")
-        self._bases = bases
+            self._bases[base] = path
         folder = f"{arguments.out}/rates"
         # The best learning rate of a grid, read only once.
         self._rate = functools.cache(lambda *names: rates.best_of("/".join([folder, *names])))
