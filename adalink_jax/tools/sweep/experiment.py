@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     about = f"{', '.join(WORLDS)}: its tasks and experiments/WORLD_METHOD.gin (default: mini)"
     parser.add_argument("--world", default="mini", help=about)
-    for base, about in (("tuned", "the instruction-tuned"), ("raw", "the other")):
+    for base, about in (("tuned", "the instruction-tuned"), ("raw", "the raw")):
         about = f"{about} base (default: the world's)"
         parser.add_argument(f"--{base}", metavar="BASE", help=about)
     trainings.add_words(parser, "--bases", " ".join(BASES), "bases to adapt")
