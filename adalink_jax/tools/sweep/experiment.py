@@ -102,7 +102,7 @@ WORLDS = {
     "glue": World(
         tasks="glue_", mixture="glue_equal", inputs=512, bases=None, model="flan_t5_base"
     ),
-}  # fmt: skip
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
