@@ -15,6 +15,7 @@ from typing import Any
 
 from adalink_jax import compile_cache, files, runs
 from adalink_jax.adapters.load import adapter_folder, check_adapter
+from adalink_jax.adapters.texts import opened_vocabulary
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
 from adalink_jax.config import gin_files
 from adalink_jax.data import own
@@ -31,7 +32,7 @@ from adalink_jax.runs import metrics
 from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Batches, Evaluation, Images, Lengths, MethodSetting
 from adalink_jax.runs.setup import check_groups
-from adalink_jax.runs.vocabularies import opened, vocabulary_of
+from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
@@ -474,7 +475,8 @@ def _task(
 def _vocabulary(base: Base, vocabulary: Any) -> Any:
     if vocabulary is None:
         return vocabulary_of(base)
-    return opened(vocabulary) if isinstance(vocabulary, str | pathlib.Path) else vocabulary
+    named = isinstance(vocabulary, str | pathlib.Path)
+    return opened_vocabulary(str(vocabulary)) if named else vocabulary
 
 
 def _name_of(base: Base) -> str:

@@ -38,14 +38,14 @@ _lock = threading.Lock()
 
 # A run uses one vocabulary; some more are cached for processes that compare runs.
 @functools.lru_cache(maxsize=4)
-def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Model:
+def _load(path: str, where: str, stamp: tuple[int, int], extra_ids: int) -> _Model:
     """Reads a model file; `stamp` (size, time) gives a replaced file a new cache entry."""
     del stamp
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             content = file.read()
     except tf.errors.OpError as error:
-        raise DataError(f"{VARIABLE}={shown}: cannot be read ({type(error).__name__})") from error
+        raise DataError(f"{where}: cannot be read ({type(error).__name__})") from error
     try:
         proto = _ModelProto.FromString(content)
         for i in reversed(range(extra_ids)):
@@ -58,10 +58,10 @@ def _load(path: str, shown: str, stamp: tuple[int, int], extra_ids: int) -> _Mod
         tokenizer = sentencepiece.SentencePieceProcessor()
         tokenizer.LoadFromSerializedProto(serialized)
     except (message.DecodeError, RuntimeError, ValueError) as error:
-        raise DataError(f"{VARIABLE}={shown}: not a SentencePiece model") from error
+        raise DataError(f"{where}: not a SentencePiece model") from error
     if tokenizer.pad_id() != 0 or tokenizer.eos_id() < 1 or tokenizer.unk_id() < 1:
         raise DataError(
-            f"{VARIABLE}={shown}: has pad {tokenizer.pad_id()}, eos {tokenizer.eos_id()}, unk "
+            f"{where}: has pad {tokenizer.pad_id()}, eos {tokenizer.eos_id()}, unk "
             f"{tokenizer.unk_id()}; a T5 vocabulary has pad 0 and both others"
         )
     say_added_tokens(path, tokenizer)
@@ -140,11 +140,11 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
         try:
             stat = tf.io.gfile.stat(path)
         except tf.errors.OpError as error:
-            raise DataError(f"{VARIABLE}={shown}: no such file") from error
+            raise DataError(f"{self._where}: no such file") from error
         if stat.is_directory:
-            raise DataError(f"{VARIABLE}={shown}: a folder; expected a SentencePiece model file")
+            raise DataError(f"{self._where}: a folder; expected a SentencePiece model file")
         with _lock:  # loading a SentencePiece model is not thread-safe
-            return _load(path, shown, (stat.length, stat.mtime_nsec), self.extra_ids)
+            return _load(path, self._where, (stat.length, stat.mtime_nsec), self.extra_ids)
 
     def load_model(self) -> None:
         """Opens the file now, so that errors appear outside of traced functions."""
@@ -154,6 +154,11 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
     def sentencepiece_model_file(self) -> str:
         """The path as the user wrote it; empty if VOCABULARY is not set."""
         return os.environ.get(VARIABLE, "")
+
+    @property
+    def _where(self) -> str:
+        """How an error names the file."""
+        return f"{VARIABLE}={self.sentencepiece_model_file}"
 
     @property
     def tokenizer(self) -> sentencepiece.SentencePieceProcessor:
@@ -198,6 +203,10 @@ class FileVocabulary(UserVocabulary):
     def sentencepiece_model_file(self) -> str:
         """The path."""
         return self._path
+
+    @property
+    def _where(self) -> str:
+        return f"vocabulary {self._path}"
 
     def __str__(self) -> str:
         return f"FileVocabulary({self._path})"

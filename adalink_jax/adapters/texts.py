@@ -1,7 +1,6 @@
 """What an export needs beside its arrays to be used on texts: the labels and the tokenizer."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +14,11 @@ TOKENIZER = "spiece.model"
 
 
 def opened_vocabulary(path: str) -> Any:
-    """Opens a vocabulary by its flag.
+    """Opens a vocabulary; no environment variable changes it afterwards.
 
     Args:
-      path: T5's SentencePiece file; "mini" for the embedded bases' own vocabulary, "english"
-        for that of adalink-jax-bases.
+      path: T5's SentencePiece file, or a base that has one beside it; "mini" for the embedded
+        bases' own vocabulary, "english" for that of adalink-jax-bases.
 
     Raises:
       UserError: the file cannot be read, or is no vocabulary of T5's kind.
@@ -28,10 +27,9 @@ def opened_vocabulary(path: str) -> Any:
 
     if path == "mini":
         return tasks.MINI_VOCABULARY
-    os.environ["VOCABULARY"] = shipped.vocabulary(path)
-    vocabulary = tasks.UserVocabulary()
+    vocabulary = tasks.FileVocabulary(shipped.vocabulary(path))
     try:
-        vocabulary.encode("")
+        vocabulary.load_model()
     except tasks.DataError as error:
         raise UserError(str(error)) from error
     return vocabulary

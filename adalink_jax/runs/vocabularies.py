@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adalink_jax import shipped
+from adalink_jax.adapters.texts import opened_vocabulary
 from adalink_jax.checkpoints.bases import EMBEDDED_FOLDER, is_embedded
-from adalink_jax.errors import UserError
 
 
 def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
@@ -31,29 +31,7 @@ def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
         return tasks.MINI_IMAGE_VOCABULARY if of_images else tasks.MINI_VOCABULARY
     if isinstance(base, str) and not os.environ.get("VOCABULARY"):
         if beside := shipped.beside(base):
-            return opened(beside)
+            return opened_vocabulary(beside)
     recorded = (trained or {}).get("vocabulary")
     worlds = (tasks.MINI_VOCABULARY, tasks.MINI_IMAGE_VOCABULARY)
     return next((one for one in worlds if one.identity == recorded), tasks.UserVocabulary())
-
-
-def opened(path: str | os.PathLike[str]) -> Any:
-    """Opens a SentencePiece model with T5's sentinels.
-
-    Args:
-      path: its file, or a base that has one beside it.
-
-    Raises:
-      UserError: there is no such file, or it is no vocabulary of T5's kind.
-    """
-    import tasks
-
-    path = shipped.vocabulary(os.fspath(path))
-    if not os.path.isfile(path):
-        raise UserError(f"vocabulary {path}: no such file; expected a SentencePiece model")
-    found = tasks.FileVocabulary(path)
-    try:
-        found.load_model()
-    except tasks.DataError as error:
-        raise UserError(str(error).replace("VOCABULARY=", "vocabulary ")) from error
-    return found

@@ -1,6 +1,7 @@
 """What an export takes along to be used on texts."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -68,10 +69,13 @@ def test_a_vocabulary_that_is_none_writes_nothing(write_base, write_adapter, tmp
     adapter = write_adapter(METHODS["adalink"](rank=2), base)
     flags = [f"--adapter={adapter}", f"--base={base}", "--format=t5x", f"--to={tmp_path / 'to'}"]
     (tmp_path / "none.model").write_bytes(b"no model")
+    before = os.environ.get("VOCABULARY")
     for name, words in {"gone.model": "no such file", "none.model": "not a Sentence"}.items():
         assert cli.main(["export", *flags, f"--vocabulary={tmp_path / name}"]) == 2
-        assert words in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert words in said and f"vocabulary {tmp_path / name}: " in said
     assert not (tmp_path / "to").exists()
+    assert os.environ.get("VOCABULARY") == before
 
 
 @pytest.mark.slow
