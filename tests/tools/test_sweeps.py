@@ -190,8 +190,9 @@ def test_ranks_are_trained_on_each_base(asked):
 def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
     monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
     chosen = ["--methods", "adalink full", "--seeds=7", "--tuning-tasks=cola", "--raw=r"]
+    chosen += ["--rates=0.1"]
     assert cli.main(["experiment", "out", "--stages", "mixed equal", *chosen, "--gin.X=1"]) == 0
-    assert len(asked) == 4 + 2 + 2
+    assert len(asked) == 4 + 2 + 2 + 2
     shared, per_task = asked[2:4]  # AdaLink's on the raw base.
     assert shared[1:4] == (
         "--gin_file=experiments/mini_adalink.gin",
@@ -204,16 +205,16 @@ def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
     assert per_task[-1] == "--gin.ROUTES=8"
     assert all("ROUTES" not in word for line in asked[4:6] for word in line)  # full's
     # 1,024 parameters at D = 128: rank 4.
-    assert [line[-1] for line in asked[6:]] == ["--gin.adalink.AdaLink.rank=4"] * 2
+    assert [line[-1] for line in asked[6:]] == ["--gin.adalink.AdaLink.rank=4"] * 4
 
 
 def test_methods_whose_sizes_are_too_far_from_the_budget_are_left_out(asked, monkeypatch, capsys):
     """A unit of a bottleneck's rank is 1,445 parameters here; the base lacks layers of s4."""
     monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
     chosen = ["--methods=bottleneck s4 bitfit", "--seeds=7", "--tuning-tasks=cola", "--bases=tuned"]
-    flags = ["experiment", "out", "--stages=equal", "--budget=6144", *chosen]
+    flags = ["experiment", "out", "--stages=equal", "--budget=6144", "--rates=0.1", *chosen]
     assert cli.main([*flags, "--tolerance=0.06"]) == 0
-    assert [line[-1] for line in asked] == ["--gin.bottleneck.Bottleneck.rank=4"]
+    assert [line[-1] for line in asked] == ["--gin.bottleneck.Bottleneck.rank=4"] * 2
     left_out = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1] for line in left_out] == [" mini, s4", " mini, bitfit"]
     assert "the encoder has layers 0 to 2" in left_out[0]
@@ -222,6 +223,27 @@ def test_methods_whose_sizes_are_too_far_from_the_budget_are_left_out(asked, mon
     assert "error: tolerance is 6.0; it must be a part of the" in capsys.readouterr().err
     for wrong in ("--methods=bitfits", "--budget=0"):
         assert cli.main([*flags, wrong]) == 2
+
+
+def test_a_size_is_trained_at_the_rate_that_was_best_for_it(asked, monkeypatch):
+    best = {"out/rank_rates/tuned/rank1": 0.1, "out/rank_rates/tuned/rank64": 0.003}
+    best["out/equal_rates/tuned/adalink"] = 0.02
+    monkeypatch.setattr(experiment.rates, "best_of", best.__getitem__)
+    chosen = ["--bases=tuned", "--methods=adalink", "--tuning-tasks=cola", "--seeds=7"]
+    chosen += ["--ranks=1 64", "--rates=0.1 0.2", "--budget=256"]
+    assert cli.main(["experiment", "out", "--stages=ranks equal", *chosen]) == 0
+    named = [dict(word[6:].split("=", 1) for word in line if "gin." in word[:6]) for line in asked]
+    folders = [line["MODEL_DIR"].removeprefix("out/") for line in named]
+    assert folders == [
+        *(f"rank_rates/tuned/rank{rank}/{rate}/cola" for rank in (1, 64) for rate in (0.1, 0.2)),
+        *("ranks/tuned/rank1/cola/seed7", "ranks/tuned/rank64/cola/seed7"),
+        *(f"equal_rates/tuned/adalink/{rate}/cola" for rate in (0.1, 0.2)),
+        "equal/tuned/adalink/cola/seed7",
+    ]
+    assert [line["LEARNING_RATE"] for line in named[4:6]] == ["0.1", "0.003"]
+    assert [line["RANK"] for line in named[:6]] == ["1", "1", "64", "64", "1", "64"]
+    assert named[-1]["LEARNING_RATE"] == "0.02"
+    assert {line["adalink.AdaLink.rank"] for line in named[6:]} == {"1"}
 
 
 def test_scores_of_another_base_are_not_taken_for_this_ones(asked, tmp_path, capsys):

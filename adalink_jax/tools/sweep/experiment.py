@@ -3,7 +3,7 @@ r"""Runs the paper's experiment: two bases, all methods and tasks, ranks, equal 
 adalink experiment runs/mini --jobs 2
 
 By default it uses the small world of generated sentences and the bases that come with the package,
-and takes an hour and a half on two cores. On GLUE's real sentences, from the two small bases that
+and takes two hours and a half on two cores. On GLUE's real sentences, from the two small bases that
 know English:
 
 GLUE_DIR=glue adalink experiment runs/english --world english
@@ -20,8 +20,8 @@ of the training examples that is held out, never on dev. The stages, in order:
   alone   score the frozen bases, with and without examples in the input
   single  train every task with every method, base and seed
   mixed   train all tasks together, with shared modules and with one module per task
-  ranks   train AdaLink at several ranks, at the rate of its file's
-  equal   train every method with the same number of parameters, at the rate of its own size
+  ranks   find the rate of several of AdaLink's ranks, then train each at its own
+  equal   the same for every method, all with the same number of parameters
   report  write tables and plots of all runs so far to OUT/report
 """
 
@@ -50,6 +50,9 @@ _SHIPPED = pathlib.Path(adalink_jax.__file__).parent / "bases"
 _GRID = "0.0003 0.001 0.003 0.01 0.03 0.1"
 _TASKS = "cola sst2 mrpc qqp stsb mnli qnli rte"
 _TITLES = {"ranks": "AdaLink's rank", "equal": "Equal parameters"}
+# The folders of grids: of methods at their files' sizes, and at those of other stages.
+_GRIDS = ("rates", "rank_rates", "equal_rates")
+_PARTS = {"ranks": ("rank_rates", "ranks"), "equal": ("equal_rates", "equal")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +155,11 @@ def run(arguments: argparse.Namespace) -> int:
                 trainings.score(folder, flags)
         elif stage == "report":
             study.report()
-        elif pool.train_all(getattr(study, stage)(), arguments.jobs):
-            return 2
+        else:
+            # The rates of a stage's sizes are read when their grid has been trained.
+            for part in _PARTS.get(stage, (stage,)):
+                if pool.train_all(getattr(study, part)(), arguments.jobs):
+                    return 2
     return 0
 
 
@@ -173,23 +179,36 @@ class Study:
             if not (path := named[base] or shipped[base]):
                 raise UserError(f"--world {arguments.world} has no bases: name one by --{base}")
             self._bases[base] = path
-        folder = f"{arguments.out}/rates"
         # The best learning rate of a grid, read only once.
-        self._rate = functools.cache(lambda *names: rates.best_of("/".join([folder, *names])))
+        out = arguments.out
+        self._rate = functools.cache(lambda *names: rates.best_of("/".join([out, *names])))
         self._flags = [*self._world.flags, *arguments.flags]
 
     def rates(self) -> Iterator[list[str]]:
         """Yields a grid of learning rates for each base and method, with one seed."""
         for method in self._given.methods:
-            grid = _GRID.split()
-            if method in METHODS and METHODS[method].trains_base:
-                grid = grid[:-1]  # Updates scale with a weight's size: the last is too high.
-            for base in self._given.bases:
-                for rate in self._given.rates or grid:
-                    for task in self._given.tuning_tasks:
-                        run = f"rates/{base}/{method}/{rate}/{task}"
-                        line = self._training(run, base, method, self._task(task), 0, rate)
-                        yield [*line, *self._world.grid]
+            yield from self._grid("rates", method, method, [])
+
+    def rank_rates(self) -> Iterator[list[str]]:
+        """Yields such a grid for each of AdaLink's ranks."""
+        for rank in self._given.ranks:
+            yield from self._grid("rank_rates", f"rank{rank}", "adalink", [f"--gin.RANK={rank}"])
+
+    def equal_rates(self) -> Iterator[list[str]]:
+        """Yields such a grid for each method at the size of stage equal."""
+        for method, flags in self._matches:
+            yield from self._grid("equal_rates", method, method, flags)
+
+    def _grid(self, folder: str, name: str, method: str, flags: list[str]) -> Iterator[list[str]]:
+        grid = _GRID.split()
+        if method in METHODS and METHODS[method].trains_base:
+            grid = grid[:-1]  # Updates scale with a weight's size: the last is too high.
+        for base in self._given.bases:
+            for rate in self._given.rates or grid:
+                for task in self._given.tuning_tasks:
+                    run = f"{folder}/{base}/{name}/{rate}/{task}"
+                    line = self._training(run, base, method, self._task(task), 0, rate)
+                    yield [*line, *flags, *self._world.grid]
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
@@ -209,7 +228,7 @@ class Study:
                 for base in self._given.bases:
                     for method in self._given.methods:
                         run = f"single/{base}/{method}/{task}/seed{seed}"
-                        rate = self._rate(base, method)
+                        rate = self._rate("rates", base, method)
                         yield self._training(run, base, method, self._task(task), seed, rate)
 
     def mixed(self) -> Iterator[list[str]]:
@@ -222,7 +241,7 @@ class Study:
                 for base in self._given.bases:
                     for sharing, routes in sharings.items():
                         run = f"mixed/{base}/{method}/{sharing}/seed{seed}"
-                        rate = self._rate(base, method)
+                        rate = self._rate("rates", base, method)
                         line = self._training(run, base, method, self._world.mixture, seed, rate)
                         yield [*line, *self._world.mixed, *routes]
 
@@ -233,30 +252,29 @@ class Study:
                 for base in self._given.bases:
                     for task in self._given.tuning_tasks:
                         run = f"ranks/{base}/rank{rank}/{task}/seed{seed}"
-                        rate = self._rate(base, "adalink")
+                        rate = self._rate("rank_rates", base, f"rank{rank}")
                         line = self._training(run, base, "adalink", self._task(task), seed, rate)
                         yield [*line, f"--gin.RANK={rank}"]
 
     def equal(self) -> Iterator[list[str]]:
         """Yields every method with the same number of parameters; LoRA then has only one layer."""
-        budget.check(self._given.budget, self._given.tolerance)
-        for method in self._given.methods:
-            match = self._match(method)
-            if match is None:
-                continue
+        for method, flags in self._matches:
             for seed in self._given.seeds:
                 for base in self._given.bases:
                     for task in self._given.tuning_tasks:
                         run = f"equal/{base}/{method}/{task}/seed{seed}"
-                        rate = self._rate(base, method)
+                        rate = self._rate("equal_rates", base, method)
                         line = self._training(run, base, method, self._task(task), seed, rate)
-                        yield line + shlex.split(match.flags())
+                        yield line + flags
 
     def report(self) -> None:
         """Writes the reports of all runs so far; cells with fewer seeds are marked."""
         out = self._given.out
         os.makedirs(f"{out}/report", exist_ok=True)
-        rates.write(f"{out}/rates", f"{out}/report/learning_rates.md")
+        for grid in _GRIDS:
+            if os.path.isdir(f"{out}/{grid}"):
+                name = "learning_rates" if grid == "rates" else grid
+                rates.write(f"{out}/{grid}", f"{out}/report/{name}.md")
         parts = [f"{out}/{part}" for part in ("alone", "single", "mixed")]
         title = "Methods, one task at a time and mixed"
         report([part for part in parts if os.path.isdir(part)], f"{out}/report/methods", title)
@@ -264,22 +282,27 @@ class Study:
             if os.path.isdir(f"{out}/{part}"):
                 report([f"{out}/{part}"], f"{out}/report/{part}", title)
 
-    def _match(self, method: str) -> budget.Match | None:
-        """Returns a method's settings for the budget; says why if it has none."""
-        if method in METHODS and METHODS[method].trains_base:
-            return None
-        trainings.experiment(self._given.world, method)  # There is such a method.
+    @functools.cached_property
+    def _matches(self) -> list[tuple[str, list[str]]]:
+        """Each method that can have the budget's size, with the flags for that."""
         given, model = self._given, self._given.model or self._world.model
-        try:
-            match = matched(model, method, given.budget, given.tolerance)
-        except UserError as error:  # Its file names layers that this model does not have.
-            line = str(error)
-        else:
-            if match.meets:
-                return match
-            line = match.line()
-        print(f"left out: {model}, {method}: {line}", file=sys.stderr)
-        return None
+        budget.check(given.budget, given.tolerance)
+        found = []
+        for method in given.methods:
+            if method in METHODS and METHODS[method].trains_base:
+                continue
+            trainings.experiment(given.world, method)  # There is such a method.
+            try:
+                match = matched(model, method, given.budget, given.tolerance)
+            except UserError as error:  # Its file names layers that this model does not have.
+                line = str(error)
+            else:
+                if match.meets:
+                    found.append((method, shlex.split(match.flags())))
+                    continue
+                line = match.line()
+            print(f"left out: {model}, {method}: {line}", file=sys.stderr)
+        return found
 
     def _task(self, task: str) -> str:
         return f"{self._world.tasks}{task}"
