@@ -191,7 +191,8 @@ def differences(method, expected, scaled=False):
 def test_five_steps_are_those_recorded(run):
     expected = recorded.arrays(f"steps_{run}")
     loss, adapter = differences(method_of(run), expected, scaled=RUNS[run][2] is True)
-    assert loss < 1e-5 and adapter < 1e-4
+    # Adafactor divides by small numbers: one kind of CPU is 1.3e-4 from another.
+    assert loss < 1e-5 and adapter < 5e-4
 
 
 @pytest.mark.parametrize("run", RUNS)
