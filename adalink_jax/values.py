@@ -18,6 +18,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.files import local_path
 
@@ -190,12 +192,14 @@ def checked(name: str, value: Any, wanted: Any) -> Any:
       wanted: the annotation, with or without a `Range`, `OneOf`, `Path` or `Says`.
 
     Returns:
-      The value; a path with ``~`` expanded, and a list as a tuple where that is annotated. One
-      string where a list of strings is wanted is a list of one.
+      The value; a path with ``~`` expanded, a list as a tuple where that is annotated, and NumPy's
+      number or text as Python's. One string where a list of strings is wanted is a list of one.
 
     Raises:
       UserError: the value does not fit.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if not _fits(value, wanted):
         raise UserError(
             f"{name} is {shown(value)}; it takes {expected(wanted)}{_hint(value, wanted)}"

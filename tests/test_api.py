@@ -199,6 +199,7 @@ def test_examples_of_every_kind_are_the_same_pairs():
         ([("a film", None)], {}, "the target is None"),
         ([("", "good")], {}, "the text is ''"),
         ([("a film", "fine")], {"labels": ["good", "bad"]}, "none of the labels good, bad"),
+        ([("a film", np.str_("fine"))], {"labels": ["good", "bad"]}, " 'fine' is a target, but"),
         ([{"film": "x", "label": "y"}], {}, "the columns are film, label"),
         ([{"film": "x", "label": "y"}], {"columns": ("text", "label")}, "no column 'text'"),
     ],

@@ -367,10 +367,10 @@ def _targets(rows: Rows, column: str, labels: tuple[str, ...] | None) -> list[st
 
 def _target(value: Any, labels: tuple[str, ...] | None, where: str) -> str:
     """Returns a target of Python's as a text."""
+    if hasattr(value, "item"):  # NumPy's number or text.
+        value = value.item()
     if isinstance(value, str):
         return value
-    if hasattr(value, "item"):  # A NumPy number.
-        value = value.item()
     if isinstance(value, int) and not isinstance(value, bool):
         if not labels:
             raise UserError(f"{where}: the target is {value}; give the texts of the labels")

@@ -10,6 +10,7 @@ import inspect
 import pathlib
 import typing
 
+import numpy as np
 import pytest
 
 import adalink_jax as al
@@ -432,3 +433,11 @@ def test_python_says_the_same(call, message):
 def test_one_name_and_a_list_are_tuples():
     method = METHODS["lora"](rank=1, stacks="decoder", linears=["mlp/*"], layers=[0])
     assert (method.stacks, method.linears, method.layers) == (("decoder",), ("mlp/*",), (0,))
+
+
+def test_numpys_numbers_and_texts_are_pythons():
+    method = METHODS["adalink"](rank=np.int64(2), dropout_rate=np.float32(0.5))
+    assert method == METHODS["adalink"](rank=2, dropout_rate=0.5)
+    assert (type(method.rank), type(method.dropout_rate)) == (int, float)
+    with pytest.raises(UserError, match=r"rank is 2\.0; it takes a whole number"):
+        METHODS["adalink"](rank=np.float64(2))
