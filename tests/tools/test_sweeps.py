@@ -200,7 +200,7 @@ def test_the_experiments_mixtures_and_equal_sizes(asked, monkeypatch):
         "--gin.INITIAL_CHECKPOINT_PATH=r",
     )
     assert shared[-4:] == (
-        "--gin.X=1", "--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400", "--gin.ROUTES=1",
+        "--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400", "--gin.X=1", "--gin.ROUTES=1",
     )  # fmt: skip
     assert per_task[-1] == "--gin.ROUTES=8"
     assert all("ROUTES" not in word for line in asked[4:6] for word in line)  # full's
@@ -274,7 +274,7 @@ def test_an_experiment_on_one_base(asked):
 def test_rates_for_glue_are_chosen_on_examples_that_are_held_out_of_training(asked, monkeypatch):
     monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
     chosen = ["--world=english", "--methods=lora", "--tasks=rte", "--tuning-tasks=rte", "--seeds=4"]
-    chosen += ["--rates=0.1", "--raw=some/raw"]
+    chosen += ["--rates=0.1", "--raw=some/raw", "--gin.TRAIN_STEPS=9", "--gin.GLUE_DIR=g"]
     assert cli.main(["experiment", "out", "--stages=rates single alone", *chosen]) == 0
     grid, _, tuned, raw, *alone = asked
     held_out = ("--gin.Data.held_out=0.1", "--gin.Evaluation.split=held_out")
@@ -283,10 +283,11 @@ def test_rates_for_glue_are_chosen_on_examples_that_are_held_out_of_training(ask
         "--gin_file=experiments/english.gin", "--gin_file=methods/lora.gin",
         "--gin.MODEL_DIR=out/single/raw/lora/rte/seed4", "--gin.INITIAL_CHECKPOINT_PATH=some/raw",
         "--gin.MIXTURE_OR_TASK_NAME=glue_rte", "--gin.SEED=4", "--gin.LEARNING_RATE=0.5",
-        "--gin.VOCABULARY=some/raw",
+        "--gin.VOCABULARY=some/raw", "--gin.TRAIN_STEPS=9", "--gin.GLUE_DIR=g",
     )  # fmt: skip
     assert "--gin.INITIAL_CHECKPOINT_PATH=english" in tuned
-    assert [line[-1] for line in alone] == ["--gin.VOCABULARY=english"] * 2 + [raw[-1]] * 2
+    own = [("--gin.VOCABULARY=english", "--gin.GLUE_DIR=g")] * 2
+    assert [line[-2:] for line in alone] == own + [("--gin.VOCABULARY=some/raw", raw[-1])] * 2
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ import sys
 from collections.abc import Iterator
 
 import adalink_jax
+from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost import budget
@@ -182,7 +183,6 @@ class Study:
         # The best learning rate of a grid, read only once.
         out = arguments.out
         self._rate = functools.cache(lambda *names: rates.best_of("/".join([out, *names])))
-        self._flags = [*self._world.flags, *arguments.flags]
 
     def rates(self) -> Iterator[list[str]]:
         """Yields a grid of learning rates for each base and method, with one seed."""
@@ -212,6 +212,9 @@ class Study:
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
+        # Of the flags of trainings, those that say what is read and how it is scored.
+        common = ("--gin.Evaluation.", *(f"--gin.{name}=" for name in ENVIRONMENT))
+        scoring = [flag for flag in self._given.flags if flag.startswith(common)]
         for base in self._given.bases:
             for count in (0, 4):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"
@@ -219,7 +222,7 @@ class Study:
                 folder, flags = trainings.frozen_base(
                     folder, self._bases[base], self._world.mixture, lengths, count
                 )
-                yield folder, [*flags, *self._vocabulary(base)]
+                yield folder, [*flags, *self._vocabulary(base), *scoring]
 
     def single(self) -> Iterator[list[str]]:
         """Yields the trainings of every single task."""
@@ -242,8 +245,8 @@ class Study:
                     for sharing, routes in sharings.items():
                         run = f"mixed/{base}/{method}/{sharing}/seed{seed}"
                         rate = self._rate("rates", base, method)
-                        line = self._training(run, base, method, self._world.mixture, seed, rate)
-                        yield [*line, *self._world.mixed, *routes]
+                        names = run, base, method, self._world.mixture
+                        yield [*self._training(*names, seed, rate, self._world.mixed), *routes]
 
     def ranks(self) -> Iterator[list[str]]:
         """Yields AdaLink's trainings at several ranks."""
@@ -311,7 +314,7 @@ class Study:
         own = self._world.own_vocabulary
         return [f"--gin.VOCABULARY={self._bases[base]}"] if own else []
 
-    def _training(self, run, base: str, method: str, task: str, seed, rate) -> list[str]:
+    def _training(self, run, base: str, method: str, task: str, seed, rate, more=()) -> list[str]:
         return (
             trainings.training(
                 trainings.experiment(self._given.world, method),
@@ -322,5 +325,5 @@ class Study:
                 LEARNING_RATE=rate,
             )
             + self._vocabulary(base)
-            + self._flags
+            + [*self._world.flags, *more, *self._given.flags]
         )
