@@ -105,7 +105,9 @@ def test_ctrl_c_ends_a_sweep_whose_trainings_are_saved(pytestconfig, tmp_path):
         [sys.executable, "scripts/sweep.py"], cwd=pytestconfig.rootpath, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    started.stdin.write(shlex.join(["--gin_file=experiments/mini_adalink.gin", *line]))
+    # More of them than run at once: none is begun after the first was stopped.
+    others = [[*line, f"--gin.MODEL_DIR={tmp_path / name}"] for name in "abc"]
+    started.stdin.write("\n".join(map(shlex.join, [line, *others])))
     started.stdin.close()
     metrics = tmp_path / "run" / "metrics.jsonl"
     until = time.monotonic() + 600
@@ -118,6 +120,7 @@ def test_ctrl_c_ends_a_sweep_whose_trainings_are_saved(pytestconfig, tmp_path):
     assert errors.splitlines()[-1] == "stopped; the same command goes on"
     assert "Traceback" not in errors and "leaked" not in errors
     assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("jobs", ["0", "1000"])

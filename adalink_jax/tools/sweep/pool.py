@@ -135,12 +135,19 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
+# Whether this process was asked to end. The executor gives its processes some more trainings than
+# they can run at once, and cannot take them back.
+_asked_to_end = threading.Event()
+
+
 def _train(command: Sequence[str]) -> tuple[int, float, str, str]:
     """Trains one; returns its exit code, seconds, last line, and everything it printed."""
     started = time.monotonic()
-    code, output = captured("train", "adalink_jax.runs.train", command)
     named = [word.partition("=")[2] for word in command if word.startswith("--gin.MODEL_DIR=")]
     line = (named or [shlex.join(command)])[-1]
+    if _asked_to_end.is_set():
+        return 1, 0.0, f"{line} not started", ""
+    code, output = captured("train", "adalink_jax.runs.train", command)
     if code or _was_finished(output):
         line += " FAILED" if code else " was finished"
     return code, time.monotonic() - started, line, output
@@ -171,6 +178,7 @@ def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
         try:
             code = gin_files.main(entry, flags)
         except signals.Stopped as stopped:
+            _asked_to_end.set()
             code = stopped.code
         except Exception:  # A bug in one training must not stop the others; the traceback is shown.
             traceback.print_exc()
