@@ -3,7 +3,7 @@ r"""Runs the paper's experiment: two bases, all methods and tasks, ranks, equal 
 adalink experiment runs/mini --jobs 2
 
 By default it uses the small world of generated sentences and the bases that come with the package,
-and takes two hours and a half on two cores. On GLUE's real sentences, from the two small bases that
+and takes about two hours on two cores. On GLUE's real sentences, from the two small bases that
 know English:
 
 GLUE_DIR=glue adalink experiment runs/english --world english
