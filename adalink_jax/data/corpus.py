@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import adalink_jax
+from adalink_jax import shipped
 from adalink_jax.data import cache, reading
 from adalink_jax.data.ragged import Texts
 from adalink_jax.data.reading import FEATURES
@@ -81,7 +82,12 @@ def check_ready(name: str) -> None:
         _splits(task)
         tasks.available_splits(task.name)
         for feature in task.output_features.values():
-            vocabulary_identity(feature.vocabulary)
+            try:
+                vocabulary_identity(feature.vocabulary)
+            except tasks.DataError:
+                # A name whose package is not here says so; any other file is said as it is.
+                shipped.vocabulary(os.environ.get("VOCABULARY", ""))
+                raise
 
 
 def mixture(name: str) -> Mixture:

@@ -8,6 +8,7 @@ import shutil
 import jax
 import pytest
 
+import tasks
 from adalink_jax import cli, shipped
 from adalink_jax.tools import doctor
 
@@ -170,6 +171,12 @@ def test_the_vocabulary_of_a_base(tmp_path, monkeypatch, capsys):
     describe = ["describe", "--gin_file=models/tiny.gin", "--gin_file=methods/adalink.gin"]
     assert cli.main(describe) == 0
     assert cli.main([*describe, "--gin.VOCABULARY=english"]) == 2
+    capsys.readouterr()
+    train = ["train", "--gin_file=experiments/glue_adalink.gin", f"--gin.MODEL_DIR={tmp_path}/run"]
+    train += ["--gin.MIXTURE_OR_TASK_NAME=glue_rte", "--gin.INITIAL_CHECKPOINT_PATH=mini"]
+    tasks.write_glue_folder(tmp_path / "glue")
+    assert cli.main([*train, f"--gin.GLUE_DIR={tmp_path / 'glue'}"]) == 2
+    assert "'english' is a base of the package adalink-jax-bases" in capsys.readouterr().err
 
 
 def test_a_base_is_opened(installed, capsys):
