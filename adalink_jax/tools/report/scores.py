@@ -122,8 +122,10 @@ class Footnotes:
         results = group.results(task)
         if not results:
             return
-        if limit := group.settings.get("eval_limit"):
-            yield "Only the first examples of each split are scored", f"{task} {int(limit):,}"
+        limit = int(group.settings.get("eval_limit") or 0)
+        # A split that is smaller was scored whole.
+        if limit and limit in {count for one in results for count in one.examples.values()}:
+            yield "Only the first examples of each split are scored", f"{task} {limit:,}"
         if held_out := group.settings.get("held_out"):
             yield "A share of the training examples is held out", f"{task} {float(held_out):.1%}"
         if "keep" in group.settings:

@@ -228,7 +228,7 @@ def test_a_run_without_scores_is_in_the_report(tmp_path, capsys):
 
 def test_what_a_score_does_not_cover_stands_beside_it(tmp_path):
     for method, limit, cut, examples in (
-        ("lora", None, 0, 40),
+        ("lora", 100, 0, 40),  # All are scored.
         ("adalink", None, 3, 40),
         ("prompt_tuning", 16, 0, 16),
     ):
