@@ -13,12 +13,11 @@ import functools
 import inspect
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ParamSpec, TypeVar
-
-import numpy as np
 
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.files import local_path
@@ -198,7 +197,9 @@ def checked(name: str, value: Any, wanted: Any) -> Any:
     Raises:
       UserError: the value does not fit.
     """
-    if isinstance(value, np.generic):
+    # A command line reads settings without NumPy, and then none of them is NumPy's.
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
         value = value.item()
     if not _fits(value, wanted):
         raise UserError(

@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -107,21 +106,19 @@ def test_a_mixture_of_packed_rows_with_a_route_for_each_task(adalink, random_bas
 
 
 @pytest.mark.slow
-def test_a_tiny_t5_learns_sst2_from_scratch(shared_data, token_cache, tmp_path):
-    """In half of the file's steps, which end above 75 %."""
-    command = [sys.executable, "-m", "adalink_jax", "train", "--gin.TRAIN_STEPS=500"]
-    command += ["--gin_file=experiments/sst2_from_scratch.gin", f"--gin.MODEL_DIR={tmp_path}/run"]
+def test_adalink_teaches_the_english_base_sst2(shared_data, token_cache, tmp_path):
+    """The frozen base has 66.7 on the dev set, AdaLink 74.0 after 30 steps and 79.0 after 200."""
+    command = [sys.executable, "-m", "adalink_jax", "train", "--gin.TRAIN_STEPS=30"]
+    command += ["--gin_file=experiments/english_adalink.gin", f"--gin.MODEL_DIR={tmp_path}/run"]
+    command += ["--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 4}"]
     # As a user's: with LLVM's optimisations, which the tests otherwise do without.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "VOCABULARY")} | {
         "ADALINK_CACHE_DIR": str(token_cache),
         "GLUE_DIR": str(shared_data / "glue"),
-        "VOCABULARY": str(shared_data / "vocab" / "spiece.model"),
         "PYTHONPATH": str(ROOT),
     }
-    start = time.perf_counter()
     subprocess.run(command, env=environment, check=True, timeout=800)
-    print(f"SST-2 from scratch: {time.perf_counter() - start:.0f} s")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     split = results["tasks"]["glue_sst2"]["splits"]["validation"]
     assert split["examples"] == 872
-    assert split["metrics"]["accuracy"] > 65
+    assert split["metrics"]["accuracy"] > 71

@@ -17,7 +17,6 @@ from adalink_jax.tools.sweep import pool, trainings
 from adalink_jax.tools.sweep.quickstart import answers, compared, is_right, predictions, trained
 
 _LENGTH = 96  # Tokens of an input.
-_RATE = 0.01
 _BEFORE = """
 1. The base as it is scores {score} on the dev set. For example:
 
@@ -79,7 +78,6 @@ def run(arguments: argparse.Namespace) -> int:
         TASK_FEATURE_LENGTHS=lengths,
         TRAIN_STEPS=arguments.steps,
         EVAL_PERIOD=arguments.steps,
-        LEARNING_RATE=_RATE,
         RANK=arguments.rank,
         **base,
     )
