@@ -279,8 +279,8 @@ class Study:
                 name = "learning_rates" if grid == "rates" else grid
                 rates.write(f"{out}/{grid}", f"{out}/report/{name}.md")
         parts = [f"{out}/{part}" for part in ("alone", "single", "mixed")]
-        title = "Methods, one task at a time and mixed"
-        report([part for part in parts if os.path.isdir(part)], f"{out}/report/methods", title)
+        if parts := [part for part in parts if os.path.isdir(part)]:
+            report(parts, f"{out}/report/methods", "Methods, one task at a time and mixed")
         for part, title in _TITLES.items():
             if os.path.isdir(f"{out}/{part}"):
                 report([f"{out}/{part}"], f"{out}/report/{part}", title)
