@@ -267,6 +267,14 @@ def test_scores_of_another_base_are_not_taken_for_this_ones(asked, tmp_path, cap
     assert len(asked) == 1
 
 
+def test_a_report_is_of_the_stages_that_were_run(asked, tmp_path, capsys):
+    assert cli.main(["experiment", str(tmp_path), "--stages=report"]) == 2
+    assert "no stage was run there yet" in capsys.readouterr().err
+    (tmp_path / "equal").mkdir()
+    assert cli.main(["experiment", str(tmp_path), "--stages=report"]) == 0
+    assert asked == [("report", f"{tmp_path}/report/equal")]
+
+
 def test_an_experiment_on_one_base(asked):
     chosen = ["--bases=tuned", "--methods=vera", "--tuning-tasks=cola", "--rates=0.01 0.1"]
     assert cli.main(["experiment", "out", "--stages=rates", *chosen]) == 0

@@ -271,14 +271,20 @@ class Study:
                         yield line + flags
 
     def report(self) -> None:
-        """Writes the reports of all runs so far; cells with fewer seeds are marked."""
-        out = self._given.out
+        """Writes the reports of all runs so far; cells with fewer seeds are marked.
+
+        Raises:
+          UserError: no stage was run.
+        """
+        out, single = self._given.out, ("alone", "single", "mixed")
+        if not any(os.path.isdir(f"{out}/{part}") for part in (*_GRIDS, *single, *_TITLES)):
+            raise UserError(f"{out}: no stage was run there yet, so there is nothing to report")
         os.makedirs(f"{out}/report", exist_ok=True)
         for grid in _GRIDS:
             if os.path.isdir(f"{out}/{grid}"):
                 name = "learning_rates" if grid == "rates" else grid
                 rates.write(f"{out}/{grid}", f"{out}/report/{name}.md")
-        parts = [f"{out}/{part}" for part in ("alone", "single", "mixed")]
+        parts = [f"{out}/{part}" for part in single]
         if parts := [part for part in parts if os.path.isdir(part)]:
             report(parts, f"{out}/report/methods", "Methods, one task at a time and mixed")
         for part, title in _TITLES.items():
