@@ -4,7 +4,7 @@
 #   bash scripts/few_shot.sh OUT EXPERIMENT BASE TASK [FLAG …]
 #
 #   SHOTS="4 16 32 64"  SEEDS="0 1 2 3 4"  IN_CONTEXT="0 4"  JOBS=1
-#   EVAL_FLAGS="--gin.VOCABULARY=spiece.model"
+#   EVAL_FLAGS="--gin.Precision.dtype=bfloat16", for the frozen base alone
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/adalink.sh"
 adalink few-shot "$@" ${EVAL_FLAGS:+"--eval-flags=$EVAL_FLAGS"} \

@@ -180,6 +180,16 @@ def test_a_method_needs_no_gin_file_but_its_own(asked, tmp_path, monkeypatch):
     )  # fmt: skip
 
 
+def test_a_frozen_base_is_scored_as_its_trainings_are(asked):
+    chosen = ["--shots=4", "--in-context=0", "--seeds=0", "--eval-flags=--gin.BATCH_SIZE=8"]
+    flags = ["--gin.VOCABULARY=v", "--gin.Evaluation.limit=9", "--gin.TRAIN_STEPS=5"]
+    assert cli.main(["few-shot", "out", "e.gin", "base", "mini_cola", *chosen, *flags]) == 0
+    scored, trained = asked[:2]
+    assert scored[0] == "eval" and trained[0] == "train"
+    assert scored[-3:] == (*flags[:2], "--gin.BATCH_SIZE=8")
+    assert trained[-3:] == tuple(flags)
+
+
 def test_ranks_are_trained_on_each_base(asked):
     chosen = ["--ranks", "1 4", "--bases", "some/a some/b/"]
     assert cli.main(["rank-sweep", "out", "e.gin", *chosen]) == 0

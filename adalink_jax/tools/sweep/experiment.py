@@ -35,7 +35,6 @@ import sys
 from collections.abc import Iterator
 
 import adalink_jax
-from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost import budget
@@ -212,9 +211,7 @@ class Study:
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
-        # Of the flags of trainings, those that say what is read and how it is scored.
-        common = ("--gin.Evaluation.", *(f"--gin.{name}=" for name in ENVIRONMENT))
-        scoring = [flag for flag in self._given.flags if flag.startswith(common)]
+        scoring = trainings.for_scoring(self._given.flags)
         for base in self._given.bases:
             for count in (0, 4):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"

@@ -1,11 +1,12 @@
 r"""Trains a task on few examples: every number of examples with every seed.
 
 adalink few-shot runs/few experiments/glue_adalink.gin checkpoints/flan_t5_base glue_rte \
-    --shots 4,16,32,64 --eval-flags="--gin.VOCABULARY=spiece.model" --gin.VOCABULARY=spiece.model
+    --shots 4,16,32,64 --gin.GLUE_DIR=glue --gin.VOCABULARY=spiece.model
 
 The seed selects the examples; a larger set contains the smaller ones of the same seed. The frozen
-base is scored first, with and without examples in the input. Runs are written to OUT/in_contextN
-and OUT/shotsN/seedN, the report to OUT/report.
+base is scored first, with and without examples in the input: of the other flags it takes those of
+Evaluation and of paths (VOCABULARY, GLUE_DIR and so on). Runs are written to OUT/in_contextN and
+OUT/shotsN/seedN, the report to OUT/report.
 """
 
 import argparse
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help="a task or mixture")
     trainings.add_words(parser, "--shots", "4 16 32 64", "numbers of examples to train on")
     trainings.add_words(parser, "--in-context", "0 4", "numbers of examples in front of an input")
-    about = "flags for scoring the frozen base, as one argument"
+    about = "more flags for scoring the frozen base alone, as one argument"
     parser.add_argument("--eval-flags", type=shlex.split, default=[], metavar="FLAGS", help=about)
     trainings.add_common(parser, seeds="0 1 2 3 4")
 
@@ -38,7 +39,7 @@ def evaluations(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]
             {"inputs": 1024, "targets": 16},
             shots,
         )
-        yield folder, flags + arguments.eval_flags
+        yield folder, [*flags, *trainings.for_scoring(arguments.flags), *arguments.eval_flags]
 
 
 def commands(arguments: argparse.Namespace) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from adalink_jax import files
 from adalink_jax.config.macros import gin_folder
+from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.tools.report.command import report
 from adalink_jax.tools.sweep import pool
@@ -47,6 +48,12 @@ def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
     files = [files] if isinstance(files, str) else files
     named = [f"--gin_file={file}" for file in files]
     return named + [f"--gin.{name}={value}" for name, value in bindings.items()]
+
+
+def for_scoring(flags: Iterable[str]) -> list[str]:
+    """Returns those flags of trainings that say what is read and how it is scored."""
+    starts = ("--gin.Evaluation.", *(f"--gin.{name}=" for name in ENVIRONMENT))
+    return [flag for flag in flags if flag.startswith(starts)]
 
 
 def frozen_base(
