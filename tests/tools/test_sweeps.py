@@ -181,12 +181,17 @@ def test_a_method_needs_no_gin_file_but_its_own(asked, tmp_path, monkeypatch):
 
 
 def test_a_frozen_base_is_scored_as_its_trainings_are(asked):
-    chosen = ["--shots=4", "--in-context=0", "--seeds=0", "--eval-flags=--gin.BATCH_SIZE=8"]
+    chosen = [
+        "--shots=4",
+        "--in-context=0",
+        "--seeds=0",
+        "--eval-flags=--gin.Precision.dtype=bfloat16",
+    ]
     flags = ["--gin.VOCABULARY=v", "--gin.Evaluation.limit=9", "--gin.TRAIN_STEPS=5"]
     assert cli.main(["few-shot", "out", "e.gin", "base", "mini_cola", *chosen, *flags]) == 0
     scored, trained = asked[:2]
     assert scored[0] == "eval" and trained[0] == "train"
-    assert scored[-3:] == (*flags[:2], "--gin.BATCH_SIZE=8")
+    assert scored[-3:] == (*flags[:2], "--gin.Precision.dtype=bfloat16")
     assert trained[-3:] == tuple(flags)
 
 

@@ -273,19 +273,19 @@ class Study:
         Raises:
           UserError: no stage was run.
         """
-        out, single = self._given.out, ("alone", "single", "mixed")
-        if not any(os.path.isdir(f"{out}/{part}") for part in (*_GRIDS, *single, *_TITLES)):
+        out, together = self._given.out, ("alone", "single", "mixed")
+        there = [part for part in (*_GRIDS, *together, *_TITLES) if os.path.isdir(f"{out}/{part}")]
+        if not there:
             raise UserError(f"{out}: no stage was run there yet, so there is nothing to report")
         os.makedirs(f"{out}/report", exist_ok=True)
         for grid in _GRIDS:
-            if os.path.isdir(f"{out}/{grid}"):
+            if grid in there:
                 name = "learning_rates" if grid == "rates" else grid
                 rates.write(f"{out}/{grid}", f"{out}/report/{name}.md")
-        parts = [f"{out}/{part}" for part in single]
-        if parts := [part for part in parts if os.path.isdir(part)]:
+        if parts := [f"{out}/{part}" for part in together if part in there]:
             report(parts, f"{out}/report/methods", "Methods, one task at a time and mixed")
         for part, title in _TITLES.items():
-            if os.path.isdir(f"{out}/{part}"):
+            if part in there:
                 report([f"{out}/{part}"], f"{out}/report/{part}", title)
 
     @functools.cached_property
