@@ -38,7 +38,6 @@ RUNS = [
     "sentencepiece>=0.2,<0.3",
     "seqio>=0.0.20,<0.1",
     "shtab>=1.7,<2",
-    "tensorboardX>=2.6.2,<3",
     "tensorflow>=2.18,<3",
     "tensorflow-datasets>=4.9.7,<5",
 ]

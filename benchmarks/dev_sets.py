@@ -93,7 +93,7 @@ def ours(config: T5Config, sizes: Sizes, task: str, inputs: list[np.ndarray]) ->
 
 def theirs(config: T5Config, sizes: Sizes, inputs: list[np.ndarray]) -> dict[str, Run]:
     """Returns transformers' ways; none where it is not installed."""
-    network = other_frameworks.transformers_networks(config, 4, 1).get("transformers, full")
+    network = other_frameworks.transformers_network("transformers, full", config, 4, 1)
     if network is None:
         return {}
     import torch

@@ -4,7 +4,8 @@ Measured in new interpreters with warm file caches, in turns:
 
 * libraries: `import jax, flax.linen, optax, orbax.checkpoint`;
 * adalink_jax: everything a training step and its checkpoints need (models, methods, training,
-  checkpoints, sharding), which imports the same libraries.
+  checkpoints, sharding), which imports the same libraries;
+* with tasks: the same and the tasks, which import SeqIO and with it TensorFlow, as each run does.
 
 The child process reads its own clocks around the imports, so the interpreter's start is not
 counted.
@@ -68,7 +69,11 @@ def main(arguments: list[str]) -> None:
     options = timing.parser(__doc__, rounds=15).parse_args(arguments)
     load = os.getloadavg()
     ours = OURS[:1] if options.small else OURS
-    steps = {"libraries": importing(LIBRARIES), "adalink_jax": importing(ours)}
+    steps = {
+        "libraries": importing(LIBRARIES),
+        "adalink_jax": importing(ours),
+        "with tasks": importing((*ours, "tasks")),
+    }
     wall, cpu = timing.interleaved(steps, options.rounds, warm_ups=1)
     rows = [
         {

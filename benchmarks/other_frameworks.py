@@ -1,96 +1,26 @@
-"""Training steps of other implementations at the same shapes: T5X's network, transformers, peft.
+"""Networks and training steps of transformers and peft at the same shapes.
 
-All are optional; what cannot be imported is skipped with a message. Weights are random (a step's
+Both are optional; what cannot be imported is skipped with a message. Weights are random (a step's
 time does not depend on them), optimizers are Adafactor, dropout is on, and the batch is the same
-as for this project's steps.
+as for this project's steps. JAX is not imported here, so that a process of theirs has none.
 """
 
-import dataclasses
+from __future__ import annotations
+
+import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from adalink_jax.methods.low_rank import routed_low_rank
-from adalink_jax.models.t5 import T5Config
-from adalink_jax.training import optimizers
-from adalink_jax.training.step import loss_fn
 from benchmarks import timing
 
+if TYPE_CHECKING:
+    from adalink_jax.models.t5 import T5Config
+
 Steps = dict[str, Callable[[], None]]
-
-
-def t5x_steps(config: T5Config, base: Any, batch: Mapping[str, Any], rank: int) -> Steps:
-    """Returns steps of T5X's minimal T5 with AdaLink (frozen base), and with full fine-tuning.
-
-    AdaLink's product is added to the output of the encoder's embedding, because T5X has no hook.
-
-    Args:
-      config: the architecture.
-      base: parameters; T5X's network has the same names.
-      batch: as for `adalink_jax.training.step`.
-      rank: AdaLink's rank.
-    """
-    try:
-        from t5x.examples.t5 import network
-    except ImportError as error:
-        print(f"T5X's network is skipped: {error}")
-        return {}
-    fields = dataclasses.asdict(config)
-    model = network.Transformer(network.T5Config(**fields))
-    batch = {name: array for name, array in batch.items() if not name.endswith("routes")}
-    key = jax.random.key(0) if config.dropout_rate else None
-
-    def full_loss(trainable, frozen):
-        return loss_fn(model, trainable, frozen, batch, key, 1e-4, 0.0)[0]
-
-    def adalink_loss(trainable, frozen):
-        calls = []
-
-        def adapt(call, args, kwargs, context):
-            x = call(*args, **kwargs)
-            if type(context.module).__name__ == "Embed" and context.method_name == "__call__":
-                calls.append(None)
-                if len(calls) == 1:  # The encoder embeds first, then the decoder.
-                    return x + routed_low_rank(x, trainable["down"], trainable["up"], None)
-            return x
-
-        with nn.intercept_methods(adapt):
-            return full_loss({}, frozen)
-
-    adapter = {
-        "down": jax.random.normal(jax.random.key(1), (1, config.emb_dim, rank)),
-        "up": jnp.zeros((1, rank, config.emb_dim)),
-    }
-    return {
-        "T5X's network, adalink": _jax_step(adalink_loss, adapter, base, scaled=False),
-        "T5X's network, full": _jax_step(full_loss, base, {}, scaled=True),
-    }
-
-
-def _jax_step(loss: Callable, trainable: Any, frozen: Any, *, scaled: bool) -> Callable[[], None]:
-    optimizer = optimizers.adafactor(
-        optimizers.factors(), multiply_by_parameter_scale=scaled, factored=scaled
-    )
-
-    def step(trainable, opt_state, frozen):
-        value, gradients = jax.value_and_grad(loss)(trainable, frozen)
-        updates, opt_state = optimizer.update(gradients, opt_state, trainable)
-        return optax.apply_updates(trainable, updates), opt_state, value
-
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-    trainable = jax.tree.map(lambda x: jnp.array(x, copy=True), trainable)
-    state = [trainable, optimizer.init(trainable)]
-
-    def run() -> None:
-        *state[:], value = compiled(*state, frozen)
-        value.block_until_ready()
-
-    return run
+# Package, method.
+NETWORKS = ("transformers, full", "peft, lora", "peft, prompt_tuning")
 
 
 def transformers_steps(
@@ -106,47 +36,39 @@ def transformers_steps(
       rank: LoRA's rank.
       prompt_length: P.
     """
-    networks = transformers_networks(config, rank, prompt_length)
-    return {name: torch_step(network, batch) for name, network in networks.items()}
+    networks = {name: transformers_network(name, config, rank, prompt_length) for name in NETWORKS}
+    return {name: torch_step(network, batch) for name, network in networks.items() if network}
 
 
-def transformers_networks(config: T5Config, rank: int, prompt_length: int) -> dict[str, Any]:
-    """Returns transformers' T5, and peft's with LoRA and with a prompt, each of its own weights.
+def transformers_network(name: str, config: T5Config, rank: int, prompt_length: int) -> Any:
+    """Returns transformers' T5 or peft's around it; None, with a message, if it is not installed.
 
     LoRA is on the encoder's linear layers.
 
     Args:
+      name: one of `NETWORKS`.
       config: the architecture.
       rank: LoRA's rank.
       prompt_length: P.
     """
+    package, method = name.split(", ")
     try:
         import torch
         import transformers
+
+        peft = importlib.import_module(package)
     except ImportError as error:
-        print(f"transformers and peft are skipped: {error}")
-        return {}
+        print(f"{name} is skipped: {error}")
+        return None
     torch.set_num_threads(timing.cores())
-    torch_config = transformers_config(config)
-
-    def network():
-        model = transformers.T5ForConditionalGeneration(torch_config)
-        if not config.logits_via_embedding:
-            # Version 5 always ties the output layer to the embedding.
-            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model = transformers.T5ForConditionalGeneration(transformers_config(config))
+    if not config.logits_via_embedding:
+        # Version 5 always ties the output layer to the embedding.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    if method == "full":
         return model
-
-    networks = {"transformers, full": network()}
-    try:
-        import peft
-    except ImportError as error:
-        print(f"peft is skipped: {error}")
-        return networks
-    lora = lora_config(rank)
     prompt = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=prompt_length)
-    for name, method in (("peft, lora", lora), ("peft, prompt_tuning", prompt)):
-        networks[name] = peft.get_peft_model(network(), method)
-    return networks
+    return peft.get_peft_model(model, lora_config(rank) if method == "lora" else prompt)
 
 
 def transformers_config(config: T5Config) -> Any:

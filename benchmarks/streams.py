@@ -123,7 +123,7 @@ def theirs(task: str, sizes: Sizes, grouped: bool) -> Batches:
 
 def peft_trains(config: T5Config) -> Callable[[Batches], Callable] | None:
     """Returns the same of peft's LoRA; None where it is not installed."""
-    network = other_frameworks.transformers_networks(config, RANK, 1).get("peft, lora")
+    network = other_frameworks.transformers_network("peft, lora", config, RANK, 1)
     if network is None:
         return None
 

@@ -47,7 +47,7 @@ from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
 from adalink_jax.training import optimizers  # noqa: E402
 from adalink_jax.training import state as states  # noqa: E402
 from adalink_jax.training.step import loss_fn, make_train_step  # noqa: E402
-from benchmarks import matrix_products, other_frameworks, shapes, timing  # noqa: E402
+from benchmarks import matrix_products, other_frameworks, shapes, t5x_network, timing  # noqa: E402
 
 RANK, PROMPT_LENGTH = 4, 64
 Step = Callable[[], Any]
@@ -184,7 +184,7 @@ def candidates(
     steps["floor"] = floor_step(config, base, batch)
     for name, method in methods(prompt_length).items():
         steps[name] = method_step(config, method, base, batch, mesh)
-    steps |= other_frameworks.t5x_steps(config, base, batch, RANK)
+    steps |= t5x_network.t5x_steps(config, base, batch, RANK)
     steps |= other_frameworks.transformers_steps(config, host_batch, RANK, prompt_length)
     return steps, flops
 

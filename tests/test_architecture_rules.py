@@ -60,7 +60,13 @@ MATHS = (
 # Who may import what is not ours; for all other packages there is no rule.
 OUTSIDERS = {
     "gin": ("adalink_jax.config.gin_files", "adalink_jax.config.reader"),
-    "tensorflow": ("adalink_jax.data", "adalink_jax.evaluation", "adalink_jax.t5x", "tasks"),
+    "tensorflow": (
+        "adalink_jax.data",
+        "adalink_jax.evaluation",
+        "adalink_jax.runs.board",
+        "adalink_jax.t5x",
+        "tasks",
+    ),
     "tensorflow_datasets": ("adalink_jax.data", "adalink_jax.t5x", "tasks"),
     "seqio": (
         "adalink_jax.data",
@@ -73,9 +79,9 @@ OUTSIDERS = {
     "torch": ("adalink_jax.adapters.probe",),
     "transformers": ("adalink_jax.adapters.probe",),
 }
-# The loop and its run folder write TensorBoard's files, and the cards' command line reads gin; all
+# A run's folder writes TensorBoard's files by TensorFlow, and the cards' command line reads gin; all
 # other maths is free of such packages.
-HEAVY = ("clu", "gin", "matplotlib", "seqio", "tasks", "tensorboardX", "tensorflow")
+HEAVY = ("clu", "gin", "matplotlib", "seqio", "tasks", "tensorflow")
 FREE = ("adalink_jax.training.loop", "adalink_jax.tools.cost.command")
 
 

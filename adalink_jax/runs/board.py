@@ -9,7 +9,6 @@ import logging
 import os
 import pathlib
 import socket
-import struct
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -26,57 +25,47 @@ class Board:
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int):
-        # Imported here because only a run needs it.
-        from tensorboardX import record_writer, summary
-        from tensorboardX.proto import event_pb2
+        # Imported here because only a run needs it. A run has it in any case, for its data.
+        import tensorflow as tf
 
-        protos: Any = event_pb2  # Its classes are made when it is imported.
-        self._event, self._scalar = protos.Event, summary.scalar
-        self._checksum = record_writer.masked_crc32c
-        self._folder, self._file = folder, None
+        self._tf, self._folder, self._writer = tf, folder, None
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         try:
             folder.mkdir(exist_ok=True)
-            name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-            self._file = open(folder / name, "xb", buffering=0)
-        except OSError as error:
+            self._writer = tf.io.TFRecordWriter(os.fspath(folder / name))
+        except (OSError, tf.errors.OpError) as error:
             self._end(error)
-        start = protos.SessionLog(status=protos.SessionLog.START)
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write({"file_version": "brain.Event:2"}, {"step": first_step, "session_log": start})
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds values by name."""
-        scalars = self._scalar
-        self._write(*({"step": step, "summary": scalars(n, v)} for n, v in values.items()))
+        summary = self._tf.compat.v1.Summary
+        scalars = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write({"step": step, "summary": summary(value=scalars)})
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # Nothing is left to be written.
-                self._file.close()
-            self._file = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(self._tf.errors.OpError):  # Nothing is left to be written.
+                writer.close()
 
     def _write(self, *events: Mapping[str, Any]) -> None:
-        """Writes events as TFRecords: length, its checksum, content, its checksum."""
-        if self._file is None:
+        if self._writer is None:
             return
-        records = bytearray()
-        for event in events:
-            content = self._event(wall_time=time.time(), **event).SerializeToString()
-            length = struct.pack("<Q", len(content))
-            for part in (length, content):
-                records += part + struct.pack("<I", self._checksum(part))
         try:
-            while records:  # What a full disk does not take is refused the next time.
-                del records[: self._file.write(records)]
-        except OSError as error:
+            for event in events:
+                content = self._tf.compat.v1.Event(wall_time=time.time(), **event)
+                self._writer.write(content.SerializeToString())
+            self._writer.flush()
+        except self._tf.errors.OpError as error:
             self._end(error)
 
-    def _end(self, error: OSError) -> None:
+    def _end(self, error: Exception) -> None:
+        reason = error.strerror if isinstance(error, OSError) else error.message.split("; ")[-1]
         logger.warning(
             "%s cannot be written (%s): no more events for TensorBoard; metrics.jsonl has all",
-            *(self._folder, error.strerror),
+            *(self._folder, reason),
         )
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
+        self.close()

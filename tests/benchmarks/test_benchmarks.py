@@ -92,7 +92,8 @@ def test_a_load_is_held_without_a_failure_or_a_program(tmp_path):
 @pytest.mark.slow
 def test_import_time_compares_us_with_the_libraries(tmp_path):
     result, _ = run("import_time", tmp_path / "out.json")
-    assert [row["imported"] for row in result["rows"]] == ["libraries", "adalink_jax"]
+    imported = [row["imported"] for row in result["rows"]]
+    assert imported == ["libraries", "adalink_jax", "with tasks"]
 
 
 @pytest.mark.slow
@@ -193,6 +194,24 @@ def test_convert_memory_measures_every_conversion_and_check(tmp_path):
     ran = "check: transformers" in rows
     assert ran != any("skipped" in line for line in output.splitlines())
     assert result["settings"]["parameters"] > 1000
+
+
+@pytest.mark.slow
+def test_huge_pages_are_measured_in_processes_of_their_own(tmp_path):
+    result, _ = run("huge_pages", tmp_path / "out.json", "--steps=2")
+    rows = {row["pages"]: row for row in result["rows"]}
+    assert [*rows] == ["usual", "huge"] and rows["usual"]["× usual"] == 1.0
+
+
+@pytest.mark.slow
+def test_step_memory_measures_a_process_for_each(tmp_path):
+    result, output = run("step_memory", tmp_path / "out.json")
+    rows = {row["trained"]: row for row in result["rows"]}
+    assert [*rows][:5] == ["libraries", "adalink", "lora", "prompt_tuning", "full"]
+    for method in ("lora", "prompt_tuning", "full"):
+        assert rows[method]["× ours"] == 1.0
+        assert rows[method]["peak MiB"] > rows["libraries"]["peak MiB"]
+    assert ("peft, lora" in rows) != ("peft, lora is skipped" in output)
 
 
 @pytest.mark.slow

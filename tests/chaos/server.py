@@ -39,7 +39,6 @@ MODULES = (
     "adalink_jax.tools.serving.command",
     "hypothesis",
     "tasks",
-    "tensorboardX",
 )
 OUTPUTS = ("stdout", "stderr")
 # Programs that took fewer seconds to compile are not kept.

@@ -8,6 +8,7 @@ import re
 import socket
 
 import pytest
+import tensorflow as tf
 
 from adalink_jax import files
 from adalink_jax.errors import UserError
@@ -282,8 +283,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_record(folder, monkeypatch):
 
 def test_a_full_disk_ends_metrics_in_one_line_and_only_the_events_of_tensorboard(folder, caplog):
     folder.log(1, {"loss": 1.0})
-    full = open("/dev/full", "wb", buffering=0)  # Every write to it finds the disk full.
-    folder._boards[0]._file = full
+    # Every write to it finds the disk full.
+    folder._boards[0]._writer = tf.io.TFRecordWriter("/dev/full")
     for step in range(2, 50):
         folder.log(step, {"loss": 1.0})
     assert [r.getMessage() for r in caplog.records] == [

@@ -123,6 +123,15 @@ def test_ctrl_c_ends_a_sweep_whose_trainings_are_saved(pytestconfig, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("given", [None, "glibc.malloc.hugetlb=0"])
+def test_trainings_have_huge_pages_unless_told_otherwise(monkeypatch, given):
+    monkeypatch.setenv("GLIBC_TUNABLES", given or "")  # It is as before after the test.
+    if given is None:
+        del os.environ["GLIBC_TUNABLES"]
+    assert pool.train_all([], jobs=1) == 0
+    assert os.environ["GLIBC_TUNABLES"] == (given or "glibc.malloc.hugetlb=1")
+
+
 @pytest.mark.parametrize("jobs", ["0", "1000"])
 def test_a_wrong_number_of_processes_is_one_line(monkeypatch, capsys, jobs):
     monkeypatch.setattr("sys.stdin", io.StringIO())
