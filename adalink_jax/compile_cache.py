@@ -11,6 +11,7 @@ code that will run: a folder that others may write is not used.
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import pathlib
@@ -25,6 +26,8 @@ MOST_BYTES = 2**31
 # A write looks at every entry, so their number is bounded too, at the start of a command.
 MOST_ENTRIES = 2000
 
+# JAX's name of the event that a compile ends with, and the least seconds of one that leaves much.
+_COMPILED, _SECONDS = "/jax/core/compile/backend_compile_duration", 0.5
 _ENTRY, _USED = "-cache", "-atime"  # JAX's names: a program, and when it was last used.
 
 logger = logging.getLogger(__name__)
@@ -47,8 +50,36 @@ def folder() -> pathlib.Path | None:
 def kept() -> Iterator[None]:
     """Keeps what is compiled inside the block, unless JAX has been told what to keep, or nothing.
 
-    A folder that cannot be used is said in one line, and what is compiled is not kept.
+    A folder that cannot be used is said in one line, and what is compiled is not kept. Memory that
+    the compiler has freed is given back to the system.
     """
+    with _memory_given_back(), _programs_kept():
+        yield
+
+
+@contextlib.contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """Gives memory back after each compile of some size, where C's library can (glibc's can).
+
+    Otherwise some 300 MiB of what a compiler needed stay with the process, beside its steps.
+    """
+    import jax
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+    def listen(event: str, seconds: float, **_) -> None:
+        if trim is not None and event == _COMPILED and seconds > _SECONDS:
+            trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@contextlib.contextmanager
+def _programs_kept() -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 

@@ -45,11 +45,12 @@ save_base(folder, StoredBase(config, "random", arrays), "native")
 _OURS = """
 import sys
 import numpy as np
+from adalink_jax import compile_cache
 from adalink_jax.checkpoints import open_base
 from benchmarks import shapes, train_step
 file, name, folder, shape, prompt = sys.argv[1:]
 config, mesh = getattr(shapes, shape)(0.1), train_step.make_mesh()
-with train_step.on_mesh(mesh):
+with compile_cache.kept(), train_step.on_mesh(mesh):
     batch = train_step.place_batch(dict(np.load(file)), mesh)
     method = train_step.methods(int(prompt))[name]
     step = train_step.method_step(config, method, open_base(folder).load(), batch, mesh)
@@ -82,7 +83,9 @@ def peak(code: str, *arguments: str) -> float | None:
     The system counts this process's own memory, too, as the child begins as its copy. So nothing
     large is made here.
     """
-    child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-c", code, *arguments]
+    child = subprocess.Popen(command, cwd=ROOT, env=environment)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode == _SKIPPED:

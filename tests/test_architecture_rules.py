@@ -79,8 +79,8 @@ OUTSIDERS = {
     "torch": ("adalink_jax.adapters.probe",),
     "transformers": ("adalink_jax.adapters.probe",),
 }
-# A run's folder writes TensorBoard's files by TensorFlow, and the cards' command line reads gin; all
-# other maths is free of such packages.
+# A run's folder writes TensorBoard's files by TensorFlow, and the cards' command line reads gin.
+# All other maths is free of such packages.
 HEAVY = ("clu", "gin", "matplotlib", "seqio", "tasks", "tensorflow")
 FREE = ("adalink_jax.training.loop", "adalink_jax.tools.cost.command")
 

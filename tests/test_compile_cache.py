@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -196,3 +197,19 @@ def test_a_second_training_and_scoring_compile_nothing(tmp_path, mini_base, toke
     assert score(tmp_path / "b", tmp_path / "d")[0] == 0
     name = "adapter/adapter.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_memory_of_a_compile_is_given_back(monkeypatch, untold):
+    trims = []
+    library = types.SimpleNamespace(malloc_trim=trims.append)
+    monkeypatch.setattr(compile_cache.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(compile_cache, "_SECONDS", 0.0)
+    with compile_cache.kept():
+        jax.block_until_ready(jax.jit(lambda x: x * 3 + 1)(jnp.ones(7)))
+    inside = len(trims)
+    assert inside and set(trims) == {0}
+    jax.block_until_ready(jax.jit(lambda x: x * 5 + 1)(jnp.ones(7)))
+    assert len(trims) == inside
+    monkeypatch.setattr(compile_cache.ctypes, "CDLL", lambda name: object())
+    with compile_cache.kept():  # As where C's library has no such function.
+        jax.block_until_ready(jax.jit(lambda x: x * 7 + 1)(jnp.ones(7)))
