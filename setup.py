@@ -113,7 +113,8 @@ setuptools.setup(
         "english": ENGLISH,
         "serve": SERVE,
         "wandb": ["wandb>=0.19,<1"],  # Where WANDB names a project.
-        "tensorboard": ["tensorboard>=2.18,<3"],  # Shows what runs write for it.
+        # Shows what runs write for it, with a package that setuptools 82 no longer has.
+        "tensorboard": ["tensorboard>=2.18,<3", "setuptools<82"],
         "dev": TEST + REFERENCE,
     },
 )

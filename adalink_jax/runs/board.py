@@ -44,6 +44,10 @@ class Board:
         scalars = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write({"step": step, "summary": summary(value=scalars)})
 
+    def add_summary(self, step: int, summary: bytes) -> None:
+        """Adds a summary of another kind, as a serialized message of TensorBoard."""
+        self._write({"step": step, "summary": self._tf.compat.v1.Summary.FromString(summary)})
+
     def close(self) -> None:
         """Closes the file."""
         writer, self._writer = self._writer, None

@@ -17,13 +17,47 @@ from adalink_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def check(project: str | None) -> None:
-    """Raises `UserError` if a project is given, but wandb is not installed."""
+def check(project: str | None, name: str = "WANDB") -> None:
+    """Raises `UserError` if a project is given by this name, but wandb is not installed."""
     if project is not None and importlib.util.find_spec("wandb") is None:
         raise UserError(
-            f"WANDB is {project!r}, but wandb is not installed: pip install wandb, or this package "
-            "with its extra, [wandb]"
+            f"{name} is {project!r}, but wandb is not installed: pip install wandb, or this "
+            "package with its extra, [wandb]"
         )
+
+
+def begun(
+    project: str, folder: pathlib.Path, identity: str, named: str = "WANDB", **about: Any
+) -> Any:
+    """Begins a run at Weights & Biases, or goes on with it.
+
+    Args:
+      project: the project.
+      folder: where the library keeps its own files.
+      identity: the run's identity there.
+      named: the name of the setting of the project, for errors.
+      **about: its name, settings and the like, as `wandb.init` has them.
+
+    Raises:
+      UserError: the library refuses, e.g. because nobody is logged in.
+    """
+    import wandb  # pyright: ignore[reportMissingImports]: optional
+
+    try:
+        return wandb.init(
+            project=project,
+            dir=folder,
+            id=identity,
+            resume="allow",
+            settings=wandb.Settings(console="off"),
+            **about,
+        )
+    except Exception as error:  # Of the library's own classes, which come and go.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{named} is {project!r}, but Weights & Biases cannot be used: {reason}; with "
+            "WANDB_MODE=offline its files stay on this machine"
+        ) from error
 
 
 class Dashboard:
@@ -39,26 +73,11 @@ class Dashboard:
     """
 
     def __init__(self, project: str, folder: pathlib.Path, record: Mapping[str, Any]):
-        import wandb  # pyright: ignore[reportMissingImports]: optional
-
         began = record["starts"][0]["time"]
-        self._project, self._run = project, None
-        try:
-            self._run = wandb.init(
-                project=project,
-                dir=folder,
-                id=hashlib.sha256(f"{folder.absolute()} {began}".encode()).hexdigest()[:16],
-                name=folder.name,
-                resume="allow",
-                config=dict(record["configuration"]),
-                settings=wandb.Settings(console="off"),
-            )
-        except Exception as error:  # Of the library's own classes, which come and go.
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise UserError(
-                f"WANDB is {project!r}, but Weights & Biases cannot be used: {reason}; with "
-                "WANDB_MODE=offline its files stay on this machine"
-            ) from error
+        self._project = project
+        identity = hashlib.sha256(f"{folder.absolute()} {began}".encode()).hexdigest()[:16]
+        settings = dict(record["configuration"])
+        self._run = begun(project, folder, identity, name=folder.name, config=settings)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds values by name. An error is said once and ends this, not the run."""

@@ -16,7 +16,7 @@ from rich.table import Table
 from adalink_jax import files
 from adalink_jax.errors import UserError
 from adalink_jax.tools import tables
-from adalink_jax.tools.report import evidence, page, plots, sections, web
+from adalink_jax.tools.report import elsewhere, evidence, page, plots, sections, web
 from adalink_jax.tools.report.groups import Group, groups_of
 from adalink_jax.tools.report.runs import Run, read
 from adalink_jax.tools.report.scores import measures
@@ -40,16 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="test the difference of two methods, named as in the report's tables, or by a part of"
         " the name that only one has; may be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="also make each run one of a project at Weights & Biases"
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true",
+        help="also write TO/tensorboard: each run with its settings, for the page HPARAMS",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the report; see `report`."""
-    report(arguments.runs, arguments.to, arguments.title, arguments.compare)
+    report(
+        arguments.runs, arguments.to, arguments.title, arguments.compare,
+        arguments.wandb, arguments.tensorboard,
+    )  # fmt: skip
 
 
 def report(
-    runs: Sequence[str], to: str, title: str = _TITLE, compare: Sequence[Sequence[str]] = ()
-) -> None:
+    runs: Sequence[str], to: str, title: str = _TITLE, compare: Sequence[Sequence[str]] = (),
+    wandb: str | None = None, tensorboard: bool = False,
+) -> None:  # fmt: skip
     """Reads the runs in or below some folders, writes their report and prints its main tables.
 
     Args:
@@ -57,11 +68,15 @@ def report(
       to: the folder to write; files of the report's names in it are replaced.
       title: the report's title.
       compare: pairs of methods' labels, or of parts of them.
+      wandb: a project at Weights & Biases that gets the runs, too.
+      tensorboard: whether to write the runs for TensorBoard's page of hyperparameters, too.
 
     Raises:
-      UserError: there is no finished run, a run is damaged, or a label is not one method's.
+      UserError: there is no finished run, a run is damaged, a label is not one method's, or what
+        `wandb` or `tensorboard` need is not there.
       OSError: the report cannot be written.
     """
+    elsewhere.check(wandb, tensorboard)
     found = [find(pathlib.Path(path)) for path in runs]
     loaded = [run for some, _ in found for run in some]
     groups, notes = groups_of(loaded)
@@ -69,6 +84,10 @@ def report(
     compared = evidence.compared(groups, compare)
     with files.held(to, "the report"):
         write(loaded, groups, notes, compared, pathlib.Path(to), title)
+        if tensorboard:
+            elsewhere.to_tensorboard(groups, pathlib.Path(to) / "tensorboard")
+        if wandb is not None:
+            elsewhere.to_wandb(groups, wandb, pathlib.Path(to))
     _print_tables(groups, compared)
     for note in notes:
         print(note, file=sys.stderr)
