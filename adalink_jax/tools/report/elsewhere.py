@@ -39,17 +39,21 @@ def to_wandb(groups: Sequence[Group], project: str, folder: pathlib.Path) -> Non
       folder: where the library keeps its own files.
 
     Raises:
-      UserError: the library refuses, e.g. because nobody is logged in.
+      UserError: the library refuses, e.g. because nobody is logged in, or fails.
     """
     for group, run in _runs(groups):
         board = dashboard.begun(
             project, folder, run.digest[:16], "--wandb", name=_name(group, run), group=group.line,
             config=_settings(group, run),
         )  # fmt: skip
-        for step, scores in run.curve:
-            board.log({f"eval/{task}": score for task, score in scores.items()}, step=step)
-        board.summary.update(dict(_reached(run)))
-        board.finish()
+        try:
+            for step, scores in run.curve:
+                board.log({f"eval/{task}": score for task, score in scores.items()}, step=step)
+            board.summary.update(dict(_reached(run)))
+            board.finish()
+        except Exception as error:  # Of the library's own classes, which come and go.
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(f"--wandb: {run.path} cannot be sent: {reason}") from error
 
 
 def to_tensorboard(groups: Sequence[Group], folder: pathlib.Path) -> None:

@@ -46,6 +46,8 @@ def wandb(monkeypatch):
 
         def log(self, values, step):
             self.logged.append((step, values))
+            if self.given["project"] == "failing":
+                raise RuntimeError("no more\nof this")
 
         def finish(self):
             self.ended = True
@@ -76,6 +78,14 @@ def test_each_run_is_one_at_weights_and_biases_however_often(runs, wandb, tmp_pa
         assert run.summary == pytest.approx(
             {"mini_a/score": expected, "mini_a/validation/f1_mini_a": expected / 2}
         )
+
+
+def test_a_run_that_cannot_be_sent_is_named_in_one_line(runs, wandb, tmp_path, capsys):
+    words = ["report", str(runs), f"--to={tmp_path / 'report'}", "--wandb", "failing"]
+    assert cli.main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"error: --wandb: {runs / 'run0'} cannot be sent: no more"
+    assert (tmp_path / "report" / "report.md").exists()
 
 
 @pytest.fixture
