@@ -113,6 +113,7 @@ def test_every_imported_package_is_required(arguments):
             "adalink_jax/tools/english_base/prepare.py": "english",
             "adalink_jax/tools/sweep/samplers.py": "search",
             "adalink_jax/runs/dashboard.py": "wandb",
+            "adalink_jax/tools/report/elsewhere.py": "tensorboard",
         }
         if name.startswith("adalink_jax/tools/serving/"):
             optional[name] = "serve"
