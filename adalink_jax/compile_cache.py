@@ -67,8 +67,8 @@ def _memory_given_back() -> Iterator[None]:
 
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
-    def listen(event: str, seconds: float, **_) -> None:
-        if trim is not None and event == _COMPILED and seconds > _SECONDS:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if trim is not None and event == _COMPILED and duration_secs > _SECONDS:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

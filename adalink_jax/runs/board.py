@@ -33,8 +33,10 @@ class Board:
         try:
             folder.mkdir(exist_ok=True)
             self._writer = tf.io.TFRecordWriter(os.fspath(folder / name))
-        except (OSError, tf.errors.OpError) as error:
-            self._end(error)
+        except OSError as error:
+            self._end(str(error.strerror))
+        except tf.errors.OpError as error:
+            self._end(error.message)
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write({"file_version": "brain.Event:2"}, {"step": first_step, "session_log": start})
 
@@ -64,12 +66,11 @@ class Board:
                 self._writer.write(content.SerializeToString())
             self._writer.flush()
         except self._tf.errors.OpError as error:
-            self._end(error)
+            self._end(error.message)
 
-    def _end(self, error: Exception) -> None:
-        reason = error.strerror if isinstance(error, OSError) else error.message.split("; ")[-1]
+    def _end(self, reason: str) -> None:
         logger.warning(
             "%s cannot be written (%s): no more events for TensorBoard; metrics.jsonl has all",
-            *(self._folder, reason),
+            *(self._folder, reason.split("; ")[-1]),  # TensorFlow's begins with the file.
         )
         self.close()

@@ -27,14 +27,14 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-_TITLE = "Methods side by side"
+TITLE = "Methods side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the runs, the folder to write and the methods to compare."""
     parser.add_argument("runs", nargs="+", help="folders of runs, or folders above them")
     parser.add_argument("--to", required=True, help="the folder to write")
-    parser.add_argument("--title", default=_TITLE, help="the report's title")
+    parser.add_argument("--title", default=TITLE, help="the report's title")
     parser.add_argument(
         "--compare", nargs=2, action="append", default=[], metavar=("A", "B"),
         help="test the difference of two methods, named as in the report's tables, or by a part of"
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(
-    runs: Sequence[str], to: str, title: str = _TITLE, compare: Sequence[Sequence[str]] = (),
+    runs: Sequence[str], to: str, title: str = TITLE, compare: Sequence[Sequence[str]] = (),
     wandb: str | None = None, tensorboard: bool = False,
 ) -> None:  # fmt: skip
     """Reads the runs in or below some folders, writes their report and prints its main tables.

@@ -66,7 +66,11 @@ def to_tensorboard(groups: Sequence[Group], folder: pathlib.Path) -> None:
     Raises:
       OSError: a folder cannot be written.
     """
-    from tensorboard.plugins.hparams import api_pb2, summary
+    # Optional.
+    from tensorboard.plugins.hparams import (  # pyright: ignore[reportMissingImports]
+        api_pb2,
+        summary,
+    )
 
     for group, run in _runs(groups):
         name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", _name(group, run))
@@ -102,4 +106,5 @@ def _reached(run: Run) -> Iterator[tuple[str, float]]:
         if result.score is not None:
             yield f"{task}/score", result.score
         for name, value in result.metrics.items():
-            yield f"{task}/{name}", value
+            if value is not None:
+                yield f"{task}/{name}", value

@@ -11,7 +11,7 @@ from adalink_jax import files
 from adalink_jax.config.macros import gin_folder
 from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.tools.report.command import report
+from adalink_jax.tools.report.command import TITLE, report
 from adalink_jax.tools.sweep import pool
 
 METHODS = "adalink lora prompt_tuning full"
@@ -122,5 +122,5 @@ def finish(
     """Trains all, then writes the report to ``RUNS/report``; returns the exit code."""
     if pool.train_all(commands, jobs):
         return 2
-    report([runs], f"{runs}/report", *([title] if title else []))
+    report([runs], f"{runs}/report", title or TITLE)
     return 0
