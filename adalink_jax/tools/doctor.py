@@ -118,7 +118,8 @@ def packages() -> Iterator[Finding]:
             yield _package(requirement.strip(), "!!", "pip install adalink_jax")
         elif extra[1] in _EXTRAS:
             finding = _package(requirement.strip(), "--", f"pip install 'adalink_jax[{extra[1]}]'")
-            yield finding._replace(text=f"{finding.text}: {_EXTRAS[extra[1]]}")
+            text = f"{finding.text}, of [{extra[1]}]: {_EXTRAS[extra[1]]}"
+            yield finding._replace(text=text)
 
 
 def _package(requirement: str, absent: str, mend: str) -> Finding:
