@@ -61,7 +61,7 @@ def test_what_is_missing_is_said_with_the_line_that_mends_it(installed, capsys):
     assert (
         "  !! tensorflow is not installed (<3,>=2.18)\n     mend it: pip install adalink_jax\n"
     ) in printed
-    assert "qwix is not installed (<0.2,>=0.1.8): frozen bases in int8" in printed
+    assert "qwix is not installed (<0.2,>=0.1.8), of [int8]: frozen bases in int8" in printed
     assert "     mend it: pip install 'adalink_jax[int8]'\n" in printed
     # Another version than was tested may do.
     assert "  -- jax 0.9.9 is not what was tested (<0.12,>=0.10)\n" in printed

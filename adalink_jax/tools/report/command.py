@@ -102,8 +102,10 @@ def find(path: pathlib.Path) -> tuple[list[Run], list[str]]:
     The runs are sorted by path.
 
     Raises:
-      UserError: there is no finished run, or a run is damaged.
+      UserError: there is no such folder or no finished run in it, or a run is damaged.
     """
+    if not path.exists():
+        raise UserError(f"there is no folder '{path}'")
     names = ("run.json", "results.json")
     folders = sorted({found.parent for name in names for found in path.rglob(name)})
     finished = [folder for folder in folders if all((folder / name).exists() for name in names)]

@@ -292,7 +292,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert not (tmp_path / "to").exists()
         return line
 
-    assert "holds no finished run" in error(tmp_path / "nothing")
+    assert f"there is no folder '{tmp_path / 'nothing'}'" in error(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "holds no finished run" in error(tmp_path / "empty")
     write_run(tmp_path / "a", "adalink", {"rank": 2}, TASKS[:1], 0)
     (tmp_path / "a" / "run.json").write_text("{")
     assert "damaged" in error(tmp_path)
