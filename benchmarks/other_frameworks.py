@@ -37,7 +37,11 @@ def transformers_steps(
       prompt_length: P.
     """
     networks = {name: transformers_network(name, config, rank, prompt_length) for name in NETWORKS}
-    return {name: torch_step(network, batch) for name, network in networks.items() if network}
+    return {
+        name: torch_step(network, batch)
+        for name, network in networks.items()
+        if network is not None
+    }
 
 
 def transformers_network(name: str, config: T5Config, rank: int, prompt_length: int) -> Any:
