@@ -299,7 +299,9 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
         try:
             arguments, more = parser.parse_known_args(argv)
             if more and "flags" not in arguments:
-                parser.error(f"unrecognized arguments: {' '.join(more)}")
+                known = [name for action in parser._actions for name in action.option_strings]
+                guess = nearest(more[0], known) if more[0].startswith("-") else ""
+                parser.error(f"unrecognized arguments: {' '.join(more)}{guess}")
         except SystemExit as stopped:  # argparse has printed its help or an error.
             return int(stopped.code or 0)
         if "flags" in arguments:

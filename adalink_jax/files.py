@@ -182,7 +182,8 @@ def held(folder: str | os.PathLike[str], what: str) -> Iterator[Callable[[], Non
     """Holds a folder for this process with a lock, the file ``.lock`` in it; see `locks.locked`.
 
     Args:
-      folder: a local folder; created if it does not exist.
+      folder: a local folder; created if it does not exist, and removed again if nothing was
+        written.
       what: its name in errors, such as "MODEL_DIR".
 
     Yields:
@@ -192,11 +193,17 @@ def held(folder: str | os.PathLike[str], what: str) -> Iterator[Callable[[], Non
       UserError: another process holds the folder; or as in `local_path` and `writing`.
     """
     folder = local_path(folder)
-    with contextlib.ExitStack() as open_:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            check = open_.enter_context(locks.locked(folder / _LOCK, f"{what} {folder}"))
-        yield check
+    new = not os.path.lexists(folder)
+    try:
+        with contextlib.ExitStack() as open_:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                check = open_.enter_context(locks.locked(folder / _LOCK, f"{what} {folder}"))
+            yield check
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # Something was written.
+                folder.rmdir()
 
 
 @contextlib.contextmanager

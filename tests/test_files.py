@@ -154,6 +154,18 @@ def test_what_blocks_the_way_is_named(put, tmp_path):
         put(tmp_path / "file" / "place", "")
 
 
+def test_a_new_folder_in_which_nothing_was_written_does_not_stay(tmp_path):
+    for name in ("new", "used", "mine"):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match="no such task"):
+            with files.held(tmp_path / name, "MODEL_DIR"):
+                if name == "used":
+                    (tmp_path / name / "run.json").write_text("{}")
+                raise UserError("no such task")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "used"]
+    assert [p.name for p in (tmp_path / "used").iterdir()] == ["run.json"]
+
+
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"link is a link to .*/gone, which is not there$"):

@@ -77,10 +77,9 @@ def report(
       OSError: the report cannot be written.
     """
     elsewhere.check(wandb, tensorboard)
-    found = [find(pathlib.Path(path)) for path in runs]
-    loaded = [run for some, _ in found for run in some]
+    loaded, left_out = find(*map(pathlib.Path, runs))
     groups, notes = groups_of(loaded)
-    notes = [*dict.fromkeys(note for _, some in found for note in some), *notes]
+    notes = [*left_out, *notes]
     compared = evidence.compared(groups, compare)
     with files.held(to, "the report"):
         write(loaded, groups, notes, compared, pathlib.Path(to), title)
@@ -91,35 +90,41 @@ def report(
     _print_tables(groups, compared)
     for note in notes:
         print(note, file=sys.stderr)
-    print(
-        f"{sum(len(g.runs) for g in groups)} runs: {to}/report.md, {to}/report.html, {to}/runs.csv"
-    )
+    count = sum(len(group.runs) for group in groups)
+    more = f", {to}/tensorboard" if tensorboard else ""
+    more += f", project {wandb} at Weights & Biases" if wandb else ""
+    print(f"{count} runs: {to}/report.md, {to}/report.html, {to}/runs.csv{more}")
 
 
-def find(path: pathlib.Path) -> tuple[list[Run], list[str]]:
-    """Returns the finished runs, and scored bases, in or below a folder, and what was left out.
+def find(*paths: pathlib.Path) -> tuple[list[Run], list[str]]:
+    """Returns the finished runs, and scored bases, in or below folders, and what was left out.
 
-    The runs are sorted by path.
+    The runs of a folder are sorted by path. A folder without any is left out if another has some.
 
     Raises:
-      UserError: there is no such folder or no finished run in it, or a run is damaged.
+      UserError: there is no such folder, no run to report in any of them, or a run is damaged.
     """
-    if not path.exists():
-        raise UserError(f"there is no folder '{path}'")
-    names = ("run.json", "results.json")
-    folders = sorted({found.parent for name in names for found in path.rglob(name)})
-    finished = [folder for folder in folders if all((folder / name).exists() for name in names)]
-    if not finished:
-        unfinished = f"; {len(folders)} are not finished or have no run.json" if folders else ""
-        raise UserError(f"'{path}' holds no finished run{unfinished}")
-    notes = []
-    for folder in sorted(set(folders) - set(finished)):
-        why = "not finished" if (folder / "run.json").exists() else "without its run.json"
-        notes.append(f"{why}, left out: {folder}")
-    loaded = {folder: read(folder) for folder in finished}
-    for folder in (folder for folder, run in loaded.items() if run is None):
-        notes.append(f"the evaluation of an adapter, left out: {folder}")
-    return [run for run in loaded.values() if run is not None], notes
+    runs: list[Run] = []
+    notes, empty = [], []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no folder '{path}'")
+        names = ("run.json", "results.json")
+        folders = sorted({found.parent for name in names for found in path.rglob(name)})
+        finished = [folder for folder in folders if all((folder / n).exists() for n in names)]
+        if not finished:
+            unfinished = f"; {len(folders)} are not finished or have no run.json" if folders else ""
+            empty.append(f"'{path}' holds no finished run{unfinished}")
+        for folder in sorted(set(folders) - set(finished)):
+            why = "not finished" if (folder / "run.json").exists() else "without its run.json"
+            notes.append(f"{why}, left out: {folder}")
+        loaded = {folder: read(folder) for folder in finished}
+        for folder in (folder for folder, run in loaded.items() if run is None):
+            notes.append(f"the evaluation of an adapter, left out: {folder}")
+        runs += [run for run in loaded.values() if run is not None]
+    if not runs:
+        raise UserError("; ".join(dict.fromkeys(empty or notes)))
+    return runs, list(dict.fromkeys([*empty, *notes]))
 
 
 def write(

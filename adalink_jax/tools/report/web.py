@@ -22,11 +22,21 @@ _STYLE = """\
 body { font-family: system-ui, sans-serif; line-height: 1.45; max-width: 84em; margin: 1.5em auto;
   padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2em; }
-.wide { overflow-x: auto; margin: 1em 0; }
-table { border-collapse: collapse; font-size: 0.88em; font-variant-numeric: tabular-nums; }
+/* A shadow at the side where a table goes on. The text column that names a row stays in sight. */
+.wide { overflow-x: auto; margin: 1em 0; background-repeat: no-repeat;
+  background-image: linear-gradient(to right, Canvas 40%, #0000),
+    linear-gradient(to left, Canvas 40%, #0000), linear-gradient(to right, #8888, #0000),
+    linear-gradient(to left, #8888, #0000);
+  background-position: 0 0, 100% 0, 0 0, 100% 0;
+  background-attachment: local, local, scroll, scroll;
+  background-size: 3em 100%, 3em 100%, 1em 100%, 1em 100%; }
+.name { position: sticky; left: 0; background: Canvas padding-box; }
+caption { text-align: left; margin-bottom: 0.4em; }
+table { border-collapse: separate; border-spacing: 0; font-size: 0.88em;
+  font-variant-numeric: tabular-nums; }
 td, th { border-bottom: 1px solid var(--line); padding: 0.25em 0.6em; text-align: right;
   white-space: nowrap; vertical-align: top; }
-td.text, th.text { text-align: left; }
+td.text, th.text { text-align: left; } td.text { white-space: normal; max-width: 26em; }
 th[aria-sort] { cursor: pointer; } th[aria-sort]::after { content: " ↕"; opacity: 0.4; }
 th[aria-sort=ascending]::after { content: " ↑"; opacity: 1; }
 th[aria-sort=descending]::after { content: " ↓"; opacity: 1; }
@@ -44,7 +54,7 @@ td details { min-width: 13em; max-width: 38em; white-space: normal; } summary { 
 .right { color: var(--right); } .wrong { color: var(--wrong); }
 .right::before { content: "✓ "; } .wrong::before { content: "✗ "; }
 @media (max-width: 40em) {
-  td.text { white-space: normal; min-width: 5em; } td, th { padding: 0.25em 0.4em; }
+  td.text { min-width: 5em; max-width: 8em; } td, th { padding: 0.25em 0.4em; }
 }
 """
 
@@ -140,20 +150,28 @@ def _html(block: Block | None, numbers: Iterator[int]) -> str:
 
 
 def _table(table: Table) -> str:
-    """Returns a table without its empty columns."""
-    kept = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]
+    """Returns a table without its empty columns; what all rows share stands above it."""
+    columns = [{row[i] for row in table.rows} - {""} for i in range(len(table.header))]
+    name = table.text_columns - 1  # The last column of text tells the rows apart.
+    shared = [i for i in range(name) if len(columns[i]) == 1]
+    kept = [i for i, cells in enumerate(columns) if cells and i not in shared]
 
     def kind(column: int) -> str:
-        return ' class="text"' if column < table.text_columns else ""
+        if column == name:
+            return ' class="text name"'
+        return ' class="text"' if column < name else ""
 
+    caption = ", ".join(f"{table.header[i]}: {_cell(*columns[i])}" for i in shared)
     head = "".join(
-        f'<th{kind(i)} aria-sort="none" tabindex="0">{html.escape(name)}</th>'
-        for i, name in enumerate(table.header)
-        if i in kept
+        f'<th{kind(i)} aria-sort="none" tabindex="0">{html.escape(table.header[i])}</th>'
+        for i in kept
     )
     rows = ["".join(f"<td{kind(i)}>{_cell(row[i])}</td>" for i in kept) for row in table.rows]
     lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table>"
+    return (
+        f"<table>{f'<caption>{caption}</caption>' if caption else ''}\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table>"
+    )
 
 
 def _cell(cell: Cell) -> str:

@@ -12,7 +12,7 @@ import pytest
 from adalink_jax import cli
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost.counts import stored_parameters
-from adalink_jax.tools.report import page
+from adalink_jax.tools.report import page, web
 from tests.tools.report.made import CONFIG, score, seal, write_evaluation, write_run
 
 TASKS = ("mini_a", "mini_b", "mini_c")
@@ -283,6 +283,44 @@ def test_runs_that_keep_the_best_step_say_what_it_was_chosen_on(tmp_path):
         "mini_a chosen on the examples that are scored",
     ):
         assert note in text
+
+
+def test_a_folder_without_runs_is_named_beside_one_with(runs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    given = [str(tmp_path / "empty"), str(runs), str(runs)]
+    assert cli.main(["report", *given, f"--to={tmp_path / 'to'}"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count(f"'{tmp_path / 'empty'}' holds no finished run") == 1
+    assert "an_adapter_again" in said.err
+    assert (
+        f"'{tmp_path / 'empty'}' holds no finished run" in (tmp_path / "to/report.md").read_text()
+    )
+
+
+def test_where_all_is_left_out_there_is_no_report(tmp_path, capsys):
+    write_evaluation(tmp_path / "an_adapter_again", "run01")
+    assert cli.main(["report", str(tmp_path), f"--to={tmp_path / 'to'}"]) == 2
+    assert "error: the evaluation of an adapter, left out: " in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+def test_what_all_rows_share_stands_once_above_a_table():
+    rows = [["mini", "a", "1", ""], ["mini", "b", "2", ""], ["", "chance", "", ""]]
+    text = web.page([page.Table(["base", "method", "score", "empty"], rows, 2, "x")])
+    assert "<caption>base: mini</caption>" in text and "<td" in text
+    cells = re.findall(r"<t[dh]\b[^>]*>([^<]*)<", text)
+    assert cells == ["method", "score", "a", "1", "b", "2", "chance", ""]
+    # One row alone keeps what names it; two bases stay a column.
+    text = web.page([page.Table(["base", "method", "score"], [["mini", "a", "1"]], 2, "x")])
+    assert re.findall(r"<td[^>]*>([^<]*)<", text) == ["a", "1"]
+    rows[1][0] = "raw"
+    text = web.page([page.Table(["base", "method", "score", "empty"], rows, 2, "x")])
+    assert "<caption>" not in text and text.count("mini") == text.count("raw") == 1
+
+
+def test_a_mistyped_flag_has_a_suggestion(capsys):
+    assert cli.main(["report", "runs", "--to=x", "--tensorbord"]) == 2
+    assert "--tensorbord; did you mean '--tensorboard'?" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
