@@ -55,9 +55,10 @@ class Store:
 
     A damaged step is never restored. If an earlier one is whole, it is renamed to ``STEP.damaged``.
 
-    A save is synchronous and atomic: the step is written under a temporary name and renamed when
-    complete. If the process is killed, the previous step stays and no unfinished step is visible.
-    With several JAX processes, all must make the same calls in the same order.
+    A save returns as soon as the arrays are on the host; threads write them while training goes on.
+    It is atomic: the step is written under a temporary name and renamed when complete. If the
+    process is killed, the previous step stays and no unfinished step is visible. With several JAX
+    processes, all must make the same calls in the same order.
 
     Orbax stores a flat dict of named arrays, so the files depend neither on the tree's classes
     (optax's named tuples) nor on the mesh the state was saved from.
@@ -76,9 +77,11 @@ class Store:
         if keep < 1:
             raise UserError(f"keep_checkpoints is {keep}; at least 1 is needed to resume")
         self._folder = pathlib.Path(folder).absolute()
+        self._pending: int | None = None  # The step that is being written.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            enable_async_checkpointing=False,
+            # Where a folder cannot be made, the threads that write into it would wait for it.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
         )
         try:
@@ -90,32 +93,55 @@ class Store:
             raise
 
     def save(self, step: int, tree: Any) -> None:
-        """Writes the state after `step` steps, then deletes steps beyond `keep`.
+        """Begins to write the state after `step` steps, when the save before is done.
+
+        Steps beyond `keep` are deleted after it.
 
         Args:
           step: steps done; must be higher than every step in the store.
-          tree: any pytree of arrays; for training only the trainable part.
+          tree: any pytree of arrays; for training only the trainable part. They may be donated
+            after the call.
 
         Raises:
           ValueError: the store has this step or a later one.
-          UserError: there is no space or no permission; earlier steps stay.
+          UserError: there is no space or no permission for this step or the one before; earlier
+            steps stay. What is found later is raised by `wait`.
         """
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(f"step {step} after step {latest} in {self._folder}")
         arguments = _Save(_named(tree))
         _drop_echoes()
+        self._pending = step
+        with self._refusals():
+            if not self._manager.save(step, args=arguments):
+                raise RuntimeError(f"Orbax skipped step {step} in {self._folder}")
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+          UserError: there was no space or no permission; earlier steps stay.
+        """
+        if self._pending is not None:
+            with self._refusals():
+                self._manager.wait_until_finished()
+            self._pending = None
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        step = self._pending
         try:
-            with _without_logs():
-                saved = self._manager.save(step, args=arguments)
+            yield
         except Exception as error:
+            self._pending = None
+            self._manager.reload()  # It took the step for written.
             self._raise_if_refused(f"step {step} cannot be written", error)
             raise
-        if not saved:
-            raise RuntimeError(f"Orbax skipped step {step} in {self._folder}")
 
     def latest_step(self) -> int | None:
-        """Returns the highest finished step, or None if there is none."""
+        """Returns the highest finished step, or None if there is none; waits for a save."""
+        self.wait()
         return self._manager.latest_step()
 
     def restore_latest(self, like: Any, say: Callable[[str], None]) -> Any | None:
@@ -131,6 +157,7 @@ class Store:
         Raises:
           UserError: all steps are damaged, and stay as they are; or the state is another one.
         """
+        self.wait()
         damaged: dict[int, sums.Damaged] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -167,6 +194,7 @@ class Store:
           sums.Damaged: the step is damaged.
           UserError: the step does not exist, or has other names, shapes or dtypes.
         """
+        self.wait()
         if step not in self._manager.all_steps():
             raise UserError(f"{self._where(step)} does not exist")
         _on_all_hosts(self._where(step), lambda: self._check_sums(step))
@@ -219,7 +247,8 @@ class Store:
         return free.name
 
     def close(self) -> None:
-        """Stops Orbax's threads. The store must not be used afterwards."""
+        """Waits for a save and stops Orbax's threads. The store must not be used afterwards."""
+        self.wait()
         self._manager.close()
 
     def _where(self, step: int) -> str:
@@ -237,23 +266,13 @@ class Store:
         raise UserError(f"training checkpoints {self._folder}: {what}: {reason}") from error
 
 
-@contextlib.contextmanager
-def _without_logs() -> Iterator[None]:
-    """Keeps Orbax's threads from logging, with tracebacks, what a save raises anyway."""
-    logger = logging.getLogger("absl")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 @functools.cache
 def _drop_echoes() -> None:
-    """Keeps what a save raises from being said again for each other array, with tracebacks.
+    """Keeps what a save raises from being said again, for each array and with tracebacks.
 
-    The first write that fails ends Orbax's event loop. TensorStore's threads, Orbax's own, and
-    asyncio, which looks for errors that nobody took, then tell of the others, also after the save.
+    Orbax's threads log it, and how long the save before takes. The first write that fails ends
+    Orbax's event loop, of which TensorStore's threads then tell, and asyncio, which looks for
+    errors that nobody took.
     """
     before = sys.unraisablehook
 
@@ -264,7 +283,7 @@ def _drop_echoes() -> None:
     def is_no_echo(record: logging.LogRecord) -> bool:
         message = record.getMessage()
         untaken = "exception was never retrieved" in message and "orbax" in message
-        return not untaken and "_SignalingThread.run() raised an exception" not in message
+        return not untaken and "orbax" not in record.pathname
 
     sys.unraisablehook = hook
     for name in ("asyncio", "absl"):

@@ -184,7 +184,8 @@ def train(
             state = _restored(state, store, train_steps)
             folder.start(configuration.text if configuration else "", int(state.step), wandb)
             placed = placed_batches(source, mesh, int(state.step), train_steps)
-            with contextlib.closing(placed):
+            # A save that is being written ends before the folder is let go.
+            with contextlib.closing(store), contextlib.closing(placed):
                 if not selection.is_over(state):
                     state = train_loop(
                         state, compiled(step_of, state, seed, learning_rate), placed,
@@ -196,7 +197,6 @@ def train(
                     )  # fmt: skip
         outcome = _outcome(state, selection, train_steps)
         _write_outcome(folder, state, base, method, source.tasks, scorer.reported(state), outcome)
-        store.close()
 
 
 def _nothing_to_do(

@@ -132,6 +132,8 @@ def train_loop(
                 with pace.apart("saving"):
                     log.sync()
                     store.save(step, state.saved())
+                    if last or stop:
+                        store.wait()
             if last:
                 return state
             if stop:

@@ -204,6 +204,15 @@ def test_huge_pages_are_measured_in_processes_of_their_own(tmp_path):
 
 
 @pytest.mark.slow
+def test_saving_tells_what_stops_from_what_it_takes(tmp_path):
+    result, _ = run("saving", tmp_path / "out.json", "--rounds=3")
+    rows = {row["saved"]: row for row in result["rows"]}
+    assert [*rows] == ["adalink", "full"] and rows["full"]["MB"] > rows["adalink"]["MB"] > 0
+    for row in rows.values():
+        assert 0 < row["stops, s"] < row["whole, s"]
+
+
+@pytest.mark.slow
 def test_step_memory_measures_a_process_for_each(tmp_path):
     result, output = run("step_memory", tmp_path / "out.json")
     rows = {row["trained"]: row for row in result["rows"]}

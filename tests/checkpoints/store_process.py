@@ -57,6 +57,7 @@ def save_until_killed(folder: str, *event_and_count: str) -> None:
     while True:
         step += 1
         store.save(step, state_at(step))
+        store.wait()
         print("saved", step, flush=True)
 
 
@@ -80,6 +81,7 @@ def save_where_space_ends(folder: str, count: str) -> None:
     refuse_changes_from(int(count))
     try:
         store.save(1, {f"a{i}": jnp.full((100, 100), i, jnp.float32) for i in range(60)})
+        store.wait()
     except UserError as error:
         print(f"store: {error}", flush=True)
 
@@ -92,6 +94,7 @@ def save_without_space(folder: str) -> None:
     large = jax.random.normal(jax.random.key(0), (300, 300))
     try:
         store.save(2, {"x": large})
+        store.wait()
     except UserError as error:
         print(f"store: {error}")
     print("latest", store.latest_step(), Store(f"{folder}/checkpoints").latest_step())
@@ -142,6 +145,7 @@ def save_and_restore_on_meshes(folder: str, process: str, port: str) -> None:
 
     check(store.restore(3, like))
     store.save(5, saved)
+    store.wait()
     if process == "0":
         path = next(pathlib.Path(folder, "5", "default", "ocdbt.process_1", "d").iterdir())
         content = path.read_bytes()

@@ -1,5 +1,6 @@
 """The store of training states: exact, strict, atomic."""
 
+import errno
 import os
 import pathlib
 import random
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 
+from adalink_jax.checkpoints import training_state
 from adalink_jax.checkpoints.training_state import Store
 from adalink_jax.errors import UserError
 
@@ -92,12 +95,60 @@ def test_the_latest_are_kept(tmp_path):
     store = Store(tmp_path, keep=2)
     for step in (1, 5, 30, 200):
         store.save(step, {"x": jnp.float32(step)})
+    store.wait()
     assert sorted(child.name for child in tmp_path.iterdir()) == ["200", "30"]
     assert store.latest_step() == 200
     assert store.restore(30, {"x": jnp.float32(0)}) == {"x": 30}
     store.close()
     with pytest.raises(UserError, match="keep_checkpoints is 0"):
         Store(tmp_path, keep=0)
+
+
+def test_training_goes_on_while_a_step_is_written(tmp_path, monkeypatch):
+    go_on, finalize = threading.Event(), training_state._Handler.finalize
+
+    def late(self, directory):
+        assert go_on.wait(timeout=60)
+        finalize(self, directory)
+
+    monkeypatch.setattr(training_state._Handler, "finalize", late)
+    store, other = Store(tmp_path), jnp.arange(3.0)
+    tree = {"x": jnp.arange(1_000_000.0), "y": other}
+    store.save(1, tree)
+    # The arrays may be overwritten now; the step is not visible before it is whole.
+    overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    assert not any(jax.tree.leaves(jax.tree.map(lambda x: (x != -1).any(), overwritten(tree))))
+    assert not (tmp_path / "1").exists()
+    go_on.set()
+    store.wait()
+    assert (tmp_path / "1").exists() and store.latest_step() == 1
+    like = {"x": jnp.zeros(1_000_000), "y": jnp.zeros(3)}
+    same(store.restore(1, like), {"x": jnp.arange(1_000_000.0), "y": jnp.arange(3.0)})
+    store.close()
+
+
+def test_what_the_threads_cannot_write_is_raised_by_the_next_call(tmp_path, monkeypatch):
+    def refuse(directory):
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+
+    for call in (
+        lambda store: store.wait(),
+        lambda store: store.save(3, {"x": jnp.float32(3)}),
+        lambda store: store.latest_step(),
+        lambda store: store.close(),
+    ):
+        store = Store(tmp_path)
+        if store.latest_step() is None:
+            store.save(1, {"x": jnp.float32(1)})
+            store.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(training_state.sums, "write", refuse)
+            store.save(2, {"x": jnp.float32(2)})
+            with pytest.raises(UserError, match="step 2 cannot be written: .*No space left"):
+                call(store)
+        assert store.latest_step() == 1
+        assert store.restore(1, {"x": jnp.float32(0)}) == {"x": 1}
+        store.close()
 
 
 def test_going_backwards_is_a_mistake_of_the_caller(tmp_path):
@@ -264,6 +315,7 @@ def test_sha256sum_checks_a_step(two_steps):
 def test_damage_is_said_in_one_line(tmp_path):
     store = Store(tmp_path)
     store.save(1, {"x": jnp.arange(4096.0)})
+    store.wait()
     for path in tmp_path.rglob("d/*"):
         os.truncate(path, path.stat().st_size // 2)
     store.close()
@@ -358,6 +410,7 @@ def test_killed_at_the_moments_that_matter(tmp_path):
     store = Store(tmp_path)
     assert store.latest_step() in (step, step + 1)
     store.save(step + 2, {"x": jnp.float32(0)})
+    store.wait()
     assert [child.name for child in tmp_path.iterdir()] == [str(step + 2)]
     store.close()
 

@@ -1,7 +1,7 @@
 """Runs scripts/train.py's command line as a host that is killed after a checkpoint, if it is one.
 
 ``killed_host.py SIGNAL INDEX STEP FLAG…``: the host of this index gets the signal (KILL, STOP) when
-the step is saved.
+the step is on disk.
 """
 
 import os
@@ -20,8 +20,10 @@ save = Store.save
 
 def save_and_die(store: Store, step: int, tree) -> None:
     save(store, step, tree)
-    if jax.process_index() == victim and step == fatal:
-        os.kill(os.getpid(), number)
+    if step == fatal:
+        store.wait()
+        if jax.process_index() == victim:
+            os.kill(os.getpid(), number)
 
 
 Store.save = save_and_die

@@ -1,7 +1,7 @@
 """Runs scripts/train.py's command line and kills itself at the Nth event: killed_run.py N FLAG…
 
 Events are the moments between which the run's files change: a line of metrics, a checkpoint
-before and after its save, and every file that is written as a whole.
+before its save and when it is being written, and every file that is written as a whole.
 """
 
 import functools

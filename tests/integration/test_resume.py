@@ -83,7 +83,8 @@ def straight(tmp_path_factory, mini_base, token_cache) -> pathlib.Path:
         # Before the record; before the metrics are cut; after the metrics of step 2; after their
         # digest, which goes before the first save.
         pytest.param((1, 4, 6, 8), marks=pytest.mark.slow),
-        # Before the first save; after the metrics of step 4, the last metrics, and the last save.
+        # Before the first save; after the metrics of step 4, the last metrics, and while the last
+        # step is written.
         pytest.param((9, 12, 18, 12), marks=pytest.mark.slow),
         # Between the results and their digests.
         pytest.param((35,), marks=pytest.mark.slow),

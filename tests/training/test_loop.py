@@ -54,8 +54,9 @@ class Log:
 
 
 class Store:
-    def __init__(self, save):
+    def __init__(self, save, wait=lambda: None):
         self.save = save
+        self.wait = wait
 
 
 @pytest.mark.parametrize("first_step", [0, 7])
@@ -93,7 +94,7 @@ def train(state, works, saved, **changes):
         works(state.step)
         return state, {"loss": 1.0, "gradient_norm": 1.0}
 
-    store = Store(lambda number, tree: saved.append(number))
+    store = Store(lambda number, tree: saved.append(number), lambda: saved.append("written"))
     return loop.train_loop(
         state,
         step,
@@ -117,7 +118,7 @@ def test_a_signal_stops_after_the_step_which_is_saved_once(step, expected, capfd
     with pytest.raises(signals.Stopped, match=f"^stopped at step {step}; the same") as stopped:
         train(State(), works, saved)
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert saved == expected
+    assert saved == [*expected, "written"]
 
 
 def test_hosts_stop_where_all_ask(capfd):
@@ -130,7 +131,7 @@ def test_hosts_stop_where_all_ask(capfd):
 
     with pytest.raises(signals.Stopped, match="stopped at step 3") as stopped:
         train(State(), lambda number: None, saved, agree=agree)
-    assert (stopped.value.code, asked, saved) == (129, [0], [3])
+    assert (stopped.value.code, asked, saved) == (129, [0], [3, "written"])
 
 
 def test_after_the_last_step_a_signal_changes_nothing(capfd):
@@ -140,7 +141,7 @@ def test_after_the_last_step_a_signal_changes_nothing(capfd):
         lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 9 else None,
         saved,
     )
-    assert saved == [4, 8, 9]
+    assert saved == [4, 8, 9, "written"]
 
 
 def test_what_overflows_is_neither_evaluated_nor_saved(monkeypatch):

@@ -105,6 +105,9 @@ class Log:
         if "score" in values:
             self.steps.append(step)
 
+    def wait(self):
+        pass
+
     def sync(self):
         pass
 
@@ -115,6 +118,9 @@ class Store:
 
     def save(self, step, tree):
         self.steps.append(step)
+
+    def wait(self):
+        pass
 
 
 @pytest.mark.parametrize(
