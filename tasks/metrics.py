@@ -4,6 +4,8 @@ Every function takes `targets` and `predictions`, two sequences of the same leng
 dictionary of floats. Names and scaling are those of T5 (`t5/evaluation/metrics.py`), so results can
 be compared with published ones. If T5 would report nan (a constant prediction has no correlation),
 these report 0.0.
+
+Scikit-learn and SciPy's statistics take a second to import, and are imported by what needs them.
 """
 
 import collections
@@ -13,8 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
-import scipy.stats
-import sklearn.metrics
 
 
 def check_lengths(targets: Sequence, predictions: Sequence) -> None:
@@ -45,6 +45,8 @@ def matthews_corrcoef(targets, predictions) -> dict[str, float]:
 
     Invalid predictions (-1) are a class of their own, as in T5.
     """
+    import sklearn.metrics
+
     check_lengths(targets, predictions)
     return {
         "matthews_corrcoef": 100 * float(sklearn.metrics.matthews_corrcoef(targets, predictions))
@@ -56,6 +58,8 @@ def f1(targets, predictions) -> dict[str, float]:
 
     A prediction other than 0 or 1 counts as the wrong class (T5's `f1_score_with_invalid`).
     """
+    import sklearn.metrics
+
     check_lengths(targets, predictions)
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     valid = (predictions == 0) | (predictions == 1)
@@ -75,16 +79,22 @@ def _correlation(statistic, targets, predictions) -> float:
 
 def pearson_corrcoef(targets, predictions) -> dict[str, float]:
     """Returns the Pearson correlation of scores, in percent; 0 if either side is constant."""
+    import scipy.stats
+
     return {"pearson_corrcoef": _correlation(scipy.stats.pearsonr, targets, predictions)}
 
 
 def spearman_corrcoef(targets, predictions) -> dict[str, float]:
     """Returns the Spearman rank correlation of scores, in percent; 0 if a side is constant."""
+    import scipy.stats
+
     return {"spearman_corrcoef": _correlation(scipy.stats.spearmanr, targets, predictions)}
 
 
 def mean_3class_f1(targets, predictions) -> dict[str, float]:
     """Returns the mean of the F1 of classes 0, 1 and 2, in percent; other predictions are wrong."""
+    import sklearn.metrics
+
     check_lengths(targets, predictions)
     score = sklearn.metrics.f1_score(
         targets, predictions, labels=range(3), average="macro", zero_division=cast(Any, 0)
