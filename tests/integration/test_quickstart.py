@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import tasks
 from adalink_jax import cli
-from adalink_jax.tools.sweep import quickstart
+from adalink_jax.tools.sweep import outcomes, picture, quickstart
 
 ROWS = ("base", "in_context_4", "in_context_16", "adalink_4", "adalink_16", "lora_16", "full_16")
 
@@ -47,6 +49,7 @@ def short(token_cache):
         patch.setattr(quickstart, "_CONTEXT", ())
         patch.setattr(quickstart, "_OTHERS", ())
         patch.setattr(quickstart, "_ADALINK", quickstart._ADALINK[1:])
+        patch.setattr(picture, "STEPS", 10)
         yield
 
 
@@ -64,6 +67,24 @@ def test_adalink_learns_the_format_from_sixteen_examples(done):
     folder, shown = done
     check(folder, shown, ("base", "adalink_16"), gain=15)
     assert "A sentence of your own" not in shown  # There is no terminal.
+
+
+def test_a_picture_is_shown_with_what_was_said_of_it(done):
+    folder, shown = done
+    part = shown.partition("\n5. ")[2]
+    runs = [folder / name for name in ("picture_base", "picture_adalink")]
+    said = [outcomes.predictions(run, "mini_coco")[0]["prediction"] for run in runs]
+    assert re.findall("it says    (.*)", part) == said and said[0] != said[1]
+    low, high = (outcomes.score(run, "mini_coco") for run in runs)
+    assert f"from {low:.1f}\n   to {high:.1f}. {folder}/report/picture.png shows" in part
+    assert "2,048 parameters" in part
+    drawn = np.asarray(Image.open(folder / "report/picture.png").convert("RGB"), int)
+    shape, ink = tasks.PICTURES["mini_coco_validation"](0), (drawn.sum(-1) < 300).mean(0)
+    assert ink[: len(ink) // 3].mean() > 0.1  # The picture is on the left, on a dark ground,
+    assert 0 < ink[len(ink) // 2 :].mean() < 0.1  # and texts are on the right.
+    green = drawn[:, : len(ink) // 3].reshape(-1, 3)
+    brightest = shape.reshape(-1, 3)[shape.astype(int).sum(-1).argmax()]
+    assert np.abs(green - brightest).sum(-1).min() < 30
 
 
 @pytest.mark.slow
@@ -89,7 +110,7 @@ def test_what_a_sentence_gets_is_what_scoring_says(done):
         folder / "adalink_16", "mini", "mini_cola", tasks.MINI_VOCABULARY, quickstart._LENGTH
     )
     for number, name in enumerate(("base", "adalink_16")):
-        for one in quickstart.predictions(folder / name, "mini_cola")[:12]:
+        for one in outcomes.predictions(folder / name, "mini_cola")[:12]:
             assert answer(one["inputs"])[number] == one["prediction"]
 
 

@@ -11,10 +11,9 @@ import pathlib
 import sys
 import textwrap
 
-from adalink_jax import files
 from adalink_jax.errors import UserError, nearest
-from adalink_jax.tools.sweep import pool, trainings
-from adalink_jax.tools.sweep.quickstart import answers, compared, is_right, predictions, trained
+from adalink_jax.tools.sweep import outcomes, pool, trainings
+from adalink_jax.tools.sweep.quickstart import answers
 
 _LENGTH = 96  # Tokens of an input.
 _BEFORE = """
@@ -67,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder, scoring = trainings.frozen_base(str(out / "base"), arguments.base, task, lengths, 0)
     named = trainings.training((), VOCABULARY=arguments.base)
     trainings.score(folder, [*scoring, *named, *arguments.flags])
-    before = predictions(out / "base", task)
-    shown = next((one for one in before if not is_right(one)), before[0])
-    score = f"{_score(out / 'base', task):.1f}"
+    before = outcomes.predictions(out / "base", task)
+    shown = next((one for one in before if not outcomes.is_right(one)), before[0])
+    score = f"{outcomes.score(out / 'base', task):.1f}"
     print(_BEFORE.format(**{**shown, "inputs": _wrapped(shown["inputs"])}, score=score))
     print(f"2. AdaLink of rank {arguments.rank}, {arguments.steps} steps. The base stays frozen:\n")
     flags = trainings.training(
@@ -82,9 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
         **base,
     )
     pool.call("train", *flags, *arguments.flags)
-    after = predictions(out / "adalink", task)
-    counts = compared(before, after) | {"trained": trained(out / "adalink")}
-    print(_AFTER.format(**counts, score=_score(out / "adalink", task), out=out))
+    after = outcomes.predictions(out / "adalink", task)
+    counts = outcomes.compared(before, after) | {"trained": outcomes.trained(out / "adalink")}
+    print(_AFTER.format(**counts, score=outcomes.score(out / "adalink", task), out=out))
     if sys.stdin.isatty() and sys.stdout.isatty():
         _converse(out / "adalink", arguments.base, task)
     return 0
@@ -92,10 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, 94, initial_indent="     ", subsequent_indent="     ")
-
-
-def _score(folder: pathlib.Path, task: str) -> float:
-    return files.read_json(folder / "results.json")["tasks"][task]["score"]
 
 
 def _converse(run: pathlib.Path, base: str, task: str) -> None:

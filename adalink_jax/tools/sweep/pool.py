@@ -193,3 +193,15 @@ def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
         sys.modules["jax"].clear_caches()
     gc.collect()
     return code, output.getvalue()
+
+
+def quietly(name: str, entry: str, flags: Sequence[str]) -> None:
+    """Runs a command as `captured` does; what it printed is shown only if it failed.
+
+    Raises:
+      SystemExit: it failed.
+    """
+    code, said = captured(name, entry, flags)
+    if code:
+        print(said.rstrip(), file=sys.stderr, flush=True)
+        raise SystemExit(code)

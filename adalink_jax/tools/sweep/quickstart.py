@@ -3,7 +3,8 @@
 adalink quickstart
 
 The base meets a format that it has never seen, is given examples in front of the input, and is then
-adapted on as few, with AdaLink and other methods. On a terminal it ends with sentences of yours.
+adapted on as few, with AdaLink and other methods. Then another base sees a picture, and says what
+is on it before and after. On a terminal it ends with sentences of yours.
 It downloads no data or weights. A second run shows the results at once.
 """
 
@@ -11,7 +12,6 @@ import argparse
 import contextlib
 import functools
 import io
-import json
 import pathlib
 import re
 import sys
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from adalink_jax import files
 from adalink_jax.tools.report.command import report
-from adalink_jax.tools.sweep import pool, trainings
+from adalink_jax.tools.sweep import outcomes, picture, pool, trainings
 
 TASK = "mini_cola"
 _LENGTH = 48  # Tokens of an input, in training as at the end.
@@ -76,13 +76,14 @@ _AFTER = """
    Of the {wrong} sentences that the base got wrong, {mended} are right now, and {right} of {count}
    in all.
 """
-_END = """
+_COUNTED = """
 Each training took {steps} steps, one after the other; its seconds include compiling. One draw of
-so few examples says little: docs/tutorials/first_hour.md has more of them.
+so few examples says little: docs/tutorials/first_hour.md has more of them."""
+_END = """
 The adapter is in {out}/adalink_16/adapter, plots and tables in {out}/report/report.html.
 Next, the eight tasks and two bases of the small world:  adalink experiment runs/mini --jobs 2"""
 _YOURS = """
-5. A sentence of your own, of words that this base knows, such as
+6. A sentence of your own, of words that this base knows, such as
    {words}
    Enter alone ends."""
 
@@ -118,24 +119,31 @@ def run(arguments: argparse.Namespace) -> int:
     out = pathlib.Path(arguments.out)
     print("Loading …", flush=True)
     _make(arguments, _BASE)
-    before = predictions(out / _BASE.folder, TASK)
-    shown = next(i for i, one in enumerate(before) if not is_right(one))
-    print(_BEFORE.format(**before[shown], count=len(before), score=_score(out / _BASE.folder)))
+    before = outcomes.predictions(out / _BASE.folder, TASK)
+    shown = next(i for i, one in enumerate(before) if not outcomes.is_right(one))
+    print(
+        _BEFORE.format(
+            **before[shown], count=len(before), score=outcomes.score(out / _BASE.folder, TASK)
+        )
+    )
     print("2. Examples in front of the input, as one asks a large model:\n", flush=True)
     for row in _CONTEXT:
         _make(arguments, row)
     print("\n3. AdaLink, trained on as few examples. The base stays frozen:\n", flush=True)
     for row in _ADALINK:
         _make(arguments, row)
-    after = predictions(out / _ADALINK[-1].folder, TASK)
-    counts = compared(before, after)
+    after = outcomes.predictions(out / _ADALINK[-1].folder, TASK)
+    counts = outcomes.compared(before, after)
     print(_AFTER.format(**after[shown], **counts))
     print("4. Other methods, on the same 16 examples:\n", flush=True)
     for row in _OTHERS:
         _make(arguments, row)
     with contextlib.redirect_stdout(io.StringIO()):  # The page has its tables.
-        report([str(out)], f"{out}/report", f"Quickstart: {TASK}")
-    print(f"\n{table(out)}\n{_END.format(out=out, steps=arguments.steps)}")
+        rows = (_BASE, *_CONTEXT, *_ADALINK, *_OTHERS)
+        report([f"{out}/{row.folder}" for row in rows], f"{out}/report", f"Quickstart: {TASK}")
+    print(f"\n{table(out)}\n{_COUNTED.format(steps=arguments.steps)}", flush=True)
+    picture.show(out, min(arguments.steps, picture.STEPS))
+    print(_END.format(out=out))
     if sys.stdin.isatty() and sys.stdout.isatty():
         words = {word for one in before for word in one["inputs"].split() if word.isalpha()}
         _converse(out / _ADALINK[-1].folder, sorted(words - {"cola"}))
@@ -151,15 +159,12 @@ def _make(arguments: argparse.Namespace, row: Row) -> None:
     folder = pathlib.Path(arguments.out, row.folder)
     name, entry = ("train", "train") if row.method else ("eval", "evaluate")
     if row.method or not (folder / "results.json").exists():
-        code, said = pool.captured(name, f"adalink_jax.runs.{entry}", flags(arguments, row))
-        if code:
-            print(said.rstrip(), file=sys.stderr, flush=True)
-            raise SystemExit(code)
+        pool.quietly(name, f"adalink_jax.runs.{entry}", flags(arguments, row))
     if row.examples:
         spent = "" if (seconds := _seconds(folder)) is None else f", {seconds:.0f} s"
         label = row.label.removeprefix("… examples ")
         line = f"   {row.examples:>2} examples, {label}:".replace("examples, in", "examples in")
-        print(f"{line} {_score(folder):.1f}{spent}", flush=True)
+        print(f"{line} {outcomes.score(folder, TASK):.1f}{spent}", flush=True)
 
 
 def table(out: pathlib.Path) -> str:
@@ -169,14 +174,10 @@ def table(out: pathlib.Path) -> str:
         folder = out / row.folder
         seconds = _seconds(folder)
         spent = "" if seconds is None else f"{seconds:.0f}"
-        count = f"{trained(folder):,}" if row.method else ""
-        score = f"{_score(folder):.1f}"
+        count = f"{outcomes.trained(folder):,}" if row.method else ""
+        score = f"{outcomes.score(folder, TASK):.1f}"
         lines.append(f"   {row.label:<36}{row.examples:>9}{count:>11}{spent:>9}{score:>8}")
     return "\n".join(lines)
-
-
-def _score(folder: pathlib.Path) -> float:
-    return files.read_json(folder / "results.json")["tasks"][TASK]["score"]
 
 
 def _seconds(folder: pathlib.Path) -> float | None:
@@ -184,33 +185,6 @@ def _seconds(folder: pathlib.Path) -> float | None:
     spent = [start.get("seconds") for start in files.read_json(folder / "run.json")["starts"]]
     known = [seconds for seconds in spent if seconds is not None]
     return sum(known) if known else None
-
-
-def trained(folder: pathlib.Path) -> int:
-    """Returns the number of parameters of a run's adapter."""
-    tensors = files.read_json(folder / "adapter/adapter.json")["tensors"]
-    return sum(functools.reduce(int.__mul__, one["shape"], 1) for one in tensors.values())
-
-
-def predictions(folder: pathlib.Path, task: str) -> list[dict]:
-    """Returns what a run predicted for a task: `inputs`, `target` and `prediction` of each row."""
-    found: list[dict] = []
-    for path in sorted((folder / "predictions").glob(f"{task}-*.jsonl")):  # One for each split.
-        found += map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return found
-
-
-def compared(before: Sequence[dict], after: Sequence[dict]) -> dict[str, int]:
-    """Counts what was wrong before, what of that is right now, what is right now, and all."""
-    wrong = [i for i, one in enumerate(before) if not is_right(one)]
-    mended = sum(is_right(after[i]) for i in wrong)
-    right = sum(map(is_right, after))
-    return {"wrong": len(wrong), "mended": mended, "right": right, "count": len(after)}
-
-
-def is_right(prediction: dict) -> bool:
-    """Returns whether a prediction is the target."""
-    return prediction["prediction"] == prediction["target"]
 
 
 def _converse(run: pathlib.Path, words: Sequence[str]) -> None:
