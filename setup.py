@@ -99,7 +99,7 @@ setuptools.setup(
         "adalink_jax": ["bases/**/*", "tools/serving/*.html"],
         "adalink_jax.gin": ["**/*.gin"],
     },
-    entry_points={"console_scripts": ["adalink = adalink_jax.cli:main"]},
+    entry_points={"console_scripts": ["adalink = adalink_jax.__main__:main"]},
     install_requires=MATHS + RUNS,
     extras_require={
         **ACCELERATORS,

@@ -10,7 +10,15 @@ if sys.version_info < (3, 11):  # noqa: UP036
     )
     sys.exit(2)
 
-from adalink_jax.cli import main  # noqa: E402
+from adalink_jax import cli, pages  # noqa: E402
+
+
+def main() -> int:
+    """Runs the command of this process; returns its exit code."""
+    if sys.argv[1:2] == ["train"]:
+        pages.restart_with_huge()
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

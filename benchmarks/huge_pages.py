@@ -29,11 +29,11 @@ from collections.abc import Callable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from adalink_jax.tools.sweep.pool import HUGE_PAGES  # noqa: E402
+from adalink_jax import pages  # noqa: E402
 from benchmarks import matrix_products, timing  # noqa: E402
 
 _CHILD = "import sys; from benchmarks import huge_pages; huge_pages.measure(*sys.argv[1:])"
-_KINDS: dict[str, dict[str, str]] = {"usual": {}, "huge": HUGE_PAGES}
+_KINDS: dict[str, dict[str, str]] = {"usual": {}, "huge": pages.HUGE}
 
 
 def measure(model: str, batch: str, inputs: str, targets: str, steps: str) -> None:

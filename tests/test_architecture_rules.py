@@ -27,6 +27,7 @@ BASIS = tuple(
         "errors",
         "files",
         "locks",
+        "pages",
         "shipped",
         "signals",
         "values",

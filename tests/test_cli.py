@@ -1,11 +1,12 @@
 """The command `adalink`: its table, its help and what becomes of mistakes."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from adalink_jax import cli
+from adalink_jax import __main__, cli, pages
 from adalink_jax.cli import COMMANDS, Command, GinCommand
 from adalink_jax.errors import UserError
 
@@ -142,3 +143,42 @@ def test_keras_alone_is_spared_what_nobody_uses(monkeypatch):
         else:
             exec("import colorsys", {"__name__": name})
             assert "colorsys" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "offered", "restarts"),
+    [
+        (["train"], None, "always [madvise] never", True),
+        (["train"], "", "always [madvise] never", False),
+        (["train"], "glibc.malloc.hugetlb=1", "[always] madvise never", False),
+        (["train"], None, "always madvise [never]", False),
+        (["train"], None, None, False),
+        (["report"], None, "always [madvise] never", False),
+    ],
+)
+def test_a_training_starts_anew_with_huge_pages_once(
+    tmp_path, monkeypatch, words, given, offered, restarts
+):
+    started = []
+    if offered:
+        (tmp_path / "enabled").write_text(offered + "\n")
+    monkeypatch.setattr(pages, "_OFFERED", tmp_path / "enabled")
+    monkeypatch.setattr(os, "execve", lambda *given: started.append(given))
+    monkeypatch.setattr(cli, "main", lambda: 7)
+    monkeypatch.setattr(sys, "argv", ["adalink", *words])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", "adalink_jax", *words])
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+    assert __main__.main() == 7  # What stands in for execve comes back.
+    environment = {**os.environ, **pages.HUGE}
+    assert started == [(sys.executable, sys.orig_argv, environment)] * restarts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+def test_a_restarted_training_is_the_same_process(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-X", "utf8", "-m", "adalink_jax", "train", "--gin_file=none.gin"]
+    done = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    _, errors = done.communicate(timeout=120)
+    assert done.returncode == 2 and errors.count("error: ") == 1 and "none.gin" in errors

@@ -57,7 +57,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 def test_the_wheel_brings_the_command(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
-    assert "[console_scripts]\nadalink = adalink_jax.cli:main\n" in wheel.read(name).decode()
+    assert "[console_scripts]\nadalink = adalink_jax.__main__:main\n" in wheel.read(name).decode()
 
 
 def test_every_package_is_named(arguments):

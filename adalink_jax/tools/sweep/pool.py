@@ -22,13 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 
-from adalink_jax import signals
+from adalink_jax import pages, signals
 from adalink_jax.config import gin_files
 from adalink_jax.errors import UserError
-
-# On a CPU each step asks the system for fresh memory: a hundred thousand pages of 4 KiB, or a few
-# hundred of 2 MiB. glibc reads this when a process starts; others ignore it.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def train_all(commands: Iterable[Sequence[str]], jobs: int) -> int:
@@ -76,7 +72,7 @@ def call(*words: str) -> None:
 
 def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[int]]) -> int:
     """Trains all, with one process per share of the cores; returns the number of failures."""
-    for name, value in HUGE_PAGES.items():
+    for name, value in pages.HUGE.items():
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
     free = context.SimpleQueue()
