@@ -23,5 +23,4 @@ def restart_with_huge() -> None:
         return
     with contextlib.suppress(OSError):  # Then it goes on as it is.
         if "[never]" not in _OFFERED.read_text(encoding="ascii"):
-            sys.stdout.flush(), sys.stderr.flush()
             os.execve(sys.executable, sys.orig_argv, {**os.environ, **HUGE})

@@ -3,6 +3,7 @@
 import pathlib
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 from adalink_jax import files
 from adalink_jax.tools.sweep import outcomes, pool, trainings
@@ -65,7 +66,7 @@ def show(out: pathlib.Path, steps: int) -> None:
     )  # fmt: skip
 
 
-def _draw(one: Mapping[str, str | int], to: pathlib.Path) -> None:
+def _draw(one: Mapping[str, Any], to: pathlib.Path) -> None:
     """Draws a validation picture beside its captions, as a PNG."""
     import matplotlib.figure
 
@@ -79,6 +80,7 @@ def _draw(one: Mapping[str, str | int], to: pathlib.Path) -> None:
         height = 0.95 - number / 3
         right.text(0, height, label, va="top", color="gray")
         right.text(0, height - 0.1, textwrap.fill(str(one[key]), 52), va="top")
-    left.axis("off"), right.axis("off")
+    for axes in (left, right):
+        axes.axis("off")
     with files.replaced_file(to) as image:
         figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
