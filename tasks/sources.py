@@ -222,6 +222,7 @@ class GlueDataSource(seqio.DataSource):
                 raise DataError(
                     f"{VARIABLE}={root}: no folder {path}; expected the official GLUE layout, "
                     f"{os.path.join(folder, next(iter(self._format.files.values())))} and so on"
+                    "; docs/howto/files.md says where to get it"
                 )
         return sorted(tf.io.gfile.listdir(os.path.expanduser(folder)))
 

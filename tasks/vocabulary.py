@@ -134,7 +134,8 @@ class UserVocabulary(seqio.SentencePieceVocabulary):
         if not shown:
             raise DataError(
                 f"no vocabulary: set {VARIABLE} to T5's SentencePiece file "
-                f"(an environment variable, or --gin.{VARIABLE}='…/spiece.model')"
+                f"(an environment variable, or --gin.{VARIABLE}='…/spiece.model'); "
+                "docs/howto/files.md says where to get it"
             )
         path = os.path.abspath(os.path.expanduser(shown)) if "://" not in shown else shown
         try:

@@ -47,8 +47,8 @@ def arguments(tmp_path, mini_base):
 def train(arguments, token_cache):
     """Runs the command on hosts of so many devices; returns what came of it."""
 
-    def run(name, steps, devices=1, hosts=None, command=(TRAIN,), **layout):
-        started = [sys.executable, *map(str, command), *arguments(name, steps, **layout)]
+    def run(name, steps, devices=1, hosts=None, command=(TRAIN,), flags=arguments, **layout):
+        started = [sys.executable, *map(str, command), *flags(name, steps, **layout)]
         environment = {
             **os.environ,
             "ADALINK_CACHE_DIR": str(token_cache),
@@ -215,3 +215,35 @@ def test_hosts_that_do_not_mean_the_same_do_not_begin(tmp_path, train):
     assert "host 1" in done.stderr and "has another configuration than host 0" in done.stderr
     assert "seed is 7 there and 0 here" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_hosts_see_what_one_sees(tmp_path, train, token_cache, monkeypatch, capsys):
+    """Both want the features of the same pictures; one waits while the other computes them."""
+
+    def flags(name: str, steps: int) -> list[str]:
+        values = {
+            "MODEL_DIR": tmp_path / name,
+            "INITIAL_CHECKPOINT_PATH": "mini_images",
+            "TRAIN_STEPS": steps,
+            "BATCH_SIZE": 8,
+            "EVAL_PERIOD": 100,
+            "Periods.log_period": 1,
+            "Batches.few_shot": 40,
+            "Evaluation.limit": 8,
+            "Evaluation.batch_size": 8,
+        }
+        given = [f"--gin.{key}={value}" for key, value in values.items()]
+        files = ("experiments/mini_images.gin", "methods/adalink_by_modality.gin")
+        return [*(f"--gin_file={file}" for file in files), *given]
+
+    succeeded(train("two", 4, hosts=2, flags=flags))
+    monkeypatch.setenv("ADALINK_CACHE_DIR", str(token_cache))
+    assert cli.main(["train", *flags("one", 4)]) == 0
+    said = capsys.readouterr()
+    assert "pictures to encode" not in said.out + said.err  # They are those of the hosts.
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert len(losses(one)) == 4
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5)
+    said = [(run / "predictions/mini_coco-validation.jsonl").read_bytes() for run in (one, two)]
+    assert said[0] == said[1]

@@ -136,7 +136,7 @@ def test_missing_folders_and_files(rte, tmp_path, monkeypatch):
     monkeypatch.setenv("GLUE_DIR", "no/where")
     assert _error(_load()) == (
         "GLUE_DIR=no/where: no folder no/where; expected the official GLUE layout, "
-        "no/where/RTE/train.tsv and so on"
+        "no/where/RTE/train.tsv and so on; docs/howto/files.md says where to get it"
     )
     assert "no folder" in _error(lambda: tasks.available_splits("glue_rte"))
 
