@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -242,8 +244,17 @@ class GlueDataSource(seqio.DataSource):
         """Returns the TFDS source after preparing its data, which defines its splits and sizes."""
         self._check_split(split)
         name = f"glue/{self._format.name}"
+        # The error says what its retries met.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         try:
-            self._tfds.tfds_dataset.builder.download_and_prepare()
+            builder = self._tfds.tfds_dataset.builder
+            if not builder.is_prepared():
+                what = f"TensorFlow Datasets downloads {name}:{TFDS_VERSION}"
+                print(
+                    f"{VARIABLE} is not set: {what} to {builder.data_path}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+            builder.download_and_prepare()
         except Exception as error:  # downloads fail in many ways
             cause = (str(error).splitlines() or [""])[0][:200]
             raise DataError(

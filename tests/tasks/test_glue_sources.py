@@ -225,10 +225,15 @@ def test_identity(rte, tmp_path, monkeypatch):
 
 
 class _FakeBuilder:
-    """Stands for TFDS with the data prepared: RTE with three examples."""
+    """Stands for TFDS, which has the data once they are prepared: RTE with three examples."""
+
+    data_path, prepared = "its/folder", False
+
+    def is_prepared(self):
+        return self.prepared
 
     def download_and_prepare(self):
-        self.is_prepared = True
+        self.prepared = True
 
 
 def test_tfds_is_prepared_then_asked(monkeypatch):
@@ -239,7 +244,7 @@ def test_tfds_is_prepared_then_asked(monkeypatch):
     calls = []
 
     def get_dataset(split, shuffle, seed, shard_info):
-        assert builder.is_prepared
+        assert builder.is_prepared()
         calls.append((split, shuffle, seed, shard_info))
         return tf.data.Dataset.from_tensor_slices(rows)
 
@@ -287,12 +292,17 @@ def test_rows_of_the_real_test_files(shared_data, monkeypatch, name):
 class _OfflineBuilder:
     """Stands for TFDS where there is no network: how long that takes to fail is the machine's."""
 
+    data_path = "its/folder"
+
+    def is_prepared(self):
+        return False
+
     def download_and_prepare(self):
         raise OSError("Connection refused\nand forty lines more")
 
 
 @pytest.mark.parametrize("call", ["get_dataset", "num_input_examples", "list_shards"])
-def test_tfds_without_data_says_what_to_do(call, monkeypatch):
+def test_tfds_without_data_says_what_to_do(call, monkeypatch, capsys):
     monkeypatch.delenv("GLUE_DIR", raising=False)
     source = _source()
     memoized = seqio.LazyTfdsLoader._MEMOIZED_BUILDERS
@@ -305,6 +315,8 @@ def test_tfds_without_data_says_what_to_do(call, monkeypatch):
         "refused); set GLUE_DIR to a folder in GLUE's official layout, or run 'tfds build "
         "glue/rte' where there is a network"
     )
+    said = "GLUE_DIR is not set: TensorFlow Datasets downloads glue/rte:2.0.0 to its/folder\n"
+    assert capsys.readouterr().err == said
 
 
 def _add_own_task(name, source, **keywords):
