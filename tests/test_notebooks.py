@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # The others train two steps: what they show is shown by tests of their own.
-WHOLE = ("adapt_and_serve", "your_method")
+WHOLE = ("adapt_and_serve", "pictures", "your_method")
 
 
 def cells(path: pathlib.Path) -> list[dict]:
@@ -39,7 +39,7 @@ def test_it_is_small_and_without_outputs(path):
 
 def test_the_readme_lists_them():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(NOTEBOOKS) == 4
+    assert len(NOTEBOOKS) == 5
     for path in NOTEBOOKS:
         assert f"(notebooks/{path.name})" in text
 
@@ -68,5 +68,10 @@ def test_its_code_runs(path, tmp_path, monkeypatch, token_cache, capsys):
     if path.stem == "compare_methods":
         assert (tmp_path / "runs/compare/report/report.html").is_file()
         assert "adalink      1,024 parameters" in shown
+    if path.stem == "pictures":
+        before, after = module.before, module.after
+        assert all(one.startswith("this picture shows ") for one in before)
+        assert not any(one.startswith("this picture") for one in after)
+        assert "after:\n  " in shown and module.run.scores["mini_coco"] > 150
     if path.stem == "own_data":
         assert "spoiled.csv:" in shown and "'Negative'" in shown
