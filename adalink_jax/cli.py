@@ -197,7 +197,7 @@ class _LeanKeras(importlib.abc.MetaPathFinder):
     """Keeps Keras from importing what only its wrappers, galleries and tables use.
 
     SeqIO imports TensorFlow Text, which imports Keras, of which nothing is used here. It goes on
-    without these packages, and takes a second less. Others may import them.
+    without these packages, and a start takes less time. Others may import them.
     """
 
     _SPARED = ("matplotlib", "pandas", "sklearn")
