@@ -28,6 +28,7 @@ from adalink_jax.errors import UserError
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
 _ITEM = "default"  # Orbax's folder in that of a step.
+_DECADES = 1_000_000_000  # In seconds.
 
 
 class _Handler(ocp.StandardCheckpointHandler):
@@ -78,10 +79,14 @@ class Store:
             raise UserError(f"keep_checkpoints is {keep}; at least 1 is needed to resume")
         self._folder = pathlib.Path(folder).absolute()
         self._pending: int | None = None  # The step that is being written.
+        # Where a folder cannot be made, the threads that write into it would wait for it.
+        threads = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        if jax.process_count() == 1:
+            # Orbax measures its patience by a clock that may be set while it writes.
+            threads.timeout_secs = _DECADES
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            # Where a folder cannot be made, the threads that write into it would wait for it.
-            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+            async_options=threads,
             cleanup_tmp_directories=True,
         )
         try:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,24 @@ def test_training_goes_on_while_a_step_is_written(tmp_path, monkeypatch):
     assert (tmp_path / "1").exists() and store.latest_step() == 1
     like = {"x": jnp.zeros(1_000_000), "y": jnp.zeros(3)}
     same(store.restore(1, like), {"x": jnp.arange(1_000_000.0), "y": jnp.arange(3.0)})
+    store.close()
+
+
+@pytest.mark.parametrize("years", [-12, 12])
+def test_a_clock_that_is_set_while_a_step_is_written_changes_nothing(tmp_path, monkeypatch, years):
+    go_on, finalize, now = threading.Event(), training_state._Handler.finalize, time.time
+
+    def late(self, directory):
+        assert go_on.wait(timeout=60)
+        finalize(self, directory)
+
+    monkeypatch.setattr(training_state._Handler, "finalize", late)
+    store = Store(tmp_path)
+    store.save(1, {"x": jnp.float32(1)})
+    monkeypatch.setattr(time, "time", lambda: now() + years * 365 * 86_400)
+    go_on.set()
+    store.wait()
+    assert store.restore(1, {"x": jnp.float32(0)}) == {"x": 1}
     store.close()
 
 
