@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import importlib.abc
 import importlib.util
 import inspect
 import os
@@ -193,25 +192,6 @@ GROUPS: Mapping[str, Mapping[str, Command | GinCommand]] = {
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
-class _LeanKeras(importlib.abc.MetaPathFinder):
-    """Keeps Keras from importing what only its wrappers, galleries and tables use.
-
-    SeqIO imports TensorFlow Text, which imports Keras, of which nothing is used here. It goes on
-    without these packages, and a start takes less time. Others may import them.
-    """
-
-    _SPARED = ("matplotlib", "pandas", "sklearn")
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        """Raises `ModuleNotFoundError` for these packages where a module of Keras imports them."""
-        if fullname in self._SPARED:
-            frame = sys._getframe(1)
-            while frame and frame.f_globals.get("__name__", "").startswith("importlib."):
-                frame = frame.f_back
-            if frame and frame.f_globals.get("__name__", "").startswith("keras."):
-                raise ModuleNotFoundError(f"{fullname} is not imported", name=fullname)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -224,7 +204,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         sys.argv[0] = "adalink"  # A run records this as its command.
-        sys.meta_path.insert(0, _LeanKeras())
         argv = sys.argv[1:]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.
     with signals.listening():

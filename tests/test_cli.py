@@ -131,20 +131,6 @@ def test_it_is_installed_and_run_as_a_module(tmp_path):
     assert (done.returncode, done.stdout) == (0, cli.help_text() + "\n")
 
 
-def test_keras_alone_is_spared_what_nobody_uses(monkeypatch):
-    assert "sklearn" in cli._LeanKeras._SPARED
-    monkeypatch.setattr(cli._LeanKeras, "_SPARED", ("colorsys",))
-    monkeypatch.setattr(sys, "meta_path", [cli._LeanKeras(), *sys.meta_path])
-    for name in ("keras.src.wrappers.fixes", "tasks.metrics", "keras_of_mine", "__main__"):
-        monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-        if name.startswith("keras."):
-            with pytest.raises(ModuleNotFoundError, match="colorsys"):
-                exec("import colorsys", {"__name__": name})
-        else:
-            exec("import colorsys", {"__name__": name})
-            assert "colorsys" in sys.modules
-
-
 @pytest.mark.parametrize(
     ("words", "given", "offered", "restarts"),
     [

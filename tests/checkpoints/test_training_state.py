@@ -113,8 +113,7 @@ def test_training_goes_on_while_a_step_is_written(tmp_path, monkeypatch):
         finalize(self, directory)
 
     monkeypatch.setattr(training_state._Handler, "finalize", late)
-    store, other = Store(tmp_path), jnp.arange(3.0)
-    tree = {"x": jnp.arange(1_000_000.0), "y": other}
+    store, tree = Store(tmp_path), {"x": jnp.arange(1_000_000.0), "y": jnp.arange(3.0)}
     store.save(1, tree)
     # The arrays may be overwritten now; the step is not visible before it is whole.
     overwritten = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)

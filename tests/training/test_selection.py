@@ -105,9 +105,6 @@ class Log:
         if "score" in values:
             self.steps.append(step)
 
-    def wait(self):
-        pass
-
     def sync(self):
         pass
 

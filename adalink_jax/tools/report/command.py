@@ -106,10 +106,10 @@ def find(*paths: pathlib.Path) -> tuple[list[Run], list[str]]:
     """
     runs: list[Run] = []
     notes, empty = [], []
+    names = ("run.json", "results.json")
     for path in paths:
         if not path.exists():
             raise UserError(f"there is no folder '{path}'")
-        names = ("run.json", "results.json")
         folders = sorted({found.parent for name in names for found in path.rglob(name)})
         finished = [folder for folder in folders if all((folder / n).exists() for n in names)]
         if not finished:
