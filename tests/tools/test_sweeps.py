@@ -325,6 +325,18 @@ def test_rates_for_glue_are_chosen_on_examples_that_are_held_out_of_training(ask
     assert [line[-2:] for line in alone] == own + [("--gin.VOCABULARY=some/raw", raw[-1])] * 2
 
 
+def test_an_experiment_in_the_words_of_flan(asked, monkeypatch):
+    monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
+    chosen = ["--world=english_flan", "--bases=tuned", "--methods=full", "--tasks=qnli"]
+    assert cli.main(["experiment", "out", "--stages=single mixed alone", *chosen]) == 0
+    single, mixed, alone = asked[0], asked[3], asked[-1]
+    files = ("--gin_file=experiments/english.gin", "--gin_file=methods/full.gin")
+    assert single[1:3] == mixed[1:3] == files
+    assert "--gin.MIXTURE_OR_TASK_NAME=flan_qnli" in single
+    assert {"--gin.MIXTURE_OR_TASK_NAME=flan_glue_equal"} <= {*mixed} & {*alone}
+    assert "--gin.INITIAL_CHECKPOINT_PATH=english" in single
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

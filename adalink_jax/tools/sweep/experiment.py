@@ -13,8 +13,9 @@ and from public checkpoints:
 adalink experiment runs/glue --world glue --raw checkpoints/t5_1_1_base \
     --tuned checkpoints/flan_t5_base --model flan_t5_base --budget 6144 --gin.TRAIN_STEPS=5000
 
-with the environment variable VOCABULARY set, too. On GLUE the rates are chosen on a tenth
-of the training examples that is held out, never on dev. The stages, in order:
+with the environment variable VOCABULARY set, too. The worlds `english_flan` and `glue_flan` ask the
+same in FLAN's prompts, which a base tuned on instructions knows. On GLUE the rates are chosen on a
+tenth of the training examples that is held out, never on dev. The stages, in order:
 
   rates   find the learning rate of each base and method: a grid, one seed, two tasks
   alone   score the frozen bases, with and without examples in the input
@@ -60,7 +61,8 @@ class World:
     """Where the tasks of an experiment are from.
 
     Attributes:
-      tasks: the prefix of their names.
+      files: how the names of its files in gin/experiments begin.
+      tasks: the prefix of its tasks' names.
       mixture: the name of all of them together.
       inputs: the length of an input with examples in front of it.
       bases: the tuned and the raw one, unless others are named; None if they have to be.
@@ -71,6 +73,7 @@ class World:
       own_vocabulary: whether each base's name is its vocabulary's, too.
     """
 
+    files: str
     tasks: str
     mixture: str
     inputs: int
@@ -84,6 +87,7 @@ class World:
 
 WORLDS = {
     "mini": World(
+        files="mini",
         tasks="mini_",
         mixture="mini_glue_equal",
         inputs=256,
@@ -94,6 +98,7 @@ WORLDS = {
         grid=(),
     ),
     "english": World(
+        files="english",
         tasks="glue_",
         mixture="glue_equal",
         inputs=512,
@@ -103,15 +108,24 @@ WORLDS = {
         own_vocabulary=True,
     ),
     "glue": World(
-        tasks="glue_", mixture="glue_equal", inputs=512, bases=None, model="flan_t5_base"
+        files="glue",
+        tasks="glue_",
+        mixture="glue_equal",
+        inputs=512,
+        bases=None,
+        model="flan_t5_base",
     ),
 }
+for _name in ("english", "glue"):
+    WORLDS[f"{_name}_flan"] = dataclasses.replace(
+        WORLDS[_name], tasks="flan_", mixture="flan_glue_equal"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder, the world and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
-    about = f"{', '.join(WORLDS)}: its tasks and experiments/WORLD_METHOD.gin (default: mini)"
+    about = f"{', '.join(WORLDS)}: its tasks, bases and files of gin/experiments (default: mini)"
     parser.add_argument("--world", default="mini", help=about)
     for base, about in (("tuned", "the instruction-tuned"), ("raw", "the raw")):
         about = f"{about} base (default: the world's)"
@@ -297,7 +311,7 @@ class Study:
         for method in given.methods:
             if method in METHODS and METHODS[method].trains_base:
                 continue
-            trainings.experiment(given.world, method)  # There is such a method.
+            trainings.experiment(self._world.files, method)  # There is such a method.
             try:
                 match = matched(model, method, given.budget, given.tolerance)
             except UserError as error:  # Its file names layers that this model does not have.
@@ -320,7 +334,7 @@ class Study:
     def _training(self, run, base: str, method: str, task: str, seed, rate, more=()) -> list[str]:
         return (
             trainings.training(
-                trainings.experiment(self._given.world, method),
+                trainings.experiment(self._world.files, method),
                 MODEL_DIR=f"{self._given.out}/{run}",
                 INITIAL_CHECKPOINT_PATH=self._bases[base],
                 MIXTURE_OR_TASK_NAME=task,
