@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,6 +173,11 @@ def train(
             _step, network, optimizer, clip_norm, accumulation_steps=parts, ema_decay=ema_decay,
             **vars(loss),
         )  # fmt: skip
+        # What the step is made of; only the configuration tells two optimizers apart.
+        same = configuration and (
+            network, json.dumps(configuration.values["optimizer"]), clip_norm, parts, ema_decay,
+            loss, layout,
+        )  # fmt: skip
         with sharding.on_mesh(mesh):
             new = functools.partial(evaluator, base.config, method, data=data, mesh=mesh, seed=seed)
             scorer = _Scorer(new, source, method, evaluation, selection)
@@ -188,7 +194,7 @@ def train(
             with contextlib.closing(store), contextlib.closing(placed):
                 if not selection.is_over(state):
                     state = train_loop(
-                        state, compiled(step_of, state, seed, learning_rate), placed,
+                        state, compiled(step_of, state, seed, learning_rate, same), placed,
                         train_steps=train_steps, periods=periods, log=folder, store=store,
                         evaluate=scorer,
                         judge=scorer.judge if selection.keep else None,

@@ -7,8 +7,9 @@ there, and keep their size: a decayed scale would go to 0, where it means 1. Ada
 T5X's own.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -81,7 +82,7 @@ def factors(
                 f"factors is {factors!r}, of which {name!r} is none of {', '.join(FACTORS)}"
                 f"{nearest(name, FACTORS)}"
             )
-    start = warmup_steps if "linear_warmup" in names else 0
+    start = _decay_start(names, warmup_steps)
     decay = next((name for name in names if name in ("linear_decay", "cosine_decay")), None)
     if decay and decay_steps is None:
         raise UserError(f"decay_steps is not set, where {decay} is 0; set it to %TRAIN_STEPS")
@@ -91,21 +92,37 @@ def factors(
             f"warmup_steps, which is {start}, to fewer steps"
         )
 
-    def schedule(base: jax.typing.ArrayLike, step: jax.typing.ArrayLike) -> jax.Array:
+    schedule = _Product(tuple(names), warmup_steps, decay_steps)
+    return jax.tree_util.Partial(schedule, np.float32(base_learning_rate))
+
+
+def _decay_start(names: Sequence[str], warmup_steps: int) -> int:
+    return warmup_steps if "linear_warmup" in names else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """A product of factors. Two of the same are equal, so that runs share a compiled step."""
+
+    names: tuple[str, ...]
+    warmup_steps: int
+    decay_steps: int | None
+
+    def __call__(self, base: jax.typing.ArrayLike, step: jax.typing.ArrayLike) -> jax.Array:
+        """Returns the rate of a step."""
         step = jnp.asarray(step, jnp.float32)
-        rsqrt = 1.0 / jnp.sqrt(jnp.maximum(step, warmup_steps))
-        done = jnp.clip((step - start) / ((decay_steps or start + 1) - start), 0.0, 1.0)
+        rsqrt = 1.0 / jnp.sqrt(jnp.maximum(step, self.warmup_steps))
+        start = _decay_start(self.names, self.warmup_steps)
+        done = jnp.clip((step - start) / ((self.decay_steps or start + 1) - start), 0.0, 1.0)
         values = {
             "constant": jnp.asarray(base, jnp.float32),
-            "linear_warmup": jnp.minimum(1.0, step / warmup_steps),
+            "linear_warmup": jnp.minimum(1.0, step / self.warmup_steps),
             "rsqrt_decay": rsqrt,
-            "rsqrt_normalized_decay": rsqrt * jnp.sqrt(jnp.float32(warmup_steps)),
+            "rsqrt_normalized_decay": rsqrt * jnp.sqrt(jnp.float32(self.warmup_steps)),
             "linear_decay": 1.0 - done,
             "cosine_decay": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
         }
-        return jnp.prod(jnp.stack([values[name] for name in names]))
-
-    return jax.tree_util.Partial(schedule, np.float32(base_learning_rate))
+        return jnp.prod(jnp.stack([values[name] for name in self.names]))
 
 
 def rate_argument(schedule: Schedule) -> jax.tree_util.Partial:

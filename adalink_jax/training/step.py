@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -140,9 +140,13 @@ def _averaged(average: Any, trainable: Any, step: Array, decay: float) -> Any:
 
 
 def compiled(
-    step_of: Callable[[Schedule], Step], state: TrainState, seed: int, learning_rate: Schedule
+    step_of: Callable[[Schedule], Step],
+    state: TrainState,
+    seed: int,
+    learning_rate: Schedule,
+    same: Hashable = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Compiles a step with `in_place` and binds the key of a seed and the learning rate.
+    """Compiles a step as `in_place` does, and binds the key of a seed and the learning rate.
 
     Both are arguments of the program, so that a grid of rates and seeds compiles it once.
 
@@ -152,14 +156,25 @@ def compiled(
       state: as for `in_place`.
       seed: of the run.
       learning_rate: of the run.
+      same: equal where `step_of` makes the same step. The program of the call before is then taken
+        again, which saves the time that tracing takes; None for a new one.
     """
-
-    def train_step(state: TrainState, batch: Batch, key: Array, rate: Schedule):
-        return step_of(rate)(state, batch, key)
-
+    leaves, tree = jax.tree.flatten(jax.tree.map(lambda array: array.sharding, state))
+    program, made_by = _program(object() if same is None else same, tuple(leaves), tree)
+    made_by[:] = [step_of]  # Shapes that come only now are traced with this run's own step.
     place = replicated(state.step.sharding.mesh)
     key, rate = jax.device_put((jax.random.key(seed), rate_argument(learning_rate)), place)
-    return functools.partial(in_place(train_step, state), key=key, rate=rate)
+    return functools.partial(program, key=key, rate=rate)
+
+
+@functools.lru_cache(maxsize=1)
+def _program(same: Hashable, leaves: tuple, tree: Any) -> tuple[Callable[..., Any], list]:
+    made_by: list[Callable[[Schedule], Step]] = []
+
+    def train_step(state: TrainState, batch: Batch, key: Array, rate: Schedule):
+        return made_by[0](rate)(state, batch, key)
+
+    return _donating(train_step, jax.tree.unflatten(tree, leaves)), made_by
 
 
 def in_place(train_step: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
@@ -169,7 +184,10 @@ def in_place(train_step: Callable[..., Any], state: TrainState) -> Callable[...,
       train_step: as returned by `make_train_step`, or with more arguments.
       state: arrays, or their shapes with shardings.
     """
-    places = jax.tree.map(lambda array: array.sharding, state)
+    return _donating(train_step, jax.tree.map(lambda array: array.sharding, state))
+
+
+def _donating(train_step: Callable[..., Any], places: Any) -> Callable[..., Any]:
     return jax.jit(train_step, donate_argnums=0, out_shardings=(places, None))
 
 

@@ -186,5 +186,30 @@ def test_rates_and_seeds_share_a_program(tiny):
         np.testing.assert_allclose(two - start, 2 * (one - start), rtol=1e-4, atol=1e-7)
 
 
+def test_two_runs_share_a_program_where_their_steps_are_the_same(tiny):
+    config, base, batch = tiny
+    method, mesh = METHODS["adalink"](rank=2), sharding.make_mesh()
+    adapter = parameters.init_adapter(config, method, base, jax.random.key(1))
+    traced = []
+
+    def train(run, same, rows=4):
+        def step_of(rate):
+            traced.append(run)
+            return step.make_train_step(Transformer(config, method), optax.sgd(rate), rate)
+
+        rate = optimizers.factors(base_learning_rate=float(run))
+        with sharding.on_mesh(mesh):
+            current = state.create(config, method, base, adapter, optax.sgd(rate), mesh)
+            program = step.compiled(step_of, current, 0, rate, same)
+            placed = sharding.place_batch(jax.tree.map(lambda x: x[:rows], batch), mesh, rows)
+            return float(program(current, placed)[1]["learning_rate"])
+
+    assert [train(1, "a"), train(2, "a")] == [1, 2] and traced == [1]
+    train(3, "a", rows=2)  # A shape that the first run had not: traced by the step of this run.
+    assert traced == [1, 3]
+    train(4, "b"), train(5, "a"), train(6, None), train(7, None)
+    assert traced == [1, 3, 4, 5, 6, 7]
+
+
 def test_a_schedule_of_the_users_own_is_an_argument_too():
     assert jax.jit(lambda rate: rate(3))(optimizers.rate_argument(lambda step: step / 2)) == 1.5

@@ -167,7 +167,7 @@ def _was_finished(output: str) -> bool:
 def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
     """Runs a command of gin files in this process; returns its exit code and what it printed.
 
-    It compiles its own programs, so that runs one after the other take comparable times.
+    It may take programs that an earlier one has traced.
 
     Args:
       name: the command's name, for the record.
@@ -185,8 +185,6 @@ def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
         except Exception:  # A bug in one training must not stop the others; the traceback is shown.
             traceback.print_exc()
             code = 1
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
     gc.collect()
     return code, output.getvalue()
 
@@ -194,10 +192,14 @@ def captured(name: str, entry: str, flags: Sequence[str]) -> tuple[int, str]:
 def quietly(name: str, entry: str, flags: Sequence[str]) -> None:
     """Runs a command as `captured` does; what it printed is shown only if it failed.
 
+    It traces its own programs, so that runs one after the other take comparable times.
+
     Raises:
       SystemExit: it failed.
     """
     code, said = captured(name, entry, flags)
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
     if code:
         print(said.rstrip(), file=sys.stderr, flush=True)
         raise SystemExit(code)
