@@ -103,6 +103,12 @@ def test_first_step_has_every_start(tmp_path):
 
 
 @pytest.mark.slow
+def test_next_training_has_both_ways(tmp_path):
+    result, _ = run("next_training", tmp_path / "out.json")
+    assert [row["training"] for row in result["rows"]] == ["adalink, own", "adalink, shared"]
+
+
+@pytest.mark.slow
 def test_routed_low_rank_has_every_variant_for_every_number_of_modules(tmp_path):
     result, _ = run("routed_low_rank", tmp_path / "out.json")
     found = {(row["variant"], row["K"]) for row in result["rows"]}
