@@ -236,11 +236,11 @@ class Study:
                 yield folder, [*flags, *self._vocabulary(base), *scoring]
 
     def single(self) -> Iterator[list[str]]:
-        """Yields the trainings of every single task."""
+        """Yields the trainings of every single task; those of a method come one after another."""
         for seed in self._given.seeds:
-            for task in self._given.tasks:
+            for method in self._given.methods:
                 for base in self._given.bases:
-                    for method in self._given.methods:
+                    for task in self._given.tasks:
                         run = f"single/{base}/{method}/{task}/seed{seed}"
                         rate = self._rate("rates", base, method)
                         yield self._training(run, base, method, self._task(task), seed, rate)
