@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from adalink_jax import compile_cache, files, runs
-from adalink_jax.adapters.load import adapter_folder, check_adapter
-from adalink_jax.adapters.texts import opened_vocabulary
+from adalink_jax.adapters.load import adapter_folder, check_belongs, opened_base
+from adalink_jax.adapters.texts import check_vocabulary, labels_of, opened_vocabulary
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
 from adalink_jax.config import gin_files
 from adalink_jax.data import own
@@ -251,7 +251,7 @@ def predict(
       (True, ['bad', 'good'])
     """
     model, params, loaded = _model(base, adapter)
-    labels = _labels(loaded) if labels is None else _chosen(labels)
+    labels = _labels(loaded, route) if labels is None else _chosen(labels)
     examples = [
         (_checked(text, i), labels[0] if labels else "") for i, text in enumerate(_listed(texts))
     ]
@@ -306,7 +306,7 @@ def evaluate(
       ['accuracy']
     """
     model, params, loaded = _model(base, adapter)
-    labels = _labels(loaded) or None if labels is None else _chosen(labels)
+    labels = _labels(loaded, route) or None if labels is None else _chosen(labels)
     shown, labels = pairs(examples, labels, columns)
     rows, keys = divided(shown)
     if keys is not None:
@@ -335,8 +335,8 @@ def _run(
     if labels and len(set(labels)) < max(2, len(labels)):
         raise UserError(f"labels is {list(labels)}; it takes two or more, all different, or ()")
     encoder = _vocabulary(base, vocabulary)
-    data = adapter.metadata.get("data") if adapter else None
-    trained = data if isinstance(data, dict) else None
+    if adapter is not None:
+        check_vocabulary(adapter, encoder)
     keys = None if pictures is None else {"validation": [os.fspath(one) for one in pictures]}
     task = add_examples({"validation": rows}, labels, encoder, images=keys)
     most = longest(encoder, rows)
@@ -347,7 +347,7 @@ def _run(
         batch_size=batch_size,
         mode="rank_classification" if labels else "greedy",
         routes={task: adapter.route(route) if adapter else 0},
-        pictures=pictures_of(images, model.config, trained=trained),
+        pictures=pictures_of(images, model.config, trained=adapter.data if adapter else None),
     )
     result = evaluator(params).tasks[task].splits["validation"]
     if result.truncated:
@@ -369,13 +369,12 @@ def _model(base: Base, adapter: Any) -> tuple[Transformer, Params, Adapter | Non
         loaded = load_adapter(adapter_folder(str(loaded)))
     if loaded.method.trains_base:
         return Transformer(loaded.architecture), loaded.tree, loaded
-    config, params = _loaded(base)
-    if (actual := fingerprint(params)) != loaded.base_fingerprint:
-        raise UserError(
-            f"the adapter was trained on another base: fingerprint {loaded.base_fingerprint[:12]}, "
-            f"this base's is {actual[:12]}"
-        )
-    check_adapter(config, loaded.method, loaded.tree)
+    if isinstance(base, str):
+        stored = opened_base(base, loaded)
+        config, params = stored.config, stored.load()
+    else:
+        config, params = base
+    check_belongs(loaded, config, params, "that is given")
     return Transformer(config, loaded.method), merge(params, loaded.tree), loaded
 
 
@@ -383,13 +382,13 @@ def _loaded(base: Base) -> tuple[T5Config, Params]:
     return load_base(base) if isinstance(base, str) else base
 
 
-def _labels(adapter: Adapter | None) -> tuple[str, ...]:
-    """Returns the labels of the task an adapter was trained on; none if it had several tasks."""
+def _labels(adapter: Adapter | None, route: str | None) -> tuple[str, ...]:
+    """Returns the labels that an adapter's route was trained on."""
     import tasks
 
     if adapter is None:
         return ()
-    return adapter.labels or tuple(tasks.LABELS.get(adapter.only_task.get("name", ""), ()))
+    return labels_of(adapter, adapter.route_names[adapter.route(route)], tasks.LABELS)
 
 
 def _listed(texts: Any) -> list[Any]:

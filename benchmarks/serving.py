@@ -108,9 +108,9 @@ def service(folder: pathlib.Path, config: T5Config, sizes: Sizes) -> Service:
     resident = max(*sizes.adapters, sizes.batch)
     engine = Engine(str(folder / "base"), resident=resident, bank_bytes=2**34)
     where = str(folder / "adapters")
-    shelf = Shelf(where, engine.config, engine.fingerprint, {}, 2**34)
-    limits = Limits(sizes.length, 8, sizes.batch, 1)
-    return Service(engine, shelf, Numbers(config.vocab_size), {}, limits)
+    vocabulary = Numbers(config.vocab_size)
+    shelf = Shelf(where, engine.config, engine.fingerprint, vocabulary, {}, 2**34, sizes.length)
+    return Service(engine, shelf, vocabulary, Limits(sizes.length, 8, sizes.batch, 1))
 
 
 def asked(config: T5Config, sizes: Sizes, count: int) -> list[Request]:

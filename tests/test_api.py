@@ -1,5 +1,6 @@
 """The public names, and the calls of a notebook."""
 
+import dataclasses
 import doctest
 import functools
 import json
@@ -287,3 +288,29 @@ def test_a_text_in_the_place_of_texts_and_a_slip_in_a_keyword_are_named(trained)
     )
     with pytest.raises(TypeError, match=words):
         al.finetune("mini", al.AdaLink(rank=1), FILMS, train_step=2)
+
+
+def test_a_routes_own_labels_are_ranked_and_another_vocabulary_is_refused(trained):
+    run = trained[0]
+    one = run.adapter
+    method, tree = one.method.stack([one.tree, one.tree])
+    data = {**one.data, "tasks": [{"name": "mini_sst2"}, {"name": "mine", "route": "b"}]}
+    metadata = {"data": data}
+    record = dataclasses.replace(
+        one,
+        settings=method.settings(),
+        tree=tree,
+        metadata=metadata,
+        route_names=("mini_sst2", "b"),
+    )
+    (ranked,) = al.predict("mini", record, ["a fine film"], route="mini_sst2")
+    assert set(ranked.scores) == {"negative", "positive"}
+    (made,) = al.predict("mini", record, ["a fine film"], route="b")
+    assert made.scores is None
+    other = dataclasses.replace(one, metadata={"data": {**one.data, "vocabulary": "0" * 64}})
+    with pytest.raises(UserError, match="trained with another vocabulary, 000000000000…"):
+        al.predict("mini", other, ["a fine film"])
+    config, params = al.load_base("mini")
+    config = dataclasses.replace(config, mlp_activations=("silu", "linear"))
+    with pytest.raises(UserError, match="another base: mlp_activations .*gelu.*silu"):
+        al.predict((config, params), one, ["a fine film"])

@@ -148,7 +148,7 @@ def _scorer(adapter: str, base: str, task: str) -> Callable[[Params], float]:
     from adalink_jax.models.t5 import Transformer
 
     adaptation = load_adaptation(adapter, base)
-    lengths = adaptation.adapter.metadata.get("data", {}).get("lengths") or _LENGTHS
+    lengths = adaptation.adapter.data.get("lengths") or _LENGTHS
     names = adaptation.routes
     if len(names) > 1 and task not in names:
         raise UserError(f"{adapter} has no route {task!r}; its routes are {', '.join(names)}")

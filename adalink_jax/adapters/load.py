@@ -13,6 +13,8 @@ import numpy as np
 from adalink_jax.adapters.probe import fixed_images, fixed_inputs
 from adalink_jax.checkpoints import (
     Adapter,
+    AdapterRecord,
+    StoredBase,
     check_tensors,
     fingerprint,
     load_adapter,
@@ -88,23 +90,31 @@ def load_adaptation(adapter_path: str, base_path: str) -> Adaptation:
     """
     folder = adapter_folder(adapter_path)
     adapter = load_adapter(folder)
-    recorded = adapter.architecture
-    stored = open_base(base_path)
-    # The arrays do not show which activations an MLP uses, or where images stand; the record does.
-    unseen = {}
+    stored = opened_base(base_path, adapter)
+    adapter.check_base(folder, architecture=stored.config)  # Before the base's arrays are read.
+    base = stored.load()
+    check_belongs(adapter, stored.config, base, str(folder))
+    return Adaptation(adapter, adapter.method, stored.config, base, stored.beside)
+
+
+def opened_base(path: str, adapter: AdapterRecord) -> StoredBase:
+    """Opens a base for an adapter.
+
+    The arrays do not show which activations an MLP uses, or where images stand. Where the base's
+    own files do not say it either, it is what the adapter was trained with.
+    """
+    stored, recorded, unseen = open_base(path), adapter.architecture, {}
     if len(recorded.mlp_activations) == len(stored.config.mlp_activations):
         unseen["mlp_activations"] = recorded.mlp_activations
     if stored.config.image_width is not None:
         unseen["image_positions"] = recorded.image_positions
-    if unseen:
-        stored = open_base(base_path, dataclasses.replace(stored.config, **unseen))
-    config = stored.config
-    adapter.check_base(folder, architecture=config)  # Before the base's arrays are read.
-    base = stored.load()
-    adapter.check_base(folder, base_fingerprint=fingerprint(base))
-    method = adapter.method
-    check_adapter(config, method, adapter.tree, str(folder))
-    return Adaptation(adapter, method, config, base, stored.beside)
+    return open_base(path, dataclasses.replace(stored.config, **unseen)) if unseen else stored
+
+
+def check_belongs(adapter: Adapter, config: T5Config, base: Params, where: str) -> None:
+    """Raises `UserError` unless a base is the one an adapter was trained on, with its arrays."""
+    adapter.check_base(where, architecture=config, base_fingerprint=fingerprint(base))
+    check_adapter(config, adapter.method, adapter.tree, where)
 
 
 def check_adapter(

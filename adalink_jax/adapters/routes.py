@@ -16,6 +16,7 @@ from adalink_jax.checkpoints import (
     load_base,
     save_adapter,
 )
+from adalink_jax.checkpoints.architecture import differing_fields
 from adalink_jax.checkpoints.formats.peft import load_peft
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Method, Params
@@ -86,6 +87,12 @@ def stack(adapters: Sequence[str], to: str, names: Sequence[str] | None = None) 
         ):
             if one != other:
                 raise UserError(f"{path} is of {what} {other}, but {adapters[0]} of {one}")
+        for name, (one, other) in differing_fields(
+            first.architecture, adapter.architecture
+        ).items():
+            raise UserError(
+                f"{path} is of a base with {name} {other}, but {adapters[0]} of one with {one}"
+            )
         one_route = len(adapter.route_names) == 1
         found += [_route_name(path, adapter)] if one_route else adapter.route_names
         parts.append(adapter.tree)
@@ -100,7 +107,8 @@ def stack(adapters: Sequence[str], to: str, names: Sequence[str] | None = None) 
         raise UserError(f"--names has {odd[0]!r}, which is no name of a route")
     method, tree = first.method.stack(parts)
     sources = [fingerprint(adapter.tree) for adapter in loaded]
-    _save(to, first, method, tree, routes, {"stacked_from": sources})
+    data = _shared(adapters, loaded) | {"tasks": _tasks(loaded, routes)}
+    _save(to, first, method, tree, routes, {"stacked_from": sources, "data": data})
     print(f"{to}: routes {', '.join(routes)}")
     return 0
 
@@ -123,10 +131,38 @@ def split_routes(adapter: str, to: str) -> int:
     whole = fingerprint(loaded.tree)
     for i, name in enumerate(loaded.route_names):
         method, tree = loaded.method.one_route(loaded.tree, i)
-        metadata = {"split_from": whole, "route": name}
+        tasks = [
+            {key: value for key, value in task.items() if key != "route"}
+            for task in loaded.tasks(name)
+        ]
+        data = {**loaded.data, "tasks": tasks}
+        metadata = {"split_from": whole, "route": name, "data": data}
         _save(os.path.join(to, name), loaded, method, tree, ("all",), metadata)
         print(f"{os.path.join(to, name)}")
     return 0
+
+
+def _shared(paths: Sequence[str], adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """Returns what all adapters' records of their data share, where it is recorded.
+
+    Raises:
+      UserError: two differ.
+    """
+    shared: dict[str, Any] = {}
+    for path, adapter in zip(paths, adapters, strict=True):
+        for name in ("vocabulary", "image_encoder"):
+            found = adapter.data.get(name)
+            if found is not None and shared.setdefault(name, found) != found:
+                what = name.replace("_", " ")
+                raise UserError(f"{path} was trained with another {what} than those before it")
+    return shared
+
+
+def _tasks(adapters: Sequence[Adapter], routes: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns what is recorded of each route's tasks, with the route's new name."""
+    recorded = [adapter.tasks(name) for adapter in adapters for name in adapter.route_names]
+    pairs = zip(routes, recorded, strict=True)
+    return [{**task, "route": route} for route, tasks in pairs for task in tasks]
 
 
 def _of_one_route(adapter: Adapter) -> Method:
@@ -138,7 +174,7 @@ def _route_name(path: str, adapter: Adapter) -> str:
     (name,) = adapter.route_names
     if name != "all":
         return name
-    given = adapter.only_task.get("name") or adapter.metadata.get("route")
+    given = adapter.task(name).get("name") or adapter.metadata.get("route")
     return given if isinstance(given, str) and given else pathlib.Path(path).resolve().name
 
 

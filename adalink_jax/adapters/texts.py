@@ -1,11 +1,13 @@
 """What an export needs beside its arrays to be used on texts: the labels and the tokenizer."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax import shipped
 from adalink_jax.checkpoints import Adapter
+from adalink_jax.checkpoints.adapter_record import AdapterRecord
 from adalink_jax.errors import UserError
 from adalink_jax.models import decoding
 
@@ -51,10 +53,9 @@ def files_beside(adapter: Adapter, vocabulary: Any | None) -> dict[str, bytes]:
     """
     import tasks
 
-    own = adapter.labels or tasks.LABELS.get(adapter.only_task.get("name", ""), ())
     routes = {}
     for name in adapter.route_names:
-        labels = own or tasks.LABELS.get(name, ())
+        labels = labels_of(adapter, name, tasks.LABELS)
         routes[name] = {"labels": list(labels)}
         if vocabulary is not None:
             ids = decoding.encoded_options(labels, vocabulary).tolist()
@@ -63,7 +64,7 @@ def files_beside(adapter: Adapter, vocabulary: Any | None) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     if vocabulary is not None:
         adapter.architecture.check_vocabulary(vocabulary.vocab_size)
-        _check_trained_with(adapter, vocabulary)
+        check_vocabulary(adapter, vocabulary)
         record |= {"eos_id": vocabulary.eos_id, "pad_id": vocabulary.pad_id}
         record["vocabulary"] = vocabulary.identity
         if vocabulary is not tasks.MINI_VOCABULARY:
@@ -72,13 +73,36 @@ def files_beside(adapter: Adapter, vocabulary: Any | None) -> dict[str, bytes]:
     return files
 
 
-def _check_trained_with(adapter: Adapter, vocabulary: Any) -> None:
-    data = adapter.metadata.get("data")
-    trained = data.get("vocabulary") if isinstance(data, dict) else None
-    if isinstance(trained, str) and trained != vocabulary.identity:
+def labels_of(
+    adapter: AdapterRecord, route: str, known: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Returns the labels that a route was trained on; none if any text may be its answer.
+
+    They are those of the user's own examples, or of the task that the record names, or of the task
+    that the route is named after.
+
+    Args:
+      adapter: the adapter's record.
+      route: one of its routes.
+      known: name of a task → its labels, as in `tasks.LABELS`.
+    """
+    names = (adapter.task(route).get("name", ""), route)
+    found = (known[name] for name in names if name in known)
+    return adapter.labels(route) or tuple(next(found, ()))
+
+
+def check_vocabulary(adapter: AdapterRecord, vocabulary: Any, who: str = "the adapter") -> None:
+    """Raises `UserError` unless a vocabulary is that of an adapter's training.
+
+    A model file is recorded by its hash, or by that of what SeqIO makes of it.
+    """
+    trained, own = adapter.vocabulary, getattr(vocabulary, "identity", None)
+    if trained is None or own is None or trained == own:
+        return
+    made = getattr(vocabulary, "sp_model", None)
+    if made is None or hashlib.sha256(made).hexdigest() != trained:
         raise UserError(
-            f"the adapter was trained with another vocabulary, {trained[:12]}…; this one is "
-            f"{vocabulary.identity[:12]}…"
+            f"{who} was trained with another vocabulary, {trained[:12]}…; this one is {own[:12]}…"
         )
 
 

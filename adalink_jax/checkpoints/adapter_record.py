@@ -62,38 +62,50 @@ class AdapterRecord:
         return METHODS[self.method_name](**self.settings)
 
     @property
-    def _data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
+        """What is recorded of the data that it was trained on; empty if nothing is."""
         data = self.metadata.get("data")
         return data if isinstance(data, dict) else {}
 
-    @property
-    def _tasks(self) -> list[dict[str, Any]]:
-        """What is recorded of its tasks, each with its "name"; empty if one of them has none."""
-        tasks = self._data.get("tasks")
+    def tasks(self, route: str) -> list[dict[str, Any]]:
+        """Returns what is recorded of a route's tasks, each with its "name".
+
+        All are those of an adapter's only route. Of several, each has the task of its name, or in
+        a stacked adapter those with its name as "route". Empty if one of the tasks has no name.
+        """
+        tasks = self.data.get("tasks")
         tasks = tasks if isinstance(tasks, list) else []
-        named = all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in tasks)
-        return tasks if named else []
+        if not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in tasks):
+            return []
+        if len(self.route_names) == 1:
+            return tasks
+        return [one for one in tasks if one.get("route", one["name"]) == route]
+
+    def task(self, route: str) -> dict[str, Any]:
+        """Returns what is recorded of a route's only task; empty if of several or of none."""
+        tasks = self.tasks(route)
+        return tasks[0] if len(tasks) == 1 else {}
 
     @property
-    def only_task(self) -> dict[str, Any]:
-        """What is recorded of its only task, with its "name"; empty if of several or of none."""
-        return self._tasks[0] if len(self._tasks) == 1 else {}
+    def vocabulary(self) -> str | None:
+        """The identity of the vocabulary that it was trained with, if recorded."""
+        found = self.data.get("vocabulary")
+        return found if isinstance(found, str) else None
 
     @property
     def image_encoder(self) -> dict[str, Any] | None:
         """What is recorded of the encoder of the pictures that it was trained on, if of any."""
-        found = self._data.get("image_encoder")
+        found = self.data.get("image_encoder")
         return found if isinstance(found, dict) else None
 
     def shows_pictures(self, route: str) -> bool:
         """Returns whether a route was trained on pictures, and on no task without any."""
-        own = [one for one in self._tasks if one["name"] == route] or self._tasks
-        return bool(own) and all(isinstance(one.get("images"), dict) for one in own)
+        tasks = self.tasks(route)
+        return bool(tasks) and all(isinstance(one.get("images"), dict) for one in tasks)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels recorded of its only task, where that was made of a user's examples."""
-        source = self.only_task.get("source")
+    def labels(self, route: str) -> tuple[str, ...]:
+        """Returns the labels recorded of a route's only task, if a user's examples made that."""
+        source = self.task(route).get("source")
         labels = source.get("labels") if isinstance(source, dict) else None
         texts = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         return tuple(labels) if labels and texts else ()

@@ -88,7 +88,8 @@ class EvalExamples:
             found = with_pictures(found, pictures, task_name)
             return found if share is None else found.parted(share, split == HELD_OUT)
 
-        data = read(split)
+        # A few of training's examples are those of its first epoch.
+        data = read(split, 0 if few is None else plan.draw_seed(seed, 0))
         self.of = len(data)
         if few is not None:
             data = data.few(min(few, len(data)), seed)

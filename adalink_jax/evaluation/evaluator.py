@@ -80,6 +80,7 @@ class Evaluator:
       identity: {task: {split: identity of its examples}}, JSON-able, without paths.
       absent_splits: {task: evaluation splits that its source lacks}. A task that has none of them
         is not evaluated.
+      vocabularies: that of each split.
     """
 
     def __init__(
@@ -172,6 +173,8 @@ class Evaluator:
         # Flax gives modules a hash, which type checkers do not see.
         self._predict = _compiled(cast(Any, model), mode, self._mesh, lengths["targets"], beams)
         self._met: set[tuple] = set()  # The shapes of calls, each a program.
+        found = [one.examples for task in self._tasks.values() for one in task.splits.values()]
+        self.vocabularies = [examples.vocabulary for examples in found]
         self.absent_splits = {name: task.absent_splits for name, task in self._tasks.items()}
         self.identity = {
             name: {split: one.examples.identity for split, one in task.splits.items()}

@@ -407,6 +407,15 @@ class Method(Checked):
         """
         return self, adapter
 
+    @property
+    def longest_input(self) -> int | None:
+        """The most vectors that an input may have, images and text; None for any number."""
+        return None
+
+    def lengthened(self, adapter: Params, length: int) -> tuple["Method", Params]:
+        """Returns the adapter that also takes rows padded to `length`; the padding is unchanged."""
+        return self, adapter
+
     def one_route(self, adapter: Params, route: int) -> tuple["Method", Params]:
         """Returns the adapter of one of the K modules, and its method; other leaves are unchanged.
 

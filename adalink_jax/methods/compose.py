@@ -95,6 +95,18 @@ class Compose(Method):
     def scopes(self) -> tuple[str, ...]:
         return tuple(scope for part in self.methods for scope in part.scopes)
 
+    @property
+    def longest_input(self) -> int | None:
+        """The least of its parts."""
+        return min((n for part in self.methods if (n := part.longest_input)), default=None)
+
+    def lengthened(self, adapter: Params, length: int) -> tuple[Method, Params]:
+        parts = []
+        for part in self.methods:
+            longer, adapter = part.lengthened(adapter, length)
+            parts.append(longer)
+        return self._with(parts), adapter
+
     def part(self, name: str) -> Method | None:
         return next((part for part in (self, *self.methods) if part.scope == name), None)
 

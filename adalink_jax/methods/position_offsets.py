@@ -7,15 +7,17 @@ has alpha = 8, A uniform within ±1/√R and B zero at the start.
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Float
 
 from adalink_jax.errors import UserError
-from adalink_jax.methods.base import Array, Context, Method
+from adalink_jax.methods.base import Array, Context, Method, Params
 from adalink_jax.methods.low_rank import row_routes
 from adalink_jax.values import Length, Size
 
@@ -67,6 +69,24 @@ class PositionOffsets(Method):
 
     scope: ClassVar[str] = "position_offsets"
     size_field: ClassVar[str] = "rank"
+
+    @property
+    def longest_input(self) -> int:
+        """S."""
+        return self.max_length
+
+    def lengthened(self, adapter: Params, length: int) -> tuple[Method, Params]:
+        """Returns the adapter with zeros as the vectors of further positions."""
+        if length <= self.max_length:
+            return self, adapter
+        flat: dict[Any, Any] = traverse_util.flatten_dict(dict(adapter))
+        longer = {
+            name: np.pad(leaf, ((0, 0), (0, length - self.max_length), (0, 0)))
+            for name, leaf in flat.items()
+            if name[-2:] == (self.scope, "positions")
+        }
+        method = dataclasses.replace(self, max_length=length)
+        return method, traverse_util.unflatten_dict(flat | longer)
 
     def inputs(
         self, x: Float[Array, "B T D"], ctx: Context

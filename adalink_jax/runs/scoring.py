@@ -4,7 +4,8 @@ import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 from adalink_jax import compile_cache
-from adalink_jax.adapters.load import adapter_folder, check_adapter
+from adalink_jax.adapters.load import adapter_folder, check_adapter, opened_base
+from adalink_jax.adapters.texts import check_vocabulary
 from adalink_jax.checkpoints import load_adapter, read_record
 from adalink_jax.data.own import Table
 from adalink_jax.distributed import hosts, sharding
@@ -90,11 +91,11 @@ def evaluate(
     with contextlib.closing(RunFolder(output_dir, "EVAL_OUTPUT_DIR")) as folder:
         if (folder.path / "results.json").exists():
             raise UserError(f"{output_dir} already holds results.json; use another EVAL_OUTPUT_DIR")
-        base_path, method, adapter, trained = initial_checkpoint_path, Method(), None, None
+        base_path, method, record, adapter = initial_checkpoint_path, Method(), None, None
+        model, trained = None, None
         if adapter_path is not None:
             record = read_record(adapter_folder(adapter_path))
-            method, recorded_data = record.method, record.metadata.get("data")
-            trained = recorded_data if isinstance(recorded_data, dict) else None
+            method, trained = record.method, record.data
             if method.trains_base:
                 if base_path is not None:
                     raise UserError(
@@ -102,10 +103,12 @@ def evaluate(
                         "leave INITIAL_CHECKPOINT_PATH out"
                     )
                 base_path, method, adapter_path = adapter_path, Method(), None
+            elif isinstance(base_path, str):
+                model = opened_base(base_path, record).config
         data, evaluation = own_data(data, table, evaluation, base_path, adapter=trained)
         run_settings = {"dtype": precision.dtype, "dropout_rate": 0.0}
         run_settings |= {"scan_layers": layers.scan_layers, "attention": layers.attention}
-        base = prepared_base(base_path, None, Method(), 0, run_settings)
+        base = prepared_base(base_path, model, Method(), 0, run_settings)
         params = base.params
         if adapter_path is not None:
             adapter = load_adapter(
@@ -123,6 +126,9 @@ def evaluate(
                 base.config, method, tasks, data, evaluation, mesh, names, in_context, seed,
                 pictures=pictures,
             )  # fmt: skip
+            if record is not None:
+                for vocabulary in scored.vocabularies:
+                    check_vocabulary(record, vocabulary)
             if not any(scored.identity.values()):
                 raise UserError(f"{data.mixture_or_task_name}: there is no split to score")
             placed = states.place_params(

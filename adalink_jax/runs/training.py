@@ -288,6 +288,8 @@ class _Scorer:
             # Of held-out examples, those of the tasks that have any.
             tasks = source.tasks if split == HELD_OUT else scored
             self._watched = new(tasks=tasks, evaluation=watched)
+            if self._watched.identity == self._reported.identity:
+                self._watched = self._reported
         if selection.keep and not any(self._watched.identity.values()):
             raise UserError(f"KEEP is {selection.keep}, but there is no split to choose on")
         if selection.keep and self._watched is self._reported:

@@ -61,7 +61,7 @@ class Selection(Checked):
         # As a checkpoint holds it, so that a resumed run compares the same numbers.
         score, before = float(np.float32(score)), float(state.best["score"])
         better = score > before if self.keep == "best" else score < before
-        # The first evaluation's state is kept whatever its score is.
+        # While no score is a number, the first state that was trained is kept.
         first = before == UNKNOWN and (not math.isnan(score) or not int(state.best["step"]))
         if not (better or first):
             return dataclasses.replace(

@@ -10,11 +10,13 @@ import pytest
 
 from adalink_jax import cli
 from adalink_jax.adapters.pack import places_of
+from adalink_jax.adapters.texts import labels_of
 from adalink_jax.checkpoints import load_adapter
 from adalink_jax.checkpoints.adapters import write_record
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
+from tasks import LABELS
 from tests.tiers import mostly_slow
 
 CONFIG = T5Config(
@@ -166,3 +168,38 @@ def test_a_packed_file_has_every_adapter_as_it_was(base, write_adapter, tmp_path
     (place / names[0] / "adapter.json").write_text("{")
     assert cli.main(["adapter", "pack", str(place), f"--to={tmp_path / 'other'}"]) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_what_is_recorded_of_the_data_goes_along(base, write_adapter, tmp_path, capsys):
+    """Own labels, pictures and the vocabulary, of which serving and exports make use."""
+    folders = [write_adapter(SINGLE["adalink"], base, seed=seed, routes=["all"]) for seed in (5, 6)]
+    tasks = [
+        {"name": "mine", "source": {"labels": ["good", "bad"]}},
+        {"name": "glue_rte", "images": {"sha256": "f"}},
+    ]
+    encoder = {"fingerprint": "e"}
+    for folder, task in zip(folders, tasks, strict=True):
+        record = json.loads((folder / "adapter.json").read_text())
+        data = {"tasks": [task], "vocabulary": "v", "lengths": {"inputs": 9, "targets": 4}}
+        data |= {"image_encoder": encoder} if "images" in task else {}
+        write_record(folder, {**record, "metadata": {"data": data}})
+    assert stack(folders, tmp_path / "whole") == 0 == split(tmp_path / "whole", tmp_path / "parts")
+    whole = load_adapter(tmp_path / "whole")
+    mine, rte = (load_adapter(tmp_path / "parts" / name) for name in ("mine", "glue_rte"))
+    assert labels_of(whole, "mine", LABELS) == labels_of(mine, "all", LABELS) == ("good", "bad")
+    assert labels_of(whole, "glue_rte", LABELS) == labels_of(rte, "all", LABELS)
+    assert labels_of(rte, "all", LABELS) == LABELS["glue_rte"]
+    assert [whole.shows_pictures(name) for name in ("mine", "glue_rte")] == [False, True]
+    assert (mine.shows_pictures("all"), rte.shows_pictures("all")) == (False, True)
+    for adapter in (whole, mine, rte):
+        assert adapter.vocabulary == "v" and adapter.image_encoder == encoder
+    record = json.loads((folders[1] / "adapter.json").read_text())
+    record["metadata"]["data"]["vocabulary"] = "w"
+    write_record(folders[1], record)
+    assert stack(folders, tmp_path / "again") == 2
+    assert "another vocabulary than those before it" in capsys.readouterr().err
+    record["metadata"]["data"]["vocabulary"] = "v"
+    record["architecture"]["mlp_activations"] = ["gelu"]
+    write_record(folders[1], record)
+    assert stack(folders, tmp_path / "again") == 2
+    assert "is of a base with mlp_activations ('gelu',)" in capsys.readouterr().err

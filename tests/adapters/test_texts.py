@@ -10,6 +10,7 @@ import pytest
 import tasks
 from adalink_jax import cli
 from adalink_jax.adapters.texts import files_beside
+from adalink_jax.checkpoints import AdapterRecord
 from adalink_jax.errors import UserError
 from adalink_jax.methods import METHODS
 from adalink_jax.models.t5 import T5Config
@@ -50,9 +51,9 @@ def test_labels_go_along_in_the_order_of_their_ids(
 
 def test_another_vocabulary_than_the_adapters_is_refused(monkeypatch):
     def adapter(**data):
-        about = {"metadata": {"data": data}, "only_task": {}, "labels": ("yes", "no")}
-        about |= {"route_names": ["all"], "architecture": CONFIG}
-        return types.SimpleNamespace(**about)
+        task = {"name": "mine", "source": {"labels": ["yes", "no"]}}
+        data |= {"tasks": [task]}
+        return AdapterRecord("lora", {}, ("all",), {"data": data}, CONFIG, "")
 
     same = adapter(vocabulary=tasks.MINI_VOCABULARY.identity)
     assert set(files_beside(same, tasks.MINI_VOCABULARY)) == {"labels.json"}

@@ -381,3 +381,8 @@ def test_a_script_says_its_commands_usage(pytestconfig):
         command, cwd=pytestconfig.rootpath, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2 and "usage: adalink rank-sweep" in done.stderr
+
+
+def test_a_frozen_base_is_scored_as_the_trainings_are():
+    flags = ["--gin.Evaluation.limit=50", "--gin.options.Evaluation.limit=50", "--gin.GLUE_DIR=g"]
+    assert trainings.for_scoring([*flags, "--gin.MyEvaluation.limit=5", "--gin.SEED=1"]) == flags

@@ -91,7 +91,7 @@ def learning(measure: Measure, groups: Sequence[Group]) -> list[Panel]:
         curve = _curve(group, measure.tasks)
         if len(curve) < 2:
             continue
-        if group.first.method.start in ("base", "near"):
+        if group.first.method.start in ("base", "near") and not group.first.watched:
             starts = [b for b in bases if _same_examples(b, group, measure.tasks)]
             start = starts[0].means(measure.tasks) if len(starts) == 1 else None
             curve = {**({0: list(start.values())} if start else {}), **curve}
@@ -101,6 +101,11 @@ def learning(measure: Measure, groups: Sequence[Group]) -> list[Panel]:
         )
         series.append(Series(group.line, group.first.method_name, points))
     title, levels = measure.title(groups[0]), _levels(groups, measure, bands=False)
+    watched = {group.first.watched for group in groups if group.first.method_name != FROZEN}
+    if others := sorted(filter(None, watched)):
+        # Other examples than those of the frozen base's score and of chance.
+        mixed = " or as reported" if "" in watched else ""
+        title, levels = f"{title}, on {' and '.join(others)}{mixed}", ()
     if len(series) <= _MOST_LINES:
         return [Panel(title, "step", tuple(series), levels)] if series else []
     by_method = grouped(series, lambda one: one.method)

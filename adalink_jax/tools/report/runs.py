@@ -95,6 +95,7 @@ class Run:
       data: a digest of each task's data, as far as it does not depend on the seed.
       curve: (step, {task: score}) of each evaluation.
       command: the command that started it.
+      watched: the splits that the curve is of, if they are not those that are reported.
     """
 
     path: str
@@ -120,6 +121,7 @@ class Run:
     data: Mapping[str, str]
     curve: tuple[tuple[int, Mapping[str, float]], ...]
     command: str
+    watched: str = ""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -275,7 +277,8 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
     method = METHODS[adapter["method"]](**settings)
     lengths = record["data"]["lengths"]
     images = record["data"].get("image_encoder", {}).get("tokens", 0)
-    shape = Shape(configured["batch_size"], lengths["inputs"], lengths["targets"], images)
+    targets = record["data"].get("packed_targets", lengths["targets"])
+    shape = Shape(configured["batch_size"], lengths["inputs"], targets, images)
     few_shot = configured.get("few_shot")
     # The step at which a run stopped early differs from seed to seed.
     early = results.get("stopped_early", False)
@@ -302,6 +305,7 @@ def _run(folder: pathlib.Path, record: Any, results: Any, adapter: Any, metrics:
             for task in record["data"]["tasks"]
         },
         curve=tuple(_curve(metrics)),
+        watched=_watched(metrics, results),
         **_outcome(folder, record, results),
     )
 
@@ -315,6 +319,14 @@ def _curve(metrics: Any) -> Iterator[tuple[int, dict[str, float]]]:
         }
         if scores:
             yield line["step"], scores
+
+
+def _watched(metrics: Any, results: Any) -> str:
+    """Returns the splits that were scored while training, if they are others than the results'."""
+    keys = [key.split("/") for line in metrics for key in line if key.startswith("eval/")]
+    watched = {(key[1], key[2]) for key in keys if len(key) > 3}
+    reported = {(task, split) for task, one in results["tasks"].items() for split in one["splits"]}
+    return ", ".join(sorted({split for _, split in watched - reported}))
 
 
 def _settings(record: Any, steps: int) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import fastapi
@@ -59,7 +59,7 @@ class _Adapters:
             on_device=not self._service.engine.loaded.isdisjoint(modules),
             pinned=name in self._shelf.pinned(),
             routes=None if known is None else list(known.modules),
-            labels=None if known is None else list(known.labels),
+            labels=None if known is None else _only(known.labels),
         )
 
     async def _on_device(self, function: Callable[[], Any]) -> None:
@@ -107,3 +107,7 @@ class _Adapters:
             modules = list(known.modules.values())
             await self._on_device(functools.partial(self._service.engine.unload, modules))
         return self._state(name, None)
+
+
+def _only(labels: Mapping[str, Sequence[str]]) -> list[str]:
+    return list(*labels.values()) if len(labels) == 1 else []

@@ -37,8 +37,14 @@ class Module:
     tree: Mapping[str, Any]
 
 
-def module(method: Method, tree: Params, route: int) -> Module:
+def module(method: Method, tree: Params, route: int, length: int) -> Module:
     """Extracts one route from an adapter.
+
+    Args:
+      method: the adapter's method.
+      tree: its arrays.
+      route: the number of the route.
+      length: the most vectors of a padded input.
 
     Raises:
       UserError: it is a whole model, or holds parts of the base.
@@ -48,6 +54,7 @@ def module(method: Method, tree: Params, route: int) -> Module:
         raise UserError(f"of method '{method.scope}': it cannot share a batch with others")
     method, tree = method.for_inference(jax.tree.map(np.asarray, dict(tree)))
     method, tree = method.one_route(tree, route)
+    method, tree = method.lengthened(tree, length)
     if method.widens and method.size is not None:
         return Module(method.resized(1), method.size, tree)
     return Module(method, 1, tree)

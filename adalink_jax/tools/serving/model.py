@@ -64,12 +64,13 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     precision = Precision(flags.dtype, flags.frozen_dtype, flags.model_parallelism)
     sizes = {"resident": resident, "bank_bytes": flags.bank_mib * _MIB, "programs": programs}
     engine = Engine(flags.base, precision, **sizes)
-    labels_of = tasks.LABELS
-    shelf = Shelf(
-        flags.adapters, engine.config, engine.fingerprint, labels_of, flags.host_mib * _MIB
-    )
     pictures = _pictures(flags, engine.config)
-    return Service(engine, shelf, vocabulary, labels_of, limits, pictures)
+    shelf = Shelf(
+        flags.adapters, engine.config, engine.fingerprint, vocabulary, tasks.LABELS,
+        most_bytes=flags.host_mib * _MIB,
+        length=limits.inputs + (pictures.shape[0] if pictures else 0),
+    )  # fmt: skip
+    return Service(engine, shelf, vocabulary, limits, pictures)
 
 
 def _pictures(flags: argparse.Namespace, config: T5Config) -> Pictures | None:

@@ -110,7 +110,6 @@ class Service:
         engine: Engine,
         shelf: Shelf,
         vocabulary: Any,
-        labels_of: Mapping[str, Sequence[str]],
         limits: Limits = DEFAULTS,
         pictures: Pictures | None = None,
     ):
@@ -120,7 +119,6 @@ class Service:
           engine: the base, with room for a call's adapters.
           shelf: the adapters.
           vocabulary: the base's vocabulary: ``encode``, ``decode``, ``eos_id``, ``pad_id``.
-          labels_of: name of a task → its labels, for adapters that record their task.
           limits: what it takes.
           pictures: reads and encodes images; None if no request may have one.
 
@@ -130,7 +128,7 @@ class Service:
         engine.config.check_vocabulary(vocabulary.vocab_size)
         self.engine, self.shelf, self.limits = engine, shelf, limits
         self.pictures = pictures
-        self._vocabulary, self._labels_of = vocabulary, labels_of
+        self._vocabulary = vocabulary
         engine.kept = shelf.pinned_modules
         self._options = functools.lru_cache(maxsize=256)(self._encoded)
         # The fastest seconds of calls by what their rows share and how many they are.
@@ -229,7 +227,7 @@ class Service:
             route = route_of(request.adapter, tuple(known.modules))
             module = known.modules[route]
             if request.scores:
-                labels = labels or known.labels or tuple(self._labels_of.get(route, ()))
+                labels = labels or known.labels[route]
         self._check_image(request, known, route)
         picture = self._picture(request.image, shown) if request.image else None
         options = self._options(labels) if labels else None
@@ -238,7 +236,13 @@ class Service:
         tokens = (*ids[:keep], self._vocabulary.eos_id)
         # Without the picture, which may be megabytes of text.
         request = dataclasses.replace(request, labels=labels, image=None)
-        return Row(request, tokens, max(0, len(ids) - keep), module, options, picture)
+        row = Row(request, tokens, max(0, len(ids) - keep), module, options, picture)
+        if known and known.longest and (length := self.tokens_of(row)) > known.longest:
+            raise UserError(
+                f"adapter '{request.adapter}' takes inputs of up to {known.longest} tokens, and "
+                f"this one has {length}"
+            )
+        return row
 
     def _check_image(self, request: Request, known: Known | None, route: str) -> None:
         """Raises `UserError` if a request has an image and must not, or the other way round."""

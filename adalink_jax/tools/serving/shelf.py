@@ -10,6 +10,7 @@ import jax
 
 from adalink_jax.adapters.load import check_adapter
 from adalink_jax.adapters.pack import Places, places_of
+from adalink_jax.adapters.texts import check_vocabulary, labels_of
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.models.t5 import T5Config
 from adalink_jax.tools.serving.bank import Module, module
@@ -28,7 +29,8 @@ class Known:
 
     Attributes:
       modules: its routes, by name.
-      labels: those of the only task it was trained on; none if there were several.
+      labels: those that each route was trained on, by its name; none of a route of several tasks.
+      longest: the most vectors of an input, of its picture and its text; None for any number.
       image_encoder: what is recorded of the encoder whose pictures it was trained on, if of any.
       pictured: the routes that were trained on pictures.
       written: which file its record was; another one means that the adapter was written anew.
@@ -36,7 +38,8 @@ class Known:
     """
 
     modules: Mapping[str, Module]
-    labels: tuple[str, ...]
+    labels: Mapping[str, tuple[str, ...]]
+    longest: int | None
     image_encoder: Mapping[str, Any] | None
     pictured: frozenset[str]
     written: tuple[int, ...]
@@ -56,8 +59,10 @@ class Shelf:
         where: str | None,
         config: T5Config,
         base_fingerprint: str,
+        vocabulary: Any,
         labels_of: Mapping[str, Sequence[str]],
         most_bytes: int,
+        length: int,
     ):
         """Reads nothing yet.
 
@@ -65,14 +70,17 @@ class Shelf:
           where: the folder of adapters (or of runs), or a packed file; None if there is none.
           config: the base's architecture.
           base_fingerprint: the base's `fingerprint`.
+          vocabulary: the base's; adapters that were trained with another are refused.
           labels_of: name of a task → its labels.
           most_bytes: how many bytes of adapters to keep; the last one read stays in any case.
+          length: the most vectors of a padded input, of its picture and its text.
 
         Raises:
           UserError: there is no such folder or file.
         """
         self._places: Places | None = None if where is None else places_of(pathlib.Path(where))
         self._config, self._fingerprint = config, base_fingerprint
+        self._vocabulary, self._length = vocabulary, length
         self._labels_of, self._most_bytes = labels_of, most_bytes
         self._known: dict[str, Known] = {}  # Ordered by use, the most recent one last.
         self._pinned: set[str] = set()
@@ -136,16 +144,19 @@ class Shelf:
         adapter = places.load(name, architecture=self._config, base_fingerprint=self._fingerprint)
         check_adapter(self._config, adapter.method, adapter.tree, f"'{name}'")
         modules = {
-            route: module(adapter.method, adapter.tree, i)
+            route: module(adapter.method, adapter.tree, i, self._length)
             for i, route in enumerate(adapter.route_names)
         }
         self.reads += 1
-        known = self._labels_of.get(adapter.only_task.get("name", ""), ())
-        labels = adapter.labels or tuple(known)
+        check_vocabulary(adapter, self._vocabulary, f"adapter '{name}'")
+        labels = {route: labels_of(adapter, route, self._labels_of) for route in modules}
         trees = [one.tree for one in modules.values()]
         nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
         pictured = frozenset(filter(adapter.shows_pictures, adapter.route_names))
-        return Known(modules, labels, adapter.image_encoder, pictured, written, nbytes)
+        return Known(
+            modules, labels, adapter.method.longest_input, adapter.image_encoder, pictured, written,
+            nbytes,
+        )  # fmt: skip
 
     def names(self) -> Sequence[str]:
         """Returns the sorted names of all adapters on disk, right or damaged."""

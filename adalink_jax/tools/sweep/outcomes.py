@@ -23,7 +23,8 @@ def predictions(folder: pathlib.Path, task: str) -> list[dict]:
     """Returns what a run predicted for a task: `inputs`, `target` and `prediction` of each row."""
     found: list[dict] = []
     for path in sorted((folder / "predictions").glob(f"{task}-*.jsonl")):  # One for each split.
-        found += map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        # Not `splitlines`: texts may hold other separators of lines, such as U+2028.
+        found += map(json.loads, path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     return found
 
 

@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains generation after generation, then writes the front."""
+    if arguments.search_seed < 0:
+        raise UserError(f"--search-seed is {arguments.search_seed}; it takes a number from 0")
     for name in ("trials", "first", "generation"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
@@ -118,9 +120,14 @@ class Search:
         return self._parameters[choice]
 
     def _stored(self, flags: Sequence[str]) -> int:
-        bindings = [flag.removeprefix("--gin.") for flag in (*self._training(0), *flags)]
-        bindings = [one for one in bindings if not one.startswith("--gin_file=")]
-        read = gin_files.read("adalink_jax.runs.train", self._given.experiment, bindings)
+        given = [flag.partition("=") for flag in (*self._training(0), *flags)]
+        files = [value for name, _, value in given if name == "--gin_file"]
+        bindings = [
+            f"{name.removeprefix('--gin.')}={value}"
+            for name, _, value in given
+            if name.startswith("--gin.")
+        ]
+        read = gin_files.read("adalink_jax.runs.train", files, bindings)
         return stored_parameters(self._config, gin_files.build(read)["method"])
 
     def _training(self, seed: int | str, folder: str = "") -> list[str]:

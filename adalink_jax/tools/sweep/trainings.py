@@ -52,8 +52,8 @@ def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
 
 def for_scoring(flags: Iterable[str]) -> list[str]:
     """Returns those flags of trainings that say what is read and how it is scored."""
-    starts = ("--gin.Evaluation.", *(f"--gin.{name}=" for name in ENVIRONMENT))
-    return [flag for flag in flags if flag.startswith(starts)]
+    read = rf"--gin\.(?:(?:[\w.]+\.)?Evaluation\.|(?:{'|'.join(ENVIRONMENT)})=)"
+    return [flag for flag in flags if re.match(read, flag)]
 
 
 def frozen_base(

@@ -18,7 +18,7 @@ from adalink_jax.tools.report.groups import basic_label, groups_of
 from adalink_jax.tools.report.page import Table
 from adalink_jax.tools.report.runs import Scored, read
 from adalink_jax.tools.report.scores import measures, tasks_of
-from tests.tools.report.made import seal, write_run
+from tests.tools.report.made import seal, write_evaluation, write_run
 
 TASKS = ("mini_a", "mini_b", "mini_c")
 
@@ -275,3 +275,24 @@ def test_a_method_of_methods_is_called_by_these(one):
     method = METHODS["compose"](parts=(adalink, prompt))
     label = basic_label(dataclasses.replace(one, method_name="compose", method=method))
     assert label == "adalink, rank 19, activation relu + prompt_tuning, length 60"
+
+
+@pytest.mark.parametrize(
+    ("split", "start", "title"),
+    [("validation", (0, 40.0), "mini_a"), ("held_out", (10, 1.0), "mini_a, on held_out")],
+)
+def test_a_curve_of_another_split_is_named_and_has_no_start_of_the_reported_one(
+    tmp_path, split, start, title
+):
+    write_run(tmp_path / "run", "lora", {"rank": 2}, ["mini_a"], 0)
+    scored = f"eval/mini_a/{split}/accuracy"
+    lines = [{"step": s, scored: s / 10, "eval/mini_a/score": s / 10} for s in (10, 20, 30)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "run/metrics.jsonl").write_text(text)
+    seal(tmp_path / "run")
+    write_evaluation(tmp_path / "base", None, tasks=("mini_a",))
+    runs = [read(tmp_path / name) for name in ("run", "base")]
+    (panel,) = sections.learning(groups_of([one for one in runs if one])[0])[-1].panels
+    (series,) = panel.series
+    assert (series.points[0].x, series.points[0].y) == start
+    assert panel.title == title and bool(panel.levels) == (split == "validation")

@@ -127,9 +127,9 @@ def served(
     """Returns a service of a base and a folder of adapters."""
     engine = Engine(str(base), precision, resident=resident, **sizes)
     where = None if adapters is None else str(adapters)
-    labels_of = labels_of or {}
-    shelf = Shelf(where, engine.config, engine.fingerprint, labels_of, host_bytes)
-    return Service(engine, shelf, vocabulary, labels_of, limits)
+    base = engine.config, engine.fingerprint
+    shelf = Shelf(where, *base, vocabulary, labels_of or {}, host_bytes, limits.inputs)
+    return Service(engine, shelf, vocabulary, limits)
 
 
 SOME = ("adalink_2", "adalink_9", "adalink_many")

@@ -22,7 +22,7 @@ from adalink_jax.models import decoding
 from adalink_jax.models.parameters import init_adapter
 from adalink_jax.models.t5 import Transformer
 from adalink_jax.tools.serving import service as service_module
-from adalink_jax.tools.serving import shelf
+from adalink_jax.tools.serving import shelf, warming
 from adalink_jax.tools.serving.command import _batches
 from adalink_jax.tools.serving.programs import Programs
 from adalink_jax.tools.serving.requests import Request
@@ -158,7 +158,7 @@ def test_an_adapter_that_is_replaced_while_it_is_read_is_read_again(
         raise UserError("the record's arrays are others")
 
     monkeypatch.setattr(pack, "load_adapter", load_adapter)
-    reader = shelf.Shelf(str(tmp_path), base[0], fingerprint(base[1]), {}, 2**20)
+    reader = shelf.Shelf(str(tmp_path), base[0], fingerprint(base[1]), None, {}, 2**20, 32)
     assert reader.read("mine").modules["all"].kind.scope == "lora"
     assert pack.load_adapter is honest
     # The old one's folder has been renamed, the new one's not yet.
@@ -368,3 +368,38 @@ def test_a_source_that_fails_is_an_error_and_no_wait():
         for batch in _batches(io.BufferedReader(Failing(), 4), 8):
             found += batch
     assert found == [(1, b"one")]
+
+
+def test_a_method_of_few_positions_answers_what_fits_and_refuses_the_rest(
+    base, mini_base, tmp_path
+):
+    """Rows are padded to more than it has; DePT's offsets stand alone and beside a prompt."""
+    offsets = METHODS["position_offsets"](rank=2, max_length=20)
+    prompt = METHODS["prompt_tuning"](length=3, reparameterise=False)
+    methods = {"offsets": offsets, "dept": METHODS["compose"](parts=(offsets, prompt))}
+    trees = written(base, tmp_path, methods)
+    service = served(mini_base, tmp_path)
+    encode = tasks.MINI_VOCABULARY.encode
+    text = next(t for n in range(1, 40) if 17 <= len(encode(t := "a fine film " * n)) < 20)
+    for name in methods:
+        requests = [
+            Request(1, text, name, LABELS), Request(2, text * 2, name, LABELS),
+            Request(3, text * 2, None, LABELS),
+        ]  # fmt: skip
+        fits, refused, other = service.answers(requests)
+        expected = alone(base, trees, text, name, methods)
+        np.testing.assert_allclose(list(fits["scores"].values()), expected, atol=1e-5)
+        assert f"adapter '{name}' takes inputs of up to 20 tokens" in refused["error"]
+        assert other["scores"]
+    examples = warming.examples(service, 9)
+    assert len(examples) == 3
+    for call in warming.steps(service, examples):
+        call()
+
+
+def test_an_adapter_of_another_vocabulary_is_refused(base, mini_base, tmp_path):
+    method = METHODS["adalink"](rank=1)
+    tree = init_adapter(base[0], method, base[1], jax.random.key(0))
+    write(tmp_path / "other", base, method, tree, data={"vocabulary": "0" * 64})
+    (answer,) = served(mini_base, tmp_path).answers([Request(1, TEXTS[0], "other", LABELS)])
+    assert "adapter 'other' was trained with another vocabulary, 000000000000…" in answer["error"]
