@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 
 # Seconds before a request is sent again: the first wait, and the longest.
 _WAITS = (0.1, 2.0)
@@ -59,7 +59,7 @@ class Client:
         try:
             import httpx
         except ImportError as error:
-            raise UserError("httpx is not installed: pip install '.[serve]'") from error
+            raise UserError(f"httpx is not installed: {install('serve')}") from error
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(base_url=address, headers=headers, timeout=timeout)
         self._lost, self._address, self._patience = httpx.TransportError, address, patience

@@ -2,8 +2,11 @@
 
 import difflib
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterable
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class UserError(Exception):
@@ -26,8 +29,16 @@ def without_environment(package: str) -> str:
     Args:
       package: one that it lacks.
     """
-    root = pathlib.Path(__file__).resolve().parent.parent
-    checkout, made = (root / "setup.py").is_file(), root / ".venv/bin/adalink"
-    install = f"{sys.executable} -m pip install {f'-e {root}' if checkout else 'adalink_jax'}"
+    made = _ROOT / ".venv/bin/adalink"
     run = f"run {made}, or " if made.is_file() else ""
-    return f"{package} is not installed for {sys.executable}; {run}{install}"
+    return f"{package} is not installed for {sys.executable}; {run}{install()}"
+
+
+def install(extra: str = "") -> str:
+    """Returns the command that installs this package for this Python, or an extra of it.
+
+    In a checkout it is installed as it lies there: a copy would not follow the checkout.
+    """
+    checkout = (_ROOT / "setup.py").is_file()
+    what = f"{_ROOT if checkout else 'adalink_jax'}{f'[{extra}]' if extra else ''}"
+    return f"{sys.executable} -m pip install {'-e ' * checkout}{shlex.quote(what)}"

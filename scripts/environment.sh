@@ -32,7 +32,10 @@ if ! supported .venv/bin/python; then
         exit 2
     fi
 fi
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+# `pip install .` puts a copy in the checkout's place, which would not follow it.
+followed() { [[ $(cd / && "$OLDPWD/.venv/bin/python" -Ic "$found" 2>/dev/null) == "$PWD"/* ]]; }
+found='import importlib.util as u; print(u.find_spec("adalink_jax").origin)'
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! followed; then
     echo "Installing adalink_jax${extras:+[$extras]} into .venv: two to five minutes, about 3 GB …"
     PIP_ROOT_USER_ACTION=ignore .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         --constraint requirements.lock --editable ".${extras:+[$extras]}"

@@ -98,7 +98,7 @@ def test_a_module_that_hides_gin_is_named(tmp_path, name):
 def test_the_environment_of_the_checkout_is_named(monkeypatch, tmp_path):
     from adalink_jax import errors
 
-    monkeypatch.setattr(errors, "__file__", str(tmp_path / "adalink_jax/errors.py"))
+    monkeypatch.setattr(errors, "_ROOT", tmp_path)
     assert errors.without_environment("jax").endswith("-m pip install adalink_jax")
     (tmp_path / "setup.py").touch()
     (tmp_path / ".venv/bin").mkdir(parents=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,7 @@ logger = logging.getLogger(__name__)
 def check(project: str | None, name: str = "WANDB") -> None:
     """Raises `UserError` if a project is given by this name, but wandb is not installed."""
     if project is not None and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"{name} is {project!r}, but wandb is not installed: pip install wandb, or this "
-            "package with its extra, [wandb]"
-        )
+        raise UserError(f"{name} is {project!r}, but wandb is not installed: {install('wandb')}")
 
 
 def begun(

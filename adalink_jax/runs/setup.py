@@ -28,7 +28,7 @@ from adalink_jax.checkpoints.architecture import describe_architecture
 from adalink_jax.checkpoints.fingerprint import check_finite
 from adalink_jax.data import corpus, own
 from adalink_jax.distributed import hosts, sharding
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError, install, nearest
 from adalink_jax.evaluation import BEAM_SIZE, Evaluator
 from adalink_jax.methods import check_known
 from adalink_jax.methods.base import Method, Params, merge
@@ -307,8 +307,7 @@ def check_frozen_dtype(frozen_dtype: str, method: Method) -> None:
         )
     if frozen_dtype == "int8" and not importlib.util.find_spec("qwix"):
         raise UserError(
-            "frozen_dtype is 'int8', for which qwix is not installed: pip install "
-            "'qwix>=0.1.8,<0.2', or this package with its extra, [int8]"
+            f"frozen_dtype is 'int8', for which qwix is not installed: {install('int8')}"
         )
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import adalink_jax
 from adalink_jax import compile_cache, shipped
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 
 # What each extra is for.
 _EXTRAS = {
@@ -109,15 +109,15 @@ def packages() -> Iterator[Finding]:
     try:
         required = importlib.metadata.requires("adalink_jax") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("--", "adalink_jax is not installed", f"pip install -e {root}")
+        yield Finding("--", "adalink_jax is not installed", install())
         return
     for line in required:
         requirement, _, condition = line.partition(";")
         extra = re.search(r"extra == ['\"](\w+)['\"]", condition)
         if extra is None:
-            yield _package(requirement.strip(), "!!", "pip install adalink_jax")
+            yield _package(requirement.strip(), "!!", install())
         elif extra[1] in _EXTRAS:
-            finding = _package(requirement.strip(), "--", f"pip install 'adalink_jax[{extra[1]}]'")
+            finding = _package(requirement.strip(), "--", install(extra[1]))
             text = f"{finding.text}, of [{extra[1]}]: {_EXTRAS[extra[1]]}"
             yield finding._replace(text=text)
 
@@ -170,7 +170,7 @@ def devices() -> Iterator[Finding]:
         for there, name, extra in _CHIPS:
             if any(pathlib.Path("/dev").glob(there)):
                 text = f"a {name} is here, but JAX has no plugin for it"
-                yield Finding("--", text, f"pip install 'adalink_jax[{extra}]'")
+                yield Finding("--", text, install(extra))
 
 
 def folders() -> Iterator[Finding]:

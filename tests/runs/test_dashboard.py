@@ -7,7 +7,7 @@ import types
 import pytest
 
 from adalink_jax import cli
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 from adalink_jax.runs.dashboard import Dashboard
 
 RECORD = {
@@ -28,7 +28,7 @@ def test_without_the_package_a_run_that_asks_for_it_is_refused_at_once(
     assert cli.main(words) == 2
     errors = capsys.readouterr().err
     assert errors.startswith(
-        "error: WANDB is 'mine', but wandb is not installed: pip install wandb"
+        f"error: WANDB is 'mine', but wandb is not installed: {install('wandb')}"
     )
     assert len(errors.splitlines()) == 1 and not (tmp_path / "run").exists()
 

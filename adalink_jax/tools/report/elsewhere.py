@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 from adalink_jax.runs import dashboard
 from adalink_jax.runs.board import Board
 from adalink_jax.tools.report.groups import Group
@@ -25,8 +25,7 @@ def check(project: str | None, tensorboard: bool) -> None:
     # TensorFlow alone writes events, but has not the messages of this page.
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            "--tensorboard needs tensorboard, which is not installed: pip install tensorboard, or "
-            "this package with its extra, [tensorboard]"
+            "--tensorboard needs tensorboard, which is not installed: " + install("tensorboard")
         )
 
 

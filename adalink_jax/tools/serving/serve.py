@@ -20,7 +20,7 @@ import time
 from typing import Annotated, Any
 
 from adalink_jax import compile_cache, signals
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 from adalink_jax.tools.serving.model import add_model, opened
 from adalink_jax.tools.serving.service import Limits, Service
 from adalink_jax.values import Range, checked
@@ -68,7 +68,7 @@ def run(flags: argparse.Namespace) -> None:
 
         from adalink_jax.tools.serving import web  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install '.[serve]'") from error
+        raise UserError(f"{error.name} is not installed: {install('serve')}") from error
     limits = Limits(flags.inputs, flags.targets, flags.batch_size, flags.slots)
     with contextlib.closing(_socket(flags.host, flags.port)) as listener:
         service = opened(flags, limits, max(flags.resident, limits.room), _PROGRAMS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, install
 from adalink_jax.tools.sweep.spaces import Choice, Space
 
 # At least so many of what was seen, the best, have children.
@@ -99,7 +99,7 @@ def tpe(
     try:
         import optuna  # pyright: ignore[reportMissingImports]: optional
     except ImportError:
-        raise UserError("--by tpe needs optuna: pip install 'adalink_jax[search]'") from None
+        raise UserError(f"--by tpe needs optuna: {install('search')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     names = {
         name: optuna.distributions.IntDistribution(0, len(values) - 1)

@@ -31,7 +31,11 @@ def test_what_is_not_installed_is_said_before_anything_is_written(
     )
     assert cli.main(["report", str(runs), f"--to={tmp_path / 'report'}", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {words[0]}") and "not installed: pip install " in line
+    assert (
+        line.startswith(f"error: {words[0]}")
+        and " is not installed: " in line
+        and line.endswith("]'")
+    )
     assert not (tmp_path / "report").exists()
 
 
