@@ -17,9 +17,9 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import NoReturn, TextIO
 
-from adalink_jax import signals
+from adalink_jax import __version__, signals
 from adalink_jax.errors import UserError, nearest, without_environment
 
 # With these, libtpu compiles without looking for a TPU, and in several processes at once.
@@ -221,11 +221,14 @@ def _called(argv: Sequence[str]) -> tuple[int, str]:
     """Calls a command; returns its exit code, and a line for the standard error."""
     name, *rest = argv or ["no command"]
     try:
+        if name == "--version":
+            print(f"adalink_jax {__version__}")
+            return 0, ""
         if not argv or name in ("-h", "--help"):
             print(help_text(), flush=True)
             return (0 if argv else 2), ""
         if name not in COMMANDS:
-            guess = nearest(name, COMMANDS)
+            guess = nearest(name, COMMANDS) or ";"
             raise UserError(f"no command '{name}'{guess} adalink --help lists them")
         _order_path()
         return _run(name, COMMANDS[name], rest), ""
@@ -246,6 +249,34 @@ def _called(argv: Sequence[str]) -> tuple[int, str]:
             f"error: {package}, which adalink {name} needs, is not installed; adalink doctor says "
             "what to install"
         )
+
+
+class _Unparsed(Exception):
+    """What argparse cannot parse, of the program or its command of this name."""
+
+    def __init__(self, message: str, program: str):
+        super().__init__(message)
+        self.program = program
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _Unparsed(message, self.prog)
+
+    def unknown(self, argv: Sequence[str]) -> str:
+        """Says which flag there is not, if one of the words is such."""
+        parsers = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+        known = {name for one in parsers for a in one._actions for name in a.option_strings}
+        for word in argv:
+            name = word.partition("=")[0]
+            if name.startswith("--gin") or not name.startswith("--") or name == "--":
+                continue
+            if not any(flag.startswith(name) for flag in known):
+                return f"unknown flag {name}{nearest(name, known)}"
+        return ""
 
 
 def _refusal(stream: TextIO) -> str:
@@ -290,7 +321,7 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
         return gin_files.main(command.entry, argv, run_file=run_file, switches=command.switches)
     with flags.environment(command.environment):
         module = importlib.import_module(command.module)
-        parser = argparse.ArgumentParser(
+        parser = _Parser(
             prog=f"adalink {name}",
             description=inspect.getdoc(module),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -299,10 +330,12 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
         try:
             arguments, more = parser.parse_known_args(argv)
             if more and "flags" not in arguments:
-                known = [name for action in parser._actions for name in action.option_strings]
-                guess = nearest(more[0], known) if more[0].startswith("-") else ""
-                parser.error(f"unrecognized arguments: {' '.join(more)}{guess}")
-        except SystemExit as stopped:  # argparse has printed its help or an error.
+                parser.error(f"unrecognized arguments: {' '.join(more)}")
+        except _Unparsed as error:
+            what = parser.unknown(argv) or str(error)
+            then = f"{'' if what.endswith('?') else ';'} {error.program} --help says what it takes"
+            raise UserError(f"{what}{then}") from None
+        except SystemExit as stopped:  # argparse has printed its help.
             return int(stopped.code or 0)
         if "flags" in arguments:
             flags.parse(more, {})  # Reports a mistake in them before the first run.

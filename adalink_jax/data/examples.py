@@ -290,11 +290,11 @@ def _columns(rows: Rows, meaning: Meaning) -> tuple[tuple[str, ...], str]:
         target = target or next(one for one in reversed(present) if (one,) != inputs)
         inputs = inputs or tuple(one for one in present if one != target)
     if inputs is None or target is None or target in inputs:
-        name = f"{rows.name}: " if rows.name else ""
         how = "--input=… --target=…" if rows.of_file else "columns=('…', '…')"
+        how += ", or separate them by tabs in a .tsv, by commas in a .csv" * (len(present) == 1)
+        name, columns = f"{rows.name}: " if rows.name else "", ", ".join(map(str, present))
         raise UserError(
-            f"{name}the columns are {', '.join(map(str, present))}; say which hold the text and "
-            f"the target: {how}"
+            f"{name}the columns are {columns}; say which hold the text and the target: {how}"
         )
     return inputs, target
 

@@ -91,8 +91,7 @@ class EvalExamples:
         # A few of training's examples are those of its first epoch.
         data = read(split, 0 if few is None else plan.draw_seed(seed, 0))
         self.of = len(data)
-        if few is not None:
-            data = data.few(min(few, len(data)), seed)
+        data = data if few is None else data.few(min(few, len(data)), seed)
         self.labeled = set(data.target_texts.counts()) != {UNLABELED}
         if self.labeled:
             check_labels(task_name, split, data.target_texts)

@@ -170,8 +170,7 @@ class Method(Checked):
     scope: ClassVar[str] = ""
     # Whether the base itself trains. The method then has no parameters of its own.
     trains_base: ClassVar[bool] = False
-    # A method may declare the next four as fields. They have no annotation here, since that would
-    # put them before all other fields.
+    # A method may declare the next four as fields; annotated here, they would come before others.
     # K, the number of independent modules that each leaf stacks on its leading axis.
     routes = 1
     # The adapted stacks, and the numbers of the adapted layers in each; None for all layers.
@@ -181,20 +180,18 @@ class Method(Checked):
     rate_factors = cast(RateFactors, None)
     # The field that sets how much is stored, e.g. "rank"; None if the method has only one size.
     size_field: ClassVar[str | None] = None
-    # Whether an adapter padded with zeros to the shapes of `resized` computes the same function.
-    # A bank relies on it, so it is False unless a method says otherwise.
+    # Whether an adapter padded with zeros to the shapes of `resized` computes the same, in a bank.
     widens: ClassVar[bool] = False
     # The fields that only training reads.
     training_only: ClassVar[tuple[str, ...]] = ()
     # Whether the method adapts images, so that a base of text is refused.
     needs_images = False
+    # The most vectors of an input, of its images and its text; None for any number.
+    longest_input = cast(int | None, None)
 
     @property
     def start(self) -> str:
-        """How a new adapter's logits compare with the base's.
-
-        "base" (equal, bit for bit), "near" or "elsewhere".
-        """
+        """How a new adapter's logits are to the base's: "base" (equal), "near" or "elsewhere"."""
         return "base"
 
     @property
@@ -406,11 +403,6 @@ class Method(Checked):
         Training-only fields take neutral values, and scales go into the leaves.
         """
         return self, adapter
-
-    @property
-    def longest_input(self) -> int | None:
-        """The most vectors that an input may have, images and text; None for any number."""
-        return None
 
     def lengthened(self, adapter: Params, length: int) -> tuple["Method", Params]:
         """Returns the adapter that also takes rows padded to `length`; the padding is unchanged."""

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
@@ -169,15 +169,8 @@ def train(
         memory.check_batch(base.config, mesh, batches.batch_size // parts, source.shapes)
         say(source.summary)
         network = Transformer(base.config, method, source.max_routes_per_row)
-        step_of = functools.partial(
-            _step, network, optimizer, clip_norm, accumulation_steps=parts, ema_decay=ema_decay,
-            **vars(loss),
-        )  # fmt: skip
-        # What the step is made of; only the configuration tells two optimizers apart.
-        same = configuration and (
-            network, json.dumps(configuration.values["optimizer"]), clip_norm, parts, ema_decay,
-            loss, layout,
-        )  # fmt: skip
+        step_of = _step_of(network, optimizer, clip_norm, parts, ema_decay, loss)
+        same = _same(configuration, network, clip_norm, parts, ema_decay, loss, layout)
         with sharding.on_mesh(mesh):
             new = functools.partial(evaluator, base.config, method, data=data, mesh=mesh, seed=seed)
             scorer = _Scorer(new, source, method, evaluation, selection)
@@ -230,11 +223,25 @@ def _nothing_to_do(
     say(f"{folder.path} holds this run, finished; nothing to do")
 
 
-def _step(
-    network: Transformer, optimizer: Optimizer, clip_norm: float | None, rate: Schedule, **more: Any
-) -> Step:
-    rule = per_module(optimizer(rate), network.method, clip_norm)
-    return make_train_step(network, rule, rate, **more)
+def _step_of(
+    network: Transformer,
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    parts: int,
+    ema_decay: float | None,
+    loss: Loss,
+) -> Callable[[Schedule], Step]:
+    def step(rate: Schedule) -> Step:
+        rule = per_module(optimizer(rate), network.method, clip_norm)
+        settings = {"accumulation_steps": parts, "ema_decay": ema_decay, **vars(loss)}
+        return make_train_step(network, rule, rate, **settings)
+
+    return step
+
+
+def _same(configuration: "Configuration | None", *of: Hashable) -> Hashable:
+    """Returns what tells the step apart from another's; only gin tells two optimizers apart."""
+    return configuration and (*of, json.dumps(configuration.values["optimizer"]))
 
 
 def _lengths(batches: Batches, data: Data, folder: RunFolder, train_steps: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_the_record_says_the_table_and_no_path_of_it(trained):
     assert set(task["source"]["table"]["sha256"]) == {"path"}
     assert record["data"]["lengths"] == {"inputs": 8, "targets": 8}
     # Which serving ranks.
-    assert load_adapter(trained / "runs/reviews/adapter").labels == ("negative", "positive")
+    assert load_adapter(trained / "runs/reviews/adapter").labels("all") == ("negative", "positive")
     adapter = (trained / "runs/reviews/adapter/adapter.json").read_text()
     assert str(trained) not in adapter and "reviews.csv" not in adapter
     text = (trained / "runs/reviews/config.gin").read_text()

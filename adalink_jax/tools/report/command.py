@@ -200,9 +200,12 @@ def _print_tables(groups: Sequence[Group], compared: Sequence[page.Block]) -> No
         found = [sections.cost_table(measured[0])]
     for block in [*found, *compared]:
         if isinstance(block, page.Table):
-            table = Table(*block.header)
+            shared, kept = block.divided()
+            if shared:
+                console.print(", ".join(f"{block.header[i]}: {block.texts[0][i]}" for i in shared))
+            table = Table(*(block.header[i] for i in kept))
             for row in block.texts:
-                table.add_row(*row)
+                table.add_row(*(row[i] for i in kept))
             console.print(table)
             for note in block.notes:
                 console.print(note)

@@ -57,6 +57,17 @@ class Table:
         """The rows as plain text."""
         return [[c.text if isinstance(c, Command) else c for c in row] for row in self.rows]
 
+    def divided(self) -> tuple[list[int], list[int]]:
+        """Returns the columns of text that all rows share, and the others that are not empty.
+
+        A row that has none of them but its name, as that of chance, has no say.
+        """
+        name = self.text_columns - 1  # The last column of text tells the rows apart.
+        said = [row for row in self.texts if any(row[:name])]
+        shared = [i for i in range(name) if len({row[i] for row in said}) == 1 and said[0][i]]
+        columns = range(len(self.header))
+        return shared, [i for i in columns if i not in shared and any(row[i] for row in self.texts)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:

@@ -220,7 +220,7 @@ def cost_table(measure: Measure) -> Table:
                 f"{first.stored:,}",
                 f"{first.bytes:,}",
                 f"{first.step_flops:.3g}" if first.step_flops else "",
-                f"{statistics.fmean(seconds):.0f}" if whole else "",
+                f"{statistics.median(seconds):.0f}" if whole else "",
                 str(seeds_of(group, measure.tasks)),
                 _score(group, measure, notes),
             ]
@@ -248,10 +248,10 @@ def cost_and_score(groups: Sequence[Group]) -> list[Block]:
             drawn.append(Figure(file, f"score by {xlabel}", found))
     note = (
         "Parameters and bytes of one adapter. Operations are those of a training step's matrix"
-        " products at the full lengths (two to a multiply-add); seconds are"
-        " those of one training with its compiling and evaluations but without the start of its"
-        " process, on the machine that it ran on and beside whatever else ran there. Bars and"
-        " bands are 95 % intervals."
+        " products at the full lengths (two to a multiply-add). Seconds are those of one training,"
+        " the median of a line's, with its evaluations and whatever it had to compile: the first of"
+        " a kind compiles more than those after it, and other work on the machine slows it. Bars"
+        " and bands are 95 % intervals."
     )
     return [Heading("Cost and score"), Paragraph(note), *drawn, *map(cost_table, summaries)]
 

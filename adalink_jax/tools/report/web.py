@@ -151,17 +151,15 @@ def _html(block: Block | None, numbers: Iterator[int]) -> str:
 
 def _table(table: Table) -> str:
     """Returns a table without its empty columns; what all rows share stands above it."""
-    columns = [{row[i] for row in table.rows} - {""} for i in range(len(table.header))]
     name = table.text_columns - 1  # The last column of text tells the rows apart.
-    shared = [i for i in range(name) if len(columns[i]) == 1]
-    kept = [i for i, cells in enumerate(columns) if cells and i not in shared]
+    shared, kept = table.divided()
 
     def kind(column: int) -> str:
         if column == name:
             return ' class="text name"'
         return ' class="text"' if column < name else ""
 
-    caption = ", ".join(f"{table.header[i]}: {_cell(*columns[i])}" for i in shared)
+    caption = ", ".join(f"{table.header[i]}: {_cell(table.rows[0][i])}" for i in shared)
     head = "".join(
         f'<th{kind(i)} aria-sort="none" tabindex="0">{html.escape(table.header[i])}</th>'
         for i in kept

@@ -2,8 +2,8 @@
 
 import argparse
 import os
+from typing import Any
 
-from adalink_jax import shipped
 from adalink_jax.adapters.texts import opened_vocabulary
 from adalink_jax.checkpoints import load_image_encoder
 from adalink_jax.data.images import check_width
@@ -11,6 +11,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models.config import T5Config
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.runs.setup import check_frozen_dtype
+from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.tools.serving.engine import BASE, Engine, Precision
 from adalink_jax.tools.serving.pictures import Pictures
 from adalink_jax.tools.serving.service import Limits, Service
@@ -24,7 +25,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", required=True, help="the base's checkpoint")
     add("--adapters", help="a folder of adapters, or of runs that wrote one, or a packed file")
-    add("--vocabulary", help="T5's SentencePiece file, 'mini' or 'english' (default: VOCABULARY)")
+    about = "T5's SentencePiece file, 'mini' or 'english' (default: the base's own, or VOCABULARY)"
+    add("--vocabulary", help=about)
     add("--image_encoder", help="the base's image encoder, for requests with images")
     about = "the folder in which requests may name images by path; without it none may"
     add("--image_folder", help=about)
@@ -56,10 +58,7 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     load_tasks()
     import tasks
 
-    # Opened here, so that an error is not blamed on a request.
-    vocabulary = opened_vocabulary(
-        flags.vocabulary or os.environ.get("VOCABULARY") or shipped.beside(flags.base) or ""
-    )
+    vocabulary = _vocabulary(flags)  # Opened here, so that an error is not blamed on a request.
     check_frozen_dtype(flags.frozen_dtype, BASE)
     precision = Precision(flags.dtype, flags.frozen_dtype, flags.model_parallelism)
     sizes = {"resident": resident, "bank_bytes": flags.bank_mib * _MIB, "programs": programs}
@@ -71,6 +70,22 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
         length=limits.inputs + (pictures.shape[0] if pictures else 0),
     )  # fmt: skip
     return Service(engine, shelf, vocabulary, limits, pictures)
+
+
+def _vocabulary(flags: argparse.Namespace) -> Any:
+    import tasks
+
+    if flags.vocabulary:
+        return opened_vocabulary(flags.vocabulary)
+    found = vocabulary_of(flags.base)
+    if type(found) is not tasks.UserVocabulary:
+        return found
+    if not (path := os.environ.get("VOCABULARY")):
+        raise UserError(
+            "no vocabulary: give T5's SentencePiece file by --vocabulary, or set VOCABULARY; "
+            "docs/howto/files.md says where to get it"
+        )
+    return opened_vocabulary(path)
 
 
 def _pictures(flags: argparse.Namespace, config: T5Config) -> Pictures | None:

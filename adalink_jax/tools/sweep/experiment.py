@@ -194,8 +194,19 @@ class Study:
                 raise UserError(f"--world {arguments.world} has no bases: name one by --{base}")
             self._bases[base] = path
         # The best learning rate of a grid, read only once.
-        out = arguments.out
-        self._rate = functools.cache(lambda *names: rates.best_of("/".join([out, *names])))
+        self._rate = functools.cache(self._best_rate)
+
+    def _best_rate(self, stage: str, base: str, name: str) -> float:
+        folder = f"{self._given.out}/{stage}/{base}/{name}"
+        try:
+            return rates.best_of(folder)
+        except UserError as error:
+            if os.path.isdir(folder):
+                raise
+            first = {"rates": "rates", "rank_rates": "ranks", "equal_rates": "equal"}[stage]
+            raise UserError(
+                f"there is no grid of learning rates in {folder}; --stages {first} trains it"
+            ) from error
 
     def rates(self) -> Iterator[list[str]]:
         """Yields a grid of learning rates for each base and method, with one seed."""
