@@ -201,8 +201,8 @@ def test_routes_are_tasks_and_each_has_its_modalities(method):
     np.testing.assert_allclose(mixed, [alone[1][0], alone[0][1]], atol=1e-5)
     # One of a smaller rank shares the bank.
     small = method.resized(1)
-    modules = [bank.module(small, random_adapter(CONFIG, small, 5), 0)]
-    modules += [bank.module(method, tree, 0) for tree in trees]
+    modules = [bank.module(small, random_adapter(CONFIG, small, 5), 0, 16)]
+    modules += [bank.module(method, tree, 0, 16) for tree in trees]
     assert len({module.kind for module in modules}) == 1
     of_three = bank.Bank(CONFIG, modules[0].kind, 3)
     for module in modules:

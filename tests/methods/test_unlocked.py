@@ -144,7 +144,7 @@ def test_saved_loaded_verified_and_not_folded(runs, tiny, write_base, tmp_path, 
 def test_it_shares_no_batch_and_is_no_route_among_others(runs):
     method, (_, after), _ = runs
     with pytest.raises(UserError, match="'norms': it cannot share a batch"):
-        bank.module(method, after.trainable, 0)
+        bank.module(method, after.trainable, 0, 16)
     with pytest.raises(UserError, match="cannot be a route among others: it holds .*norm/scale"):
         method.stack([after.trainable, after.trainable])
     one, tree = method.one_route(after.trainable, 1)

@@ -153,7 +153,7 @@ def test_an_array_that_the_mesh_does_not_divide_is_named():
 def test_a_base_in_int8_says_what_it_needs(monkeypatch):
     setup.check_frozen_dtype("int8", Method())
     monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"qwix is not installed: pip install .*\[int8\]"):
+    with pytest.raises(UserError, match=r"qwix is not installed: .*pip install -e .*\[int8\]"):
         setup.check_frozen_dtype("int8", Method())
 
 

@@ -58,7 +58,7 @@ def test_without_libtpu_a_line_says_what_to_install(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(UserError, match=r"pip install .*\[plan\]"):
+    with pytest.raises(UserError, match=r"pip install -e .*\[plan\]"):
         topologies.find("v5e:2x2").devices()
 
 
