@@ -2,7 +2,7 @@
 
 import pathlib
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax import files
@@ -27,8 +27,9 @@ _SHOWN = """
 
      it says    {after}
 
-   Over {count} pictures CIDEr, how much it shares with five right captions, goes from {low:.1f}
-   to {high:.1f}. {image} shows the picture."""
+   That is the first of {count} pictures, right or wrong. Over all of them CIDEr, how much a caption
+   shares with five right ones, goes from {low:.1f} to {high:.1f}; {first} were one of the five word
+   for word, and {last} are. {image} shows the picture."""
 
 
 def show(out: pathlib.Path, steps: int) -> None:
@@ -62,8 +63,14 @@ def show(out: pathlib.Path, steps: int) -> None:
         _SHOWN.format(
             **one, steps=steps, trained=outcomes.trained(after), count=len(said[0]), image=image,
             low=outcomes.score(before, TASK), high=outcomes.score(after, TASK),
+            first=_exact(said[0]), last=_exact(said[1]),
         )
     )  # fmt: skip
+
+
+def _exact(predictions: Sequence[Mapping[str, Any]]) -> int:
+    """Counts the captions that are one of the right ones, word for word."""
+    return sum(one["prediction"] in (one["references"] or ()) for one in predictions)
 
 
 def _draw(one: Mapping[str, Any], to: pathlib.Path) -> None:

@@ -81,7 +81,8 @@ Each training took {steps} steps, one after the other; its seconds include compi
 so few examples says little: docs/tutorials/first_hour.md has more of them."""
 _END = """
 The adapter is in {out}/adalink_16/adapter, plots and tables in {out}/report/report.html.
-Next, the eight tasks and two bases of the small world:  adalink experiment runs/mini --jobs 2"""
+Next, the eight tasks and two bases of the small world, in about two hours:
+adalink experiment runs/mini --jobs 2"""
 _YOURS = """
 6. A sentence of your own, of words that this base knows, such as
    {words}

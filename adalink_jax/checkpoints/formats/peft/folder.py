@@ -89,7 +89,8 @@ def save_peft(
     if found is None:
         names = ", ".join(f"'{one.method.scope}'" for one in FORMATS)
         raise UserError(
-            f"PEFT has no format for an adapter of method '{method.scope}'; it has one for {names}"
+            f"PEFT has no format for an adapter of method '{method.scope}'; it has one for {names};"
+            " --format=huggingface folds what can be folded into the base"
         )
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
     flat = {name: np.asarray(leaf[route], np.float32) for name, leaf in flat.items()}
