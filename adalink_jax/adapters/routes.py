@@ -87,9 +87,8 @@ def stack(adapters: Sequence[str], to: str, names: Sequence[str] | None = None) 
         ):
             if one != other:
                 raise UserError(f"{path} is of {what} {other}, but {adapters[0]} of {one}")
-        for name, (one, other) in differing_fields(
-            first.architecture, adapter.architecture
-        ).items():
+        if differing := differing_fields(first.architecture, adapter.architecture):
+            name, (one, other) = next(iter(differing.items()))
             raise UserError(
                 f"{path} is of a base with {name} {other}, but {adapters[0]} of one with {one}"
             )
