@@ -239,7 +239,7 @@ def _step_of(
     return step
 
 
-def _same(configuration: "Configuration | None", *of: Hashable) -> Hashable:
+def _same(configuration: "Configuration | None", *of: Any) -> Hashable:
     """Returns what tells the step apart from another's; only gin tells two optimizers apart."""
     return configuration and (*of, json.dumps(configuration.values["optimizer"]))
 
