@@ -246,7 +246,7 @@ def test_any_change_to_our_files_is_found(tmp_path, vit):
 def test_without_its_package_efficientnet_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused("efficientnet_lite0", "adalink_jax[images]")
+    refused("efficientnet_lite0", "[images]")
 
 
 class _Harm:

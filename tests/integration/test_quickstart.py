@@ -73,10 +73,14 @@ def test_a_picture_is_shown_with_what_was_said_of_it(done):
     folder, shown = done
     part = shown.partition("\n5. ")[2]
     runs = [folder / name for name in ("picture_base", "picture_adalink")]
-    said = [outcomes.predictions(run, "mini_coco")[0]["prediction"] for run in runs]
+    rows = [outcomes.predictions(run, "mini_coco") for run in runs]
+    said = [some[0]["prediction"] for some in rows]
     assert re.findall("it says    (.*)", part) == said and said[0] != said[1]
     low, high = (outcomes.score(run, "mini_coco") for run in runs)
-    assert f"from {low:.1f}\n   to {high:.1f}. {folder}/report/picture.png shows" in part
+    right = [sum(one["prediction"] in one["references"] for one in some) for some in rows]
+    words = " ".join(part.split())
+    assert f"from {low:.1f} to {high:.1f}; {right[0]} were one of the five" in words
+    assert f"and {right[1]} are. {folder}/report/picture.png shows" in words
     assert "2,048 parameters" in part
     drawn = np.asarray(Image.open(folder / "report/picture.png").convert("RGB"), int)
     shape, ink = tasks.PICTURES["mini_coco_validation"](0), (drawn.sum(-1) < 300).mean(0)
