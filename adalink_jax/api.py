@@ -20,7 +20,6 @@ from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_bas
 from adalink_jax.config import gin_files
 from adalink_jax.data import own
 from adalink_jax.data.batches import checked_lengths
-from adalink_jax.data.corpus import load_tasks
 from adalink_jax.data.examples import check_division, divided, held_out, longest, pairs
 from adalink_jax.data.images import Encoder
 from adalink_jax.errors import UserError
@@ -28,6 +27,7 @@ from adalink_jax.evaluation import Evaluator, Prediction
 from adalink_jax.methods import check_known
 from adalink_jax.methods.base import Method, Params, merge
 from adalink_jax.models.t5 import T5Config, Transformer
+from adalink_jax.notices import load_tasks
 from adalink_jax.runs import metrics
 from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Batches, Evaluation, Images, Lengths, MethodSetting

@@ -339,7 +339,7 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
             return int(stopped.code or 0)
         if "flags" in arguments:
             flags.parse(more, {})  # Reports a mistake in them before the first run.
-            arguments.flags = more
+            arguments.flags = flags.joined(more)
         return module.run(arguments) or 0
 
 

@@ -17,9 +17,15 @@ class UserError(Exception):
     """
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the known name closest to `name`, or ``""``."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the known name closest to `name`, or ``""``.
+
+    Args:
+      name: what was written.
+      known: the names that there are.
+      cutoff: how alike the two must be, from 0 to 1.
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 

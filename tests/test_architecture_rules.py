@@ -33,6 +33,7 @@ BASIS = tuple(
         "values",
         "compile_cache",
         "progress",
+        "notices",
     )
 )
 
@@ -99,15 +100,17 @@ def parse(path: pathlib.Path) -> ast.Module:
 
 def imports(path: pathlib.Path) -> set[str]:
     """All modules that a file imports, at any depth of its code."""
-    found = set()
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: imports name their package in full"
-            members = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {member if is_module(member) else node.module for member in members}
-    return found
+    return {name for node in ast.walk(parse(path)) for name in _imported(node)}
+
+
+def _imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if not isinstance(node, ast.ImportFrom):
+        return set()
+    assert node.level == 0, f"line {node.lineno}: imports name their package in full"
+    members = [f"{node.module}.{alias.name}" for alias in node.names]
+    return {member if is_module(member) else node.module or "" for member in members}
 
 
 def within(name: str, parents) -> bool:
@@ -129,6 +132,13 @@ def test_imports_of_ours_follow_the_arrows(path):
     allowed = {*ARROWS[part], *BASIS, *([] if part == "adalink_jax" else [part])}
     wrong = {i for i in ours if not within(i, allowed) and i != "adalink_jax"}
     assert not wrong, f"{name} must not import {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_tasks_are_imported_where_they_are_needed(path):
+    """Then TensorFlow is loaded by `notices.load_tasks`, in silence, and only by who needs it."""
+    top = {i for node in parse(path).body for i in _imported(node)}
+    assert name_of(path).startswith("tasks") or not {i for i in top if within(i, ["tasks"])}
 
 
 @pytest.mark.parametrize("package", OUTSIDERS)

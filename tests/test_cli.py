@@ -92,6 +92,25 @@ def test_a_users_mistake_is_one_line_and_exit_code_two(broken, capsys, error, li
     assert printed.startswith(line)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (
+            "export --adapter none --base mini --to out --format t5x --vocabulary mini",
+            "adapter none: no such folder",
+        ),
+        ("ood none --base mini --task mini_cola --other mini_rte", "adapter none: no such folder"),
+        ("demo glue_sst", "TASK=glue_sst: no task of GLUE; did you mean 'glue_sst2'? there are "),
+    ],
+)
+def test_a_mistake_is_one_line_though_tensorflow_is_loaded_first(argv, line, tmp_path):
+    command = [sys.executable, "-m", "adalink_jax", *argv.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {line}") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", [ValueError("a defect"), ModuleNotFoundError(name="tasks.no")])
 def test_a_defect_keeps_its_traceback(broken, error, monkeypatch):
     broken(error)

@@ -10,6 +10,7 @@ from adalink_jax.checkpoints import Adapter
 from adalink_jax.checkpoints.adapter_record import AdapterRecord
 from adalink_jax.errors import UserError
 from adalink_jax.models import decoding
+from adalink_jax.notices import load_tasks
 
 LABELS = "labels.json"
 TOKENIZER = "spiece.model"
@@ -25,6 +26,7 @@ def opened_vocabulary(path: str) -> Any:
     Raises:
       UserError: the file cannot be read, or is no vocabulary of T5's kind.
     """
+    load_tasks()
     import tasks
 
     if path == "mini":
@@ -51,6 +53,7 @@ def files_beside(adapter: Adapter, vocabulary: Any | None) -> dict[str, bytes]:
       UserError: the vocabulary is not the base's, or not the one the adapter was trained with; or
         two labels are the same tokens in it.
     """
+    load_tasks()
     import tasks
 
     routes = {}

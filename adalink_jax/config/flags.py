@@ -91,10 +91,8 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
         elif name in switches and argument == f"--{name}":
             flags.switches.add(name)
         elif argument.startswith("-"):
-            known = [f"--{each}" for each in (*VALUED, *TABLE, "help", *switches)]
-            meant = nearest(flag, known)
-            if equals and name.upper() in {macro.name for macro in macros()}:
-                meant = f"; did you mean '--gin.{name.upper()}={value}'?"
+            known = [f"--{each}" for each in (*VALUED, *TABLE, *switches)]
+            meant = nearest(flag, known, 0.75) or _macro_like(name, value) or ";"
             raise UserError(f"unknown flag {flag}{meant} --help lists the flags")
         else:
             raise UserError(
@@ -103,16 +101,36 @@ def parse(argv: Sequence[str], switches: Mapping[str, str]) -> Flags:
     return flags
 
 
+def _macro_like(name: str, value: str) -> str:
+    """Returns a question whether a macro was meant, as `nearest` does."""
+    names = sorted({macro.name for macro in macros()})
+    found = re.search("'(.*)'", nearest(name.upper().replace("-", "_"), names, 0.6))
+    return f"; did you mean '--gin.{found[1]}={value or '…'}'?" if found else ""
+
+
 def _of_table(name: str, value: str, before: Sequence[str]) -> list[str]:
     """Returns the bindings that a flag for a table stands for, after those before it."""
     field, is_list = TABLE[name]
     given = tuple(part.strip() for part in value.split(",")) if is_list else value
     bindings = [f"Table.{field}={given!r}"]
     if name == "data" and not any(one.startswith("MIXTURE_OR_TASK_NAME=") for one in before):
-        # The task is named after the file.
-        stem = re.sub(r"\W+", "_", pathlib.PurePath(value).stem).strip("_") or "table"
-        bindings.append(f"MIXTURE_OR_TASK_NAME={stem!r}")
+        bindings.append(f"MIXTURE_OR_TASK_NAME={table_name(value)!r}")
     return bindings
+
+
+def table_name(path: str) -> str:
+    """Returns the name of the task that a table is: that of its file."""
+    return re.sub(r"\W+", "_", pathlib.PurePath(path).stem).strip("_") or "table"
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with each flag and its value as one word, ``--flag=value``."""
+    words, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        takes = word.startswith("--") and word.removeprefix("--") in (*VALUED, *TABLE)
+        words.append(f"{word}={rest.pop(0)}" if takes and rest else word)
+    return words
 
 
 @contextlib.contextmanager

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-import adalink_jax
 from adalink_jax import shipped
 from adalink_jax.data import cache, reading
 from adalink_jax.data.ragged import Texts
 from adalink_jax.data.reading import FEATURES
 from adalink_jax.data.tokenized import Tokens, as_tokens
 from adalink_jax.errors import UserError, nearest
+from adalink_jax.notices import load_tasks
 
 # Part of every cache key. Increase it when the same text would give other arrays.
 FORMAT = 2
@@ -131,23 +131,6 @@ def mixture(name: str) -> Mixture:
     (vocabulary,) = vocabularies.values()
     names, trained = (tuple(task.name for task in some) for some in (members, trained))
     return Mixture(name, names, rates, trained, vocabulary)
-
-
-def load_tasks() -> None:
-    """Imports `tasks`, which registers the tasks of this project with SeqIO, without notices.
-
-    Raises:
-      UserError: another module named ``tasks`` was imported before this package was.
-    """
-    with contextlib.nullcontext() if "tasks" in sys.modules else reading.without_notices():
-        import tasks
-    expected = pathlib.Path(adalink_jax.__file__).parent.parent / "tasks"
-    actual = pathlib.Path(getattr(tasks, "__path__", [tasks.__file__])[0])
-    if actual.resolve() != expected.resolve():
-        raise UserError(
-            f"Python imports {actual} as 'tasks', which hides the tasks of adalink_jax in "
-            f"{expected}; give it another name"
-        )
 
 
 def _rate(mixture_, task) -> float:

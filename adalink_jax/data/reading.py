@@ -12,11 +12,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
-import re
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,42 +21,11 @@ from adalink_jax import progress
 from adalink_jax.data import cache
 from adalink_jax.data.ragged import Ragged, Texts
 from adalink_jax.errors import UserError
+from adalink_jax.notices import without_notices
 
 FEATURES = ("inputs", "targets")
 
-# The lines that TensorFlow prints on machines without CUDA, and on those with newer CPUs.
-_NOTICE = re.compile(
-    rb"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$"
-    rb"|^E.*\] failed call to cuInit: "
-    rb"|^I.*\] Could not find cuda drivers on your machine, GPU will not be used\.$"
-    rb"|^I.*\] oneDNN custom operations are on\. You may see slightly different numerical results"
-)
-
-_capture = threading.RLock()  # Of the thread that captures the standard error.
-
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def without_notices() -> Iterator[None]:
-    """Removes TensorFlow's notices that there is no CUDA from the standard error.
-
-    A library writes them, not through Python, and some before TensorFlow reads its log level. So
-    the standard error is captured meanwhile, and everything else is printed afterwards.
-    """
-    with _capture, tempfile.TemporaryFile() as captured:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(captured.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            captured.seek(0)
-            others = b"".join(line for line in captured if not _NOTICE.search(line))
-            sys.stderr.write(others.decode(errors="replace"))
 
 
 def needs_lengths(task) -> bool:

@@ -30,6 +30,7 @@ from adalink_jax.methods.base import Params
 from adalink_jax.models import decoding
 from adalink_jax.models.inputs import to_decode
 from adalink_jax.models.t5 import Transformer
+from adalink_jax.notices import load_tasks
 
 MODES = ("rank_classification", "greedy", "beam")
 
@@ -355,6 +356,7 @@ def _load(
       split: as for `Evaluator`.
       holds_out: whether training examples are held out.
     """
+    load_tasks()
     import seqio
 
     import tasks

@@ -8,6 +8,7 @@ from typing import Any
 from adalink_jax import shipped
 from adalink_jax.adapters.texts import opened_vocabulary
 from adalink_jax.checkpoints.bases import EMBEDDED_FOLDER, is_embedded
+from adalink_jax.notices import load_tasks
 
 
 def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
@@ -20,8 +21,6 @@ def vocabulary_of(base: Any, trained: Mapping[str, Any] | None = None) -> Any:
       base: the base's path, or the base.
       trained: what an adapter of the base records of its data, with the vocabulary.
     """
-    from adalink_jax.data.corpus import load_tasks
-
     load_tasks()
     import tasks
 

@@ -20,6 +20,7 @@ from adalink_jax import api, files
 from adalink_jax.adapters.load import adapter_folder
 from adalink_jax.checkpoints import Adapter, load_adapter
 from adalink_jax.errors import UserError
+from adalink_jax.notices import load_tasks
 from adalink_jax.tools.tables import markdown
 
 MEASURES = ("largest probability", "energy")
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """Prints a line for each other task, and writes the numbers."""
+    load_tasks()
     import tasks
     from adalink_jax.data.corpus import check_ready
 

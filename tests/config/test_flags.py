@@ -48,3 +48,14 @@ def test_a_name_of_the_users_wins_over_that_of_the_file():
 def test_a_setting_without_its_prefix_is_told_the_flag():
     with pytest.raises(UserError, match=r"--train_steps; did you mean '--gin.TRAIN_STEPS=5'\?"):
         flags.parse(["--train_steps=5"], {})
+    with pytest.raises(UserError, match=r"--steps; did you mean '--gin.TRAIN_STEPS=…'\?"):
+        flags.parse(["--steps"], {})
+    with pytest.raises(UserError, match="unknown flag --stepz; --help lists"):
+        flags.parse(["--stepz=5"], {})
+
+
+def test_a_flag_and_its_value_become_one_word():
+    words = ["--dev", "a b.csv", "--gin_file=x", "--gin_file", "y", "--gin.A=1", "--data"]
+    assert flags.joined(words) == [
+        "--dev=a b.csv", "--gin_file=x", "--gin_file=y", "--gin.A=1", "--data"
+    ]  # fmt: skip

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from adalink_jax.data import corpus, reading
+from adalink_jax import notices
+from adalink_jax.data import corpus
 from adalink_jax.data.corpus import mixture, tokens, vocabulary_identity
 from adalink_jax.errors import UserError
 
@@ -368,7 +369,7 @@ def test_tensorflows_notice_is_left_out_as_it_says_it(tmp_path):
 
 
 def test_what_else_libraries_write_while_they_load_is_passed_on(capfd):
-    notices = (
+    lines = (
         b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
         b"I0000 00:00:17.5 1 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU"
         b" will not be used.\n"
@@ -378,7 +379,7 @@ def test_what_else_libraries_write_while_they_load_is_passed_on(capfd):
         b" `TF_ENABLE_ONEDNN_OPTS=0`.\n"
         b"E0000 00:00:17.9 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error\n"
     )
-    with pytest.raises(ImportError), reading.without_notices():
-        os.write(2, notices + b"E0000 real trouble\n")
+    with pytest.raises(ImportError), notices.without_notices():
+        os.write(2, lines + b"E0000 real trouble\n")
         raise ImportError
     assert capfd.readouterr().err == "E0000 real trouble\n"

@@ -325,6 +325,26 @@ def test_rates_for_glue_are_chosen_on_examples_that_are_held_out_of_training(ask
     assert [line[-2:] for line in alone] == own + [("--gin.VOCABULARY=some/raw", raw[-1])] * 2
 
 
+def test_an_experiment_on_a_table_of_ones_own(asked, monkeypatch):
+    monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
+    monkeypatch.setattr(experiment.Study, "report", lambda study: None)
+    chosen = ["--tuned=mini", "--methods=lora", "--rates=0.1", "--ranks=2", "--seeds=3"]
+    own = ["--data=my/reviews.csv", "--dev", "dev.csv", "--gin.Table.quotes=False", "--gin.SEED=1"]
+    assert cli.main(["experiment", "out", *chosen, *own]) == 0
+    rate, alone, single, rank_rate, rank = asked  # No mixtures: the table is one task.
+    read = ("--data=my/reviews.csv", "--dev=dev.csv", "--gin.Table.quotes=False")
+    assert single == (
+        "train", "--gin_file=experiments/own_data.gin", "--gin_file=methods/lora.gin",
+        "--gin.MODEL_DIR=out/single/tuned/lora/reviews/seed3",
+        "--gin.INITIAL_CHECKPOINT_PATH=mini", "--gin.MIXTURE_OR_TASK_NAME=reviews", "--gin.SEED=3",
+        "--gin.LEARNING_RATE=0.5", *read, "--gin.SEED=1",
+    )  # fmt: skip
+    held_out = ("--gin.Data.held_out=0.1", "--gin.Evaluation.split=held_out")
+    assert rate[-2:] == held_out and rank_rate[-2:] == held_out
+    assert rank[-2:] == ("--gin.SEED=1", "--gin.RANK=2")
+    assert alone[-3:] == read and "--gin.TASK_FEATURE_LENGTHS=None" in alone
+
+
 def test_an_experiment_in_the_words_of_flan(asked, monkeypatch):
     monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
     chosen = ["--world=english_flan", "--bases=tuned", "--methods=full", "--tasks=qnli"]
@@ -342,6 +362,11 @@ def test_an_experiment_in_the_words_of_flan(asked, monkeypatch):
     [
         (["experiment", "out", "--world=glu"], "no world 'glu'; did you mean 'glue'?"),
         (["experiment", "out", "--world=glue", "--tuned=b"], "has no bases: name one by --raw"),
+        (["experiment", "out", "--data=a.csv"], "a.csv has no bases: name one by --tuned"),
+        (["experiment", "out", "--data=a.csv", "--world=mini"], "takes the place of a world"),
+        (["experiment", "out", "--data=a.csv", "--tasks=rte"], "a.csv is one task; leave --tasks"),
+        (["experiment", "out", "--data=a.csv", "--stages=mixed"], "so there is no stage mixed"),
+        (["experiment", "out", "--data=a.csv", "--stages=equal"], "stage equal needs --model"),
         (["glue", "out", "base", "--gim.SEED=1"], "unknown flag --gim.SEED"),
         (["glue", "out", "base", "--methods=adalnk"], "no file adalnk.gin in gin/methods; did you"),
         (["experiment", "out", "--stages=single,rank"], "no stage 'rank'; did you mean 'ranks'?"),

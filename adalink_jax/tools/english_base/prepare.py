@@ -18,8 +18,8 @@ import numpy as np
 
 from adalink_jax import files
 from adalink_jax.errors import UserError, install
+from adalink_jax.notices import load_tasks
 from adalink_jax.tools.english_base import instructions, packed, teacher, texts, vocabulary, wordnet
-from tasks import tsv
 
 GLUE_INPUT = 126
 _SENTENCES = {"sentence1": "sentence1", "sentence2": "sentence2"}
@@ -43,6 +43,9 @@ GLUE: Mapping[str, tuple[str, Mapping[str, str], str, Mapping[str, str]]] = {
 
 def _glue_rows(folder: pathlib.Path, task: str, name: str) -> Iterator[tuple[list[str], str]]:
     """Yields the texts and the label of each row of a file, as they are written."""
+    load_tasks()
+    from tasks import tsv
+
     part, fields, label, _ = GLUE[task]
     header = ("source", "label", "star", "sentence") if task == "cola" else None
     columns = (*fields.values(), label)

@@ -10,6 +10,7 @@ from adalink_jax.data.images import check_width
 from adalink_jax.errors import UserError
 from adalink_jax.models.config import T5Config
 from adalink_jax.models.kernels import FROZEN_DTYPES
+from adalink_jax.notices import load_tasks
 from adalink_jax.runs.setup import check_frozen_dtype
 from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.tools.serving.engine import BASE, Engine, Precision
@@ -53,8 +54,6 @@ def opened(flags: argparse.Namespace, limits: Limits, resident: int, programs: i
     Raises:
       UserError: the vocabulary, the base, the adapters or the image encoder cannot be used.
     """
-    from adalink_jax.data.corpus import load_tasks
-
     load_tasks()
     import tasks
 

@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 from adalink_jax.errors import UserError, nearest
+from adalink_jax.notices import load_tasks
 from adalink_jax.tools.sweep import outcomes, pool, trainings
 from adalink_jax.tools.sweep.quickstart import answers
 
@@ -48,12 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
       UserError: the task is none of GLUE's.
     """
+    load_tasks()
     import tasks
 
     task = arguments.task
     if task not in tasks.GLUE_TASKS:
         raise UserError(
-            f"TASK={task}: no task of GLUE{nearest(task, tasks.GLUE_TASKS)}; there are "
+            f"TASK={task}: no task of GLUE{nearest(task, tasks.GLUE_TASKS) or ';'} there are "
             f"{', '.join(tasks.GLUE_TASKS)}"
         )
     out = pathlib.Path(arguments.out or f"runs/demo_{task}")

@@ -13,9 +13,14 @@ and from public checkpoints:
 adalink experiment runs/glue --world glue --raw checkpoints/t5_1_1_base \
     --tuned checkpoints/flan_t5_base --model flan_t5_base --budget 6144 --gin.TRAIN_STEPS=5000
 
-with the environment variable VOCABULARY set, too. The worlds `english_flan` and `glue_flan` ask the
-same in FLAN's prompts, which a base tuned on instructions knows. On GLUE the rates are chosen on a
-tenth of the training examples that is held out, never on dev. The stages, in order:
+with the environment variable VOCABULARY set, too. On a table of your own, as in adalink train:
+
+adalink experiment runs/mine --data reviews.csv --tuned checkpoints/flan_t5_base \
+    --gin.VOCABULARY=spiece.model
+
+The worlds `english_flan` and `glue_flan` ask the same in FLAN's prompts, which a base tuned on
+instructions knows. On GLUE and on a table the rates are chosen on a tenth of the training examples
+that is held out, never on dev. The stages, in order:
 
   rates   find the learning rate of each base and method: a grid, one seed, two tasks
   alone   score the frozen bases, with and without examples in the input
@@ -36,6 +41,7 @@ import sys
 from collections.abc import Iterator
 
 import adalink_jax
+from adalink_jax.config import flags as command_lines
 from adalink_jax.errors import UserError, nearest
 from adalink_jax.methods import METHODS
 from adalink_jax.tools.cost import budget
@@ -64,25 +70,27 @@ class World:
       files: how the names of its files in gin/experiments begin.
       tasks: the prefix of its tasks' names.
       mixture: the name of all of them together.
-      inputs: the length of an input with examples in front of it.
+      inputs: the length of an input with examples in front of it; None for no such inputs.
       bases: the tuned and the raw one, unless others are named; None if they have to be.
       model: a file of gin/models, to find settings for a budget.
       flags: of every training.
       mixed: of the trainings on the mixture, after those.
       grid: of the trainings that choose a rate.
       own_vocabulary: whether each base's name is its vocabulary's, too.
+      stages: those that run unless others are named.
     """
 
     files: str
     tasks: str
     mixture: str
-    inputs: int
+    inputs: int | None
     bases: tuple[str, str] | None
-    model: str
+    model: str | None
     flags: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
     grid: tuple[str, ...] = _HELD_OUT
     own_vocabulary: bool = False
+    stages: tuple[str, ...] = STAGES
 
 
 WORLDS = {
@@ -122,16 +130,33 @@ for _name in ("english", "glue"):
     )
 
 
+def _of_table(path: str) -> World:
+    """Returns the world of a user's own table, which is one task without a prefix."""
+    return World(
+        files="own_data",
+        tasks="",
+        mixture=command_lines.table_name(path),
+        inputs=None,
+        bases=None,
+        model=None,
+        flags=(f"--data={path}",),
+        stages=("rates", "alone", "single", "ranks", "report"),
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder, the world and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     about = f"{', '.join(WORLDS)}: its tasks, bases and files of gin/experiments (default: mini)"
-    parser.add_argument("--world", default="mini", help=about)
+    parser.add_argument("--world", help=about)
+    about = "a table in the place of a world, with --dev, --input, --target, --labels as in train"
+    parser.add_argument("--data", metavar="FILE", help=about)
     for base, about in (("tuned", "the instruction-tuned"), ("raw", "the raw")):
         about = f"{about} base (default: the world's)"
         parser.add_argument(f"--{base}", metavar="BASE", help=about)
     trainings.add_words(parser, "--bases", " ".join(BASES), "bases to adapt")
-    trainings.add_words(parser, "--stages", " ".join(STAGES), "stages to run")
+    about = "stages to run (default: all; on a table all but mixed and equal)"
+    trainings.add_words(parser, "--stages", "", about)
     trainings.add_words(parser, "--tasks", _TASKS, "tasks of the world")
     trainings.add_words(parser, "--tuning-tasks", "cola mnli", "tasks of rates, ranks and equal")
     trainings.add_words(parser, "--methods", trainings.METHODS, "files of gin/methods")
@@ -154,15 +179,13 @@ def run(arguments: argparse.Namespace) -> int:
     for stage in arguments.stages:
         if stage not in STAGES:
             raise UserError(f"no stage '{stage}'{nearest(stage, STAGES)}")
-    if arguments.world not in WORLDS:
-        raise UserError(f"no world '{arguments.world}'{nearest(arguments.world, WORLDS)}")
     for base in arguments.bases:
         if base not in BASES:
             raise UserError(f"no base '{base}'{nearest(base, BASES)}")
     # The trainings need the accelerators; this process only reads and counts.
     jax.config.update("jax_platforms", "cpu")
-    study = Study(arguments)
-    for stage in arguments.stages:
+    study = Study(arguments, _world(arguments))
+    for stage in study.stages:
         print(f"== {stage}", flush=True)
         if stage == "alone":
             for folder, flags in study.alone():
@@ -177,21 +200,45 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _world(given: argparse.Namespace) -> World:
+    """Returns the world that is asked for; a table is one of a single task, which is set here."""
+    if given.data is None:
+        name = given.world or "mini"
+        if name not in WORLDS:
+            raise UserError(f"no world '{name}'{nearest(name, WORLDS)}")
+        return WORLDS[name]
+    if given.world is not None:
+        raise UserError(f"--data {given.data} takes the place of a world; leave --world out")
+    if given.tasks != trainings.words(_TASKS):
+        raise UserError(f"{given.data} is one task; leave --tasks out")
+    if "mixed" in given.stages:
+        raise UserError(f"{given.data} is one task, so there is no stage mixed")
+    if "equal" in given.stages and given.model is None:
+        raise UserError("stage equal needs --model, a file of gin/models, to count parameters")
+    world = _of_table(given.data)
+    given.tasks = given.tuning_tasks = [world.mixture]
+    given.bases = [base for base in given.bases if getattr(given, base)] or given.bases
+    return world
+
+
 class Study:
     """The command lines of one experiment, stage by stage.
 
     Args:
       arguments: the parsed arguments of `add_arguments`.
+      world: where the tasks are from.
     """
 
-    def __init__(self, arguments: argparse.Namespace):
-        self._given, self._world = arguments, WORLDS[arguments.world]
+    def __init__(self, arguments: argparse.Namespace, world: World):
+        self._given, self._world = arguments, world
+        self.stages = arguments.stages or world.stages
         shipped = dict(zip(BASES, self._world.bases or (None, None), strict=True))
         named = {"tuned": arguments.tuned, "raw": arguments.raw}
         self._bases: dict[str, str] = {}
         for base in arguments.bases:
             if not (path := named[base] or shipped[base]):
-                raise UserError(f"--world {arguments.world} has no bases: name one by --{base}")
+                of = arguments.data or f"--world {arguments.world}"
+                raise UserError(f"{of} has no bases: name one by --{base}")
             self._bases[base] = path
         # The best learning rate of a grid, read only once.
         self._rate = functools.cache(self._best_rate)
@@ -236,11 +283,12 @@ class Study:
 
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
-        scoring = trainings.for_scoring(self._given.flags)
+        scoring = trainings.for_scoring([*self._world.flags, *self._given.flags])
+        inputs = self._world.inputs
         for base in self._given.bases:
-            for count in (0, 4):
+            for count in (0, 4) if inputs else (0,):
                 folder = f"{self._given.out}/alone/{base}/in_context{count}"
-                lengths = {"inputs": self._world.inputs, "targets": 16}
+                lengths = {"inputs": inputs, "targets": 16} if inputs else None
                 folder, flags = trainings.frozen_base(
                     folder, self._bases[base], self._world.mixture, lengths, count
                 )
@@ -317,6 +365,7 @@ class Study:
     def _matches(self) -> list[tuple[str, list[str]]]:
         """Each method that can have the budget's size, with the flags for that."""
         given, model = self._given, self._given.model or self._world.model
+        assert model is not None
         budget.check(given.budget, given.tolerance)
         found = []
         for method in given.methods:

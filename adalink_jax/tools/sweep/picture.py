@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax import files
+from adalink_jax.notices import load_tasks
 from adalink_jax.tools.sweep import outcomes, pool, trainings
 
 TASK, STEPS = "mini_coco", 200
@@ -77,6 +78,7 @@ def _draw(one: Mapping[str, Any], to: pathlib.Path) -> None:
     """Draws a validation picture beside its captions, as a PNG."""
     import matplotlib.figure
 
+    load_tasks()
     import tasks
 
     figure = matplotlib.figure.Figure(figsize=(8, 3))

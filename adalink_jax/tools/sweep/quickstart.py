@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from adalink_jax import files
+from adalink_jax.notices import load_tasks
 from adalink_jax.tools.report.command import report
 from adalink_jax.tools.sweep import outcomes, picture, pool, trainings
 
@@ -195,6 +196,7 @@ def _converse(run: pathlib.Path, words: Sequence[str]) -> None:
       run: the folder of the adapter's run.
       words: those to choose from.
     """
+    load_tasks()
     import tasks
 
     answer = answers(run, "mini", TASK, tasks.MINI_VOCABULARY, _LENGTH)
@@ -231,6 +233,7 @@ def answers(
     import jax
     import numpy as np
 
+    load_tasks()
     import tasks
     from adalink_jax.adapters.load import load_adaptation
     from adalink_jax.models import decoding

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adalink_jax import files
+from adalink_jax.config.flags import TABLE
 from adalink_jax.config.macros import gin_folder
 from adalink_jax.config.records import ENVIRONMENT
 from adalink_jax.errors import UserError, nearest
@@ -52,12 +53,13 @@ def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
 
 def for_scoring(flags: Iterable[str]) -> list[str]:
     """Returns those flags of trainings that say what is read and how it is scored."""
-    read = rf"--gin\.(?:(?:[\w.]+\.)?Evaluation\.|(?:{'|'.join(ENVIRONMENT)})=)"
+    groups = r"(?:[\w.]+\.)?(?:Evaluation|Table)\."
+    read = rf"--gin\.(?:{groups}|(?:{'|'.join(ENVIRONMENT)})=)|--(?:{'|'.join(TABLE)})="
     return [flag for flag in flags if re.match(read, flag)]
 
 
 def frozen_base(
-    folder: str, base: str, task: str, lengths: Mapping[str, int], in_context: int
+    folder: str, base: str, task: str, lengths: Mapping[str, int] | None, in_context: int
 ) -> tuple[str, list[str]]:
     """Returns the folder and the flags of scoring a base without an adapter."""
     return folder, training(
@@ -66,7 +68,7 @@ def frozen_base(
         EVAL_OUTPUT_DIR=folder,
         INITIAL_CHECKPOINT_PATH=base,
         MIXTURE_OR_TASK_NAME=task,
-        TASK_FEATURE_LENGTHS=dict(lengths),
+        TASK_FEATURE_LENGTHS=lengths and dict(lengths),
         **{"runs.evaluate.in_context": in_context},
     )
 
