@@ -15,7 +15,7 @@ from typing import Any
 
 from adalink_jax import compile_cache, files, runs
 from adalink_jax.adapters.load import adapter_folder, check_belongs, opened_base
-from adalink_jax.adapters.texts import check_vocabulary, labels_of, opened_vocabulary
+from adalink_jax.adapters.texts import check_vocabulary, labels_of, opened_vocabulary, vocabulary_of
 from adalink_jax.checkpoints import Adapter, fingerprint, load_adapter, load_base
 from adalink_jax.config import gin_files
 from adalink_jax.data import own
@@ -32,7 +32,6 @@ from adalink_jax.runs import metrics
 from adalink_jax.runs.images import pictures_of
 from adalink_jax.runs.options import Batches, Evaluation, Images, Lengths, MethodSetting
 from adalink_jax.runs.setup import check_groups
-from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.values import Length, NotNegative, Seed, Size, Steps, checks
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Read when SeqIO imports TensorFlow.

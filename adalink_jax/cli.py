@@ -17,7 +17,7 @@ import pathlib
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from adalink_jax import __version__, signals
 from adalink_jax.errors import UserError, nearest, without_environment
@@ -259,7 +259,20 @@ class _Unparsed(Exception):
         self.program = program
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """Adds the default of a flag that has one and does not say it."""
+        default, said = action.default, action.help or ""
+        if isinstance(default, list | tuple):
+            default = " ".join(map(str, default))
+        silent = default in (None, False, "", argparse.SUPPRESS) or not action.option_strings
+        return said if silent or "(default:" in said else f"{said} (default: {default})"
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any):
+        super().__init__(**{"formatter_class": _Help, **settings})
+
     def error(self, message: str) -> NoReturn:
         raise _Unparsed(message, self.prog)
 
@@ -324,7 +337,6 @@ def _run(name: str, command: Command | GinCommand, argv: Sequence[str]) -> int:
         parser = _Parser(
             prog=f"adalink {name}",
             description=inspect.getdoc(module),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(parser)
         try:

@@ -49,6 +49,14 @@ def test_every_command_has_help_and_refuses_unknown_flags(name, capsys):
     assert capsys.readouterr().err.splitlines()[-1].partition("error: ")[1]
 
 
+def test_help_says_each_default(capsys):
+    assert cli.main(["cost", "--help"]) == cli.main(["adapter", "compress", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "rows of a batch (default: 32)" in said and "compile for this device --memory" in said
+    assert "several the best is taken (default: 0.05 0.1 0.2 0.3 0.5)" in said
+    assert said.count("(default: cost)") == 1  # Where the help says it itself.
+
+
 @pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if isinstance(c, GinCommand)])
 def test_gins_commands_list_their_macros_with_what_they_mean(name, capsys):
     assert cli.main([name, "--gin_file=no.gin", "--help"]) == 0

@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     added.add_argument("--scale", type=float, nargs="+", default=SCALES, help=about)
     added.add_argument("--base", help="the base it was trained on")
     added.add_argument("--task", help="the task whose score chooses density and scale")
+    about = "in the place of a task, a table with the columns of that which it was trained on"
+    added.add_argument("--data", metavar="FILE", help=about)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,8 +16,10 @@ import numpy as np
 from flax import traverse_util
 
 from adalink_jax.adapters.load import adapter_folder, load_adaptation
+from adalink_jax.adapters.texts import vocabulary_of
 from adalink_jax.checkpoints import Adapter, load_adapter, save_adapter
 from adalink_jax.checkpoints.adapters import TENSORS
+from adalink_jax.data import own
 from adalink_jax.errors import UserError
 from adalink_jax.methods.base import Params, merge
 
@@ -62,6 +64,7 @@ def compress(
     scale: Sequence[float],
     base: str | None,
     task: str | None,
+    data: str | None = None,
 ) -> int:
     """Writes a compressed adapter, which loads like any other.
 
@@ -72,6 +75,8 @@ def compress(
       scale: values of the others in standard deviations; the best is taken.
       base: the base it was trained on; needed to choose.
       task: the task whose score chooses; None if there is only one density and scale.
+      data: in the place of a task, a table that the adapter has not seen, of the columns of that
+        which it was trained on.
 
     Raises:
       UserError: the adapter is damaged or cannot be compressed, there is something to choose and
@@ -86,11 +91,15 @@ def compress(
     loaded = load_adapter(adapter_folder(adapter))
     _check(loaded, adapter)
     pairs = list(itertools.product(density, scale))
+    if data is not None:
+        if task is not None or base is None:
+            raise UserError("--data takes the place of --task, and needs --base")
+        task = _registered(loaded, data, base)
     if task is None or base is None:
         if len(pairs) > 1 or task is not None or base is not None:
             raise UserError(
-                "to choose a density and a scale, give --base and --task; else give one --density "
-                "and one --scale"
+                "to choose a density and a scale, give --base and --task (or --data, a table of "
+                "your own); else give one --density and one --scale"
             )
         chosen, scores = pairs[0], None
     else:
@@ -140,6 +149,17 @@ def _check(adapter: Adapter, where: str) -> None:
             f"{where}: an adapter of method '{adapter.method_name}' holds parts of a base, which "
             "are not compressed"
         )
+
+
+def _registered(adapter: Adapter, data: str, base: str) -> str:
+    """Registers a table as the task that an adapter was trained on; returns its name."""
+    if (known := own.recorded(adapter.data)) is None:
+        raise UserError("the adapter was not trained on one table; give a task by --task")
+    read = own.read(own.Table(dev=data), known, trains=False)
+    print(*read.lines, sep="\n")
+    name = adapter.task(adapter.route_names[0])["name"]
+    read.register(name, vocabulary_of(base, adapter.data))
+    return name
 
 
 def _scorer(adapter: str, base: str, task: str) -> Callable[[Params], float]:

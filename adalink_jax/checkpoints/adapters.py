@@ -241,6 +241,12 @@ def read_record(folder: str | os.PathLike[str]) -> AdapterRecord:
     return record
 
 
+def _below(folder: pathlib.Path) -> str:
+    """Returns what to give in the place of a folder that is no adapter's."""
+    found = next((path.parent for path in folder.rglob(RECORD)), None)
+    return "; give an adapter's folder or its run's" + (f", such as {found}" if found else "")
+
+
 def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[str, Any]]:
     """Returns the record, and the raw fields of the file."""
     path = files.present_folder(folder) / RECORD
@@ -248,7 +254,7 @@ def _read_record(folder: str | os.PathLike[str]) -> tuple[AdapterRecord, dict[st
         if not path.parent.exists():
             raise UserError(f"adapter {folder}: no such folder")
         if not path.is_file():
-            raise UserError(f"adapter {folder}: no file {RECORD} in it")
+            raise UserError(f"adapter {folder}: no file {RECORD} in it{_below(path.parent)}")
         raw = parse_record(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"adapter {folder} cannot be read: {error}") from error

@@ -160,13 +160,14 @@ class Own:
         return known
 
 
-def read(table: Table, known: Mapping[str, Any] | None = None) -> Own:
+def read(table: Table, known: Mapping[str, Any] | None = None, trains: bool = True) -> Own:
     """Reads a table, and checks it.
 
     Args:
       table: where it is, and what is known of it.
       known: what the record of an adapter says of the table that it was trained on, whose columns,
         labels and kind hold where `table` does not say others.
+      trains: whether its examples are trained on; else what is said is of those to score.
 
     Raises:
       UserError: any mistake in it, with the line or row.
@@ -204,8 +205,19 @@ def read(table: Table, known: Mapping[str, Any] | None = None) -> Own:
             check_division(rest, tenth, meaning.labels or (), remedy)
     if (first := train or scored) is not None:
         of = scored.rows.name if scored else "a tenth, chosen by a hash"
-        lines += _about(first, of, splits)
+        lines += _about(first, of, splits, trains)
     return Own(splits, files, meaning, tuple(lines))
+
+
+def recorded(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Returns what a record of data says of its only task, if that was a table; else None."""
+    tasks = (record or {}).get("tasks")
+    task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
+    source = task.get("source") if isinstance(task, Mapping) else None
+    known = source.get("table") if isinstance(source, Mapping) else None
+    return (
+        source if isinstance(known, Mapping) and isinstance(known.get("sha256"), Mapping) else None
+    )
 
 
 def _examples(table: Table, path: str, split: str | None, meaning: Meaning) -> Examples:
@@ -242,12 +254,14 @@ def _said(examples: Examples) -> list[str]:
     ]
 
 
-def _about(first: Examples, of: str, splits: Mapping[str, Pairs]) -> list[str]:
+def _about(first: Examples, of: str, splits: Mapping[str, Pairs], trains: bool) -> list[str]:
     """Returns how many examples there are, then what `remarks` says of them."""
     name, train, dev = first.rows.name, splits.get("train", []), splits["validation"]
-    known = f"{len(train):,} examples to train on, " if train else ""
+    known = f"{len(train):,} examples to train on, " if train and trains else ""
     labels = first.labels if first.meaning.kind == "classification" else ()
-    said = remarks(train, dev, labels, baseline=first.meaning.kind != "regression")
+    baseline = first.meaning.kind != "regression"
+    said = remarks(train if trains else [], dev, labels, baseline)
+    said += [] if trains else _seen(train, dev)
     return [f"{name}: {known}{len(dev):,} to score ({of})", *(f"{name}: {line}" for line in said)]
 
 
@@ -296,14 +310,18 @@ def remarks(
     if len(dev) < _FEW:
         lines.append(f"with {len(dev)} to score, one example is {100 / len(dev):.1f} points")
     distinct, seen = {*train}, {text for text, _ in train}
-    if both := [pair for pair in dev if pair[0] in seen]:
-        same = sum(pair in distinct for pair in both)
-        lines.append(
-            f"{len(both):,} of the texts to score are also trained on, {same:,} of them with the "
-            "same target"
-        )
+    lines += _seen(train, dev)
     if len(train) > len(distinct):
         lines.append(f"{len(train) - len(distinct):,} examples to train on repeat another one")
     if len(distinct) > len(seen):
         lines.append(f"{len(distinct) - len(seen):,} texts to train on stand with several targets")
     return lines
+
+
+def _seen(train: Pairs, dev: Pairs) -> list[str]:
+    """Returns a line for texts to score that are also trained on."""
+    distinct, texts = {*train}, {text for text, _ in train}
+    both = [pair for pair in dev if pair[0] in texts]
+    same = sum(pair in distinct for pair in both)
+    said = f"{len(both):,} of the texts to score are also trained on, {same:,} of them with the "
+    return [f"{said}same target"] if both else []

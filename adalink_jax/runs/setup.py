@@ -15,6 +15,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from adalink_jax.adapters.load import adapter_folder, check_adapter
+from adalink_jax.adapters.texts import vocabulary_of
 from adalink_jax.checkpoints import (
     Adapter,
     check_architecture,
@@ -37,7 +38,6 @@ from adalink_jax.models.t5 import T5Config, Transformer
 from adalink_jax.runs import memory
 from adalink_jax.runs.folder import RunFolder, code
 from adalink_jax.runs.options import GROUPS, Data, Evaluation, recorded
-from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.training import state as states
 
 if TYPE_CHECKING:
@@ -223,20 +223,20 @@ def own_data(
     if not table.given:
         corpus.check_ready(data.mixture_or_task_name)
         return data, evaluation
-    read = own.read(table, _recorded_table(adapter))
+    read = own.read(table, own.recorded(adapter), trains=run is not None)
     vocabulary, name = vocabulary_of(base, adapter), data.mixture_or_task_name
     for line in (*read.lines, *(f"{name}: {one}" for one in read.remarks_of(vocabulary))):
         say(line)
     known = read.register(name, vocabulary)
     record = (run.record() if run else None) or {}
-    if (before := _recorded_table(record.get("data"))) is not None:
+    if (before := own.recorded(record.get("data"))) is not None:
         for file in _changed(before, known):
             place = getattr(table, file) or table.path
             raise UserError(
                 f"{place} has changed: its examples are not those that this run began with; set it "
                 "back to go on, or use another MODEL_DIR"
             )
-    trained = _recorded_table(adapter)
+    trained = own.recorded(adapter)
     if trained is not None and (others := _changed(trained, known)):
         places = " and ".join(str(getattr(table, file) or table.path) for file in others)
         say(f"{name}: the examples of {places} are others than those of the adapter's run")
@@ -254,17 +254,6 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns the files, "path" or "dev", whose examples are not those of a record."""
     digests = before["table"]["sha256"]
     return [file for file in digests if now["sha256"].get(file, digests[file]) != digests[file]]
-
-
-def _recorded_table(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Returns the identity of the only task of a record of data, if that was a table."""
-    tasks = (record or {}).get("tasks")
-    task = tasks[0] if isinstance(tasks, list) and len(tasks) == 1 else None
-    source = task.get("source") if isinstance(task, Mapping) else None
-    known = source.get("table") if isinstance(source, Mapping) else None
-    return (
-        source if isinstance(known, Mapping) and isinstance(known.get("sha256"), Mapping) else None
-    )
 
 
 def checked_mesh(

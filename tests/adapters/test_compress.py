@@ -142,12 +142,37 @@ def test_mistakes_are_one_line(adapter, base, write_adapter, tmp_path, capsys):
     assert "give --base and --task" in refused("--density=0.1", "--scale=1", "--task=mini_rte")
     assert "--density is 2; it takes a number above 0 and up to 1" in refused("--density=2")
     assert "--scale is 0; it takes a number above 0" in refused("--density=0.1", "--scale=0")
+    assert "--data takes the place of --task" in refused("--data=x.csv")
+    message = refused("--data=x.csv", f"--base={base}")
+    assert "was not trained on one table; give a task by --task" in message
     full = write_adapter(METHODS["full"](), base)
     message = refused("--density=0.1", "--scale=1", adapter=full)
     assert "method 'full' holds parts of a base" in message
     arguments = [str(adapter), f"--to={adapter}", "--density=0.1", "--scale=1"]
     assert cli.main(["adapter", "compress", *arguments]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_density_and_scale_are_chosen_by_a_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("text,label\n" + "the film was good,yes\nthe dog,no\n" * 20)
+    (tmp_path / "b-new.csv").write_text("label,text\nno,the cat\nyes,a good film\nno,a dog\n")
+    files = ["--gin_file=experiments/own_data.gin", "--gin_file=methods/adalink.gin"]
+    base = [
+        "--data=a.csv",
+        "--dev=b-new.csv",
+        "--gin.MODEL_DIR=run",
+        "--gin.INITIAL_CHECKPOINT_PATH=mini",
+    ]
+    short = ["--gin.TRAIN_STEPS=2", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=4"]
+    assert cli.main(["train", *files, *base, *short]) == 0
+    given = ["--base=mini", "--data=b-new.csv", "--density", "0.1", "0.5", "--scale=1"]
+    capsys.readouterr()
+    assert cli.main(["adapter", "compress", "run", "--to=small", *given]) == 0
+    said = capsys.readouterr().out
+    assert "b-new.csv: 3 to score" in said and "score of a: " in said
+    assert load_adapter(tmp_path / "small").metadata["compression"]["task"] == "a"
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ import pytest
 
 import adalink_jax as al
 from adalink_jax import shipped
+from adalink_jax.adapters.texts import vocabulary_of
 from adalink_jax.models.t5 import Transformer
-from adalink_jax.runs.vocabularies import vocabulary_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALIKE = [

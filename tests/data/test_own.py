@@ -45,6 +45,16 @@ def said(path, **settings) -> str:
     return "\n".join(own.read(Table(path, **settings)).lines)
 
 
+def test_what_is_said_of_a_table_that_is_only_scored(file):
+    rows = [{"text": f"t{i}", "label": "yes" if i % 4 else "no"} for i in range(40)]
+    dev = file([*rows[:2], {"text": "new", "label": "no"}], "dev.csv")
+    lines = own.read(Table(file(rows, "all.csv"), dev=dev), trains=False).lines
+    assert "all.csv: 3 to score (dev.csv)" in lines
+    assert "all.csv: no 66.7%, yes 33.3%" in lines  # Of those to score.
+    seen = "all.csv: 2 of the texts to score are also trained on, 2 of them with the same target"
+    assert seen in lines and not any("to train on" in line for line in lines)
+
+
 def test_every_format_gives_the_same_division_in_the_same_order(file):
     found = [own.read(Table(file(REVIEWS, name))) for name in NAMES]
     assert all(one.splits == found[0].splits for one in found)

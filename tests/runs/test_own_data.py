@@ -28,12 +28,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def base(mini_base, tmp_path_factory):
     """A tiny base, in a folder that stands for that of the embedded bases."""
-    from adalink_jax.runs import vocabularies
+    from adalink_jax.adapters import texts
 
     folder = tmp_path_factory.mktemp("bases")
     shutil.copytree(mini_base, folder / "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabularies, "EMBEDDED_FOLDER", folder)
+        patch.setattr(texts, "EMBEDDED_FOLDER", folder)
         yield folder / "tiny"
 
 
@@ -149,7 +149,8 @@ def score(*more: str, to: str = "scored") -> int:
 def test_eval_reads_the_runs_own_gin_file(user, capsys):
     assert score() == 0
     printed = capsys.readouterr().out
-    assert "3 to score (a tenth, chosen by a hash)" in printed and "others than" not in printed
+    assert "reviews.csv: 3 to score (a tenth, chosen by a hash)" in printed
+    assert "others than" not in printed and "to train on" not in printed
     found, expected = (
         json.loads((user / path / "results.json").read_text())["tasks"]["reviews"]
         for path in ("scored", "runs/reviews")

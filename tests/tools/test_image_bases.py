@@ -11,12 +11,12 @@ import seqio
 
 import tasks
 from adalink_jax import cli
+from adalink_jax.adapters.texts import vocabulary_of
 from adalink_jax.checkpoints import load_base
 from adalink_jax.checkpoints.bases import EMBEDDED, EMBEDDED_FOLDER
 from adalink_jax.checkpoints.encoders import EMBEDDED_ENCODER, load_image_encoder
 from adalink_jax.checkpoints.fingerprint import file_sha256
 from adalink_jax.errors import UserError
-from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.tools import stages
 from adalink_jax.tools.image_bases import command, examples
 from tasks.mini_images import raw, tuned

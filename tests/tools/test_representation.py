@@ -70,4 +70,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert cli.main(["representation", *flags, "--task=mini_cole"]) == 2
     assert "mini_cole" in capsys.readouterr().err
     assert cli.main(["representation", *flags, "--task=mini_rte"]) == 2
-    assert "no file adapter.json" in capsys.readouterr().err
+    said = "no file adapter.json in it; give an adapter's folder or its run's"
+    assert f"{said}\n" in capsys.readouterr().err
+    (tmp_path / "a/run/adapter").mkdir(parents=True)
+    (tmp_path / "a/run/adapter/adapter.json").write_text("{}")
+    assert cli.main(["representation", *flags, "--task=mini_rte"]) == 2
+    assert f"{said}, such as {tmp_path / 'a/run/adapter'}\n" in capsys.readouterr().err

@@ -50,7 +50,7 @@ def run(flags: argparse.Namespace) -> None:
     rows = card.rows(candidates, shape, flags.compile, flags.memory, flags.measure)
     with files.held(flags.to, "the card"):
         text = card.write(rows, shape, candidates[0].config, pathlib.Path(flags.to))
-    print(text)
+    print(f"{text}\n{flags.to}: cost.md, cost.csv, cost.json, cost.png")
 
 
 def _candidates(flags: argparse.Namespace) -> Iterator[card.Candidate]:

@@ -16,6 +16,16 @@ from adalink_jax.tools.report.page import Block, Examples, Heading, Paragraph, T
 from adalink_jax.tools.report.predictions import NoDraws, aligned, lines
 from adalink_jax.tools.report.scores import Measure, measures
 
+# Below this p, after correction, the sign of a difference is said.
+_SURE = 0.05
+_COMPARED = """Ahead, or behind, is A where the corrected p is below 0.05. Differences in points, on
+the seeds that both have and on the same examples. With one seed the test is of two trained models:
+McNemar's exact one where the score is a share of right answers, else approximate randomization, in
+which each example's two predictions change sides at random. With several seeds it is of two
+methods: a paired bootstrap over examples with Student's distribution (t) of the seeds' mean, or
+the latter alone. The last column is corrected for all tests of this table by Holm's method. Cohen's
+g is the share of A among the answers that only one has right, minus a half; tasks scored by a
+correlation do not count for these. Intervals are as in the table of intervals."""
 # The page shows so many examples of each split.
 _SHOWN = 100
 
@@ -52,7 +62,7 @@ def intervals(groups: Sequence[Group]) -> list[Block]:
         " or with hardly any wrong, have Jeffreys' interval in place of the bootstrap's."
     )
     table = Table(header, rows, 4, "intervals", _not_drawn(reasons))
-    return [Heading("Intervals"), Paragraph(note), table]
+    return [Heading("Intervals"), table, Paragraph(note)]
 
 
 def _not_drawn(reasons: Sequence[str]) -> tuple[str, ...]:
@@ -88,8 +98,13 @@ def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Bl
     ps = [diff.p for *_, diff in found if diff.p is not None]
     corrected = iter(holm(ps))
     rows, reasons = [], []
+    verdicts: dict[str, dict[str, list[str]]] = {}
     for first, second, measure, diff in found:
         p = None if diff.p is None else next(corrected)
+        told = p is not None and p < _SURE
+        verdict = ("ahead" if diff.estimate.mean > 0 else "behind") if told else "not told apart"
+        pair = f"{first.line} and {second.line} on {first.base}"
+        verdicts.setdefault(pair, {}).setdefault(verdict, []).append(measure.name)
         counts = "" if diff.won is None else f"{diff.won:,} : {diff.lost:,}"
         why = diff.estimate.why
         reasons += [why] if why and why not in reasons else []
@@ -112,19 +127,13 @@ def compared(groups: Sequence[Group], pairs: Sequence[Sequence[str]]) -> list[Bl
         )
     header = ["base", "score of", "A", "B", "seeds", "A - B", "95 % interval", "covers",
               "only A : B right", "Cohen's g", "test", "p", "p (Holm)"]  # fmt: skip
-    note = (
-        "Differences in points, on the seeds that both have and on the same examples. With one seed"
-        " the test is of two trained models: McNemar's exact one where the score is a share of"
-        " right answers, else approximate randomization, in which each example's two predictions"
-        " change sides at random. With several seeds it is of two methods: a paired bootstrap over"
-        " examples with Student's distribution (t) of the seeds' mean, or the latter alone. The"
-        " last column is corrected for all tests of this table by Holm's method. Cohen's g is the"
-        " share of A among the answers that only one has right, minus a half; tasks scored by a"
-        " correlation do not count for these. Intervals are as in the table of intervals."
-    )
-    notes = (*_not_drawn(reasons), *(f"No row: {gap}." for gap in gaps))
+    said = [
+        f"{pair}: " + "; ".join(f"{what} on {', '.join(on)}" for what, on in some.items()) + "."
+        for pair, some in verdicts.items()
+    ]
+    notes = (*said, *_not_drawn(reasons), *(f"No row: {gap}." for gap in gaps))
     table = Table(header, rows, 4, "comparisons", notes)
-    return [Heading("Comparisons"), Paragraph(note), table]
+    return [Heading("Comparisons"), table, Paragraph(_COMPARED.replace("\n", " "))]
 
 
 def _p(p: float | None) -> str:
@@ -135,7 +144,9 @@ def _label(groups: Sequence[Group], text: str) -> str:
     labels = list(dict.fromkeys(group.line for group in groups))
     if text in labels:
         return text
-    found = [label for label in labels if text in label]
+    # "adalink" is "adalink, rank 4" rather than a method that has it as a part.
+    found = [label for label in labels if label.partition(",")[0] == text]
+    found = found or [label for label in labels if text in label]
     if len(found) == 1:
         return found[0]
     said = f"is in {len(found)} labels: {'; '.join(found)}" if found else "is in no label"

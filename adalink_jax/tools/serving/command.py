@@ -8,7 +8,8 @@ a request names no adapter, the base answers.
 
 An adapter is a folder below --adapters. It is loaded on first use, and again if it has changed.
 NAME:ROUTE selects one task of a multi-task adapter. Each answer is a line too, with the prediction
-and the log-likelihood of each label, or with an error that concerns only that request.
+and the log-likelihood of each label, or with an error that concerns only that request. The exit
+code is 1 if none could be answered.
 """
 
 import argparse
@@ -35,8 +36,10 @@ _MOST = {"batch_size": 1024, "resident": 4096, "inputs": 2**14, "targets": 2**10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the base, the adapters, the input and the output."""
     add_model(parser)
-    parser.add_argument("--input", default="-", help="JSONL, or *.tsv: text<TAB>adapter")
-    parser.add_argument("--output", default="-", help="JSONL; must not exist")
+    parser.add_argument(
+        "--input", default="-", help="JSONL, or *.tsv: text<TAB>adapter; - is standard input"
+    )
+    parser.add_argument("--output", default="-", help="JSONL; must not exist; - is standard output")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch")
     parser.add_argument(
         "--beam_size", type=int, default=1, help="beams to generate with; 1 is greedy"
@@ -44,14 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @compile_cache.kept()
-def run(flags: argparse.Namespace) -> None:
-    """Answers all lines of the input."""
+def run(flags: argparse.Namespace) -> int:
+    """Answers all lines of the input; returns 1 if there were some, and none could be answered."""
     for name, most in _MOST.items():
         checked(f"--{name}", getattr(flags, name), Annotated[int, Range(1, most)])
     limits = Limits(flags.inputs, flags.targets, flags.batch_size)
     # Each row of a batch may use a different adapter.
     service = opened(flags, limits, max(flags.resident, flags.batch_size))
     is_tsv = flags.input.endswith(".tsv")
+    answered = failed = False
     with contextlib.ExitStack() as files:
         # Bytes: both sides are UTF-8, whatever the terminal's encoding.
         if flags.input == "-":
@@ -64,9 +68,11 @@ def run(flags: argparse.Namespace) -> None:
             sink = files.enter_context(open(flags.output, "xb"))
         for lines in _batches(source, flags.batch_size):
             for answer in _answers(service, lines, is_tsv, flags.beam_size):
+                answered, failed = answered or "error" not in answer, failed or "error" in answer
                 text = json.dumps(answer, ensure_ascii=False, allow_nan=False)
                 sink.write(text.encode("utf-8") + b"\n")
             sink.flush()
+    return int(failed and not answered)
 
 
 def _answers(

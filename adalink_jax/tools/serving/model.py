@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from adalink_jax.adapters.texts import opened_vocabulary
+from adalink_jax.adapters.texts import opened_vocabulary, vocabulary_of
 from adalink_jax.checkpoints import load_image_encoder
 from adalink_jax.data.images import check_width
 from adalink_jax.errors import UserError
@@ -12,7 +12,6 @@ from adalink_jax.models.config import T5Config
 from adalink_jax.models.kernels import FROZEN_DTYPES
 from adalink_jax.notices import load_tasks
 from adalink_jax.runs.setup import check_frozen_dtype
-from adalink_jax.runs.vocabularies import vocabulary_of
 from adalink_jax.tools.serving.engine import BASE, Engine, Precision
 from adalink_jax.tools.serving.pictures import Pictures
 from adalink_jax.tools.serving.service import Limits, Service

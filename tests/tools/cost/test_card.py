@@ -94,6 +94,7 @@ def test_script_compiles_and_measures(pytestconfig, tmp_path):
     # Frozen, the base has no gradients in memory.
     assert adalink["xla_peak_bytes"] < full["xla_peak_bytes"]
     assert "| mini | adalink:RANK=2 |" in done.stdout
+    assert done.stdout.endswith(f"\n{tmp_path}: cost.md, cost.csv, cost.json, cost.png\n")
 
 
 @pytest.mark.parametrize(

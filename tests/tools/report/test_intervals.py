@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import scipy.stats
 
 from adalink_jax import cli
 from adalink_jax.errors import UserError
-from adalink_jax.tools.report import intervals, predictions
+from adalink_jax.tools.report import evidence, intervals, predictions
 from adalink_jax.tools.report.groups import groups_of
 from adalink_jax.tools.report.predictions import Answers, NoDraws
 from adalink_jax.tools.report.runs import read
@@ -353,6 +354,8 @@ def test_comparisons_are_asked_for_by_name(tmp_path, capsys):
     assert (
         line.startswith(" adalink, rank 2 | lora, rank 2 | 2 | ") and "| bootstrap and t |" in line
     )
+    verdict = "adalink, rank 2 and lora, rank 2 on tuned (abcdef): not told apart on mini_a."
+    assert verdict in text
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert report("--compare", "adalink", "lora, rank 2") == 0
     assert files == {path: path.read_bytes() for path in files}  # Draws are the same each time.
@@ -360,6 +363,27 @@ def test_comparisons_are_asked_for_by_name(tmp_path, capsys):
     for name, words in (("rank", "is in 2 labels"), ("adalnk, rank 2", "did you mean 'adalink, ")):
         assert report("--compare", "lora", name) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_difference_is_said_where_the_corrected_test_has_it(tmp_path, capsys):
+    targets = RNG.integers(0, 2, 300)
+    for method, right in (("adalink", 0.95), ("lora", 0.6)):
+        made(tmp_path / "runs" / method, 1, right, targets=targets, method=method)
+    out = f"--to={tmp_path / 'out'}"
+    for pair, verdict in ((("adalink", "lora"), "ahead"), (("lora", "adalink"), "behind")):
+        assert cli.main(["report", str(tmp_path / "runs"), out, "--compare", *pair]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        first, second = (f"{name}, rank 2" for name in pair)
+        assert f"{first} and {second} on tuned (abcdef): {verdict} on mini_a." in said
+
+
+def test_a_methods_name_is_its_own_before_it_is_a_part_of_anothers():
+    lines = ["adalink, rank 4", "adalink + lora, rank 4", "full"]
+    groups = [types.SimpleNamespace(line=line) for line in lines]
+    assert evidence._label(groups, "adalink") == lines[0]
+    assert evidence._label(groups, "+") == lines[1]
+    with pytest.raises(UserError, match="'rank 4' is in 2 labels"):
+        evidence._label(groups, "rank 4")
 
 
 def test_an_interval_ends_where_a_score_does(tmp_path):

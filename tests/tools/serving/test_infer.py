@@ -343,6 +343,8 @@ def test_the_stream_goes_on(base, adapters, mini_base, tmp_path, monkeypatch, ca
     assert cli.main(command) == 2
     assert re.fullmatch("error: .*answers.jsonl.*\n", capsys.readouterr().err)
     assert cli.main([*command, "--batch_size=1000000"]) == 2
+    requests.write_text("the dog is good\tnobody\na\tb\tc\td\n")  # None can be answered.
+    assert cli.main([*command, f"--output={tmp_path / 'none.jsonl'}"]) == 1
     assert (
         "--batch_size is 1000000; it takes a whole number from 1 to 1,024"
         in capsys.readouterr().err
