@@ -118,7 +118,7 @@ class GlueDataSource(seqio.DataSource):
 
     def __init__(self, glue_format: GlueFormat):
         super().__init__(splits=glue_format.files)
-        self._format = glue_format
+        self._format, self._said = glue_format, False
         # Splits are given explicitly, because TFDS silently returns none when offline.
         self._tfds = seqio.TfdsDataSource(
             f"glue/{glue_format.name}:{TFDS_VERSION}", splits=tuple(glue_format.files)
@@ -246,14 +246,14 @@ class GlueDataSource(seqio.DataSource):
         name = f"glue/{self._format.name}"
         # The error says what its retries met.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+        if not self._said:  # The next lines may take minutes, without a network too.
+            self._said = True
+            of = f"{name}:{TFDS_VERSION} is read by TensorFlow Datasets"
+            print(f"{VARIABLE} is not set: {of}", file=sys.stderr, flush=True)
         try:
             builder = self._tfds.tfds_dataset.builder
             if not builder.is_prepared():
-                what = f"TensorFlow Datasets downloads {name}:{TFDS_VERSION}"
-                print(
-                    f"{VARIABLE} is not set: {what} to {builder.data_path}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                print(f"it downloads to {builder.data_path}", file=sys.stderr, flush=True)
             builder.download_and_prepare()
         except Exception as error:  # downloads fail in many ways
             cause = (str(error).splitlines() or [""])[0][:200]
