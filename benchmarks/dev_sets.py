@@ -7,7 +7,8 @@ validation split, with lengths of 512 / 16:
 * labels, padded: every row padded to 512, and the whole network once for every label, as T5X
   scores them, but by this project's network;
 * greedy: greedy decoding as `adalink eval` does it;
-* greedy, padded: the same with every row padded to 512, as T5X's batches are;
+* greedy, products: only the matrix products of "greedy" (`matrix_products`), on the same batches;
+* greedy, padded: greedy decoding with every row padded to 512, as T5X's batches are;
 * transformers greedy: `generate` on batches in the split's order, each padded to its longest row;
 * transformers greedy, sorted: the same on rows sorted by length.
 
@@ -34,14 +35,14 @@ import numpy as np
 sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import tasks  # noqa: E402
-from adalink_jax.data import tokens  # noqa: E402
+from adalink_jax.data import EvalExamples, tokens  # noqa: E402
 from adalink_jax.data.corpus import mixture  # noqa: E402
 from adalink_jax.evaluation.evaluator import Evaluator  # noqa: E402
 from adalink_jax.methods import METHODS  # noqa: E402
 from adalink_jax.methods.base import merge  # noqa: E402
 from adalink_jax.models import decoding, parameters  # noqa: E402
 from adalink_jax.models.t5 import T5Config, Transformer  # noqa: E402
-from benchmarks import other_frameworks, shapes, timing  # noqa: E402
+from benchmarks import matrix_products, other_frameworks, shapes, timing  # noqa: E402
 from benchmarks.evaluation import score_pairs  # noqa: E402
 
 Run = Callable[[], Any]
@@ -68,6 +69,8 @@ def ours(config: T5Config, sizes: Sizes, task: str, inputs: list[np.ndarray]) ->
     every = other_frameworks.padded([*inputs, *[[]] * (rows - len(inputs))], sizes.inputs)
     batches = every.reshape(-1, sizes.rows, sizes.inputs)
     vocabulary = mixture(task).vocabulary
+    scored = EvalExamples(task, "validation", lengths)
+    shapes_ = [batch["encoder_input_tokens"].shape for batch in scored.batches(sizes.rows)]
     options = decoding.encoded_options(tasks.LABELS[task], vocabulary)
     greedy = jax.jit(functools.partial(decoding.greedy, model, max_length=sizes.targets, eos_id=1))
 
@@ -83,10 +86,21 @@ def ours(config: T5Config, sizes: Sizes, task: str, inputs: list[np.ndarray]) ->
         for batch in batches:
             jax.block_until_ready(greedy(params, batch))
 
+    key = jax.random.key(2)
+    longest = matrix_products.Shape(sizes.rows, sizes.inputs, sizes.targets)
+    weights = matrix_products.make_weights(config, longest, key)
+    product = jax.jit(functools.partial(matrix_products.generate, config, length=sizes.targets))
+    vectors = {one: jax.random.normal(key, (*one, config.emb_dim)) for one in {*shapes_}}
+
+    def every_product() -> None:
+        for one in shapes_:
+            jax.block_until_ready(product(weights, vectors[one]))
+
     return {
         "labels": as_evaluated("rank_classification"),
         "labels, padded": every_pair,
         "greedy": as_evaluated("greedy"),
+        "greedy, products": every_product,
         "greedy, padded": every_text,
     }
 

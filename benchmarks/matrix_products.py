@@ -1,8 +1,8 @@
-"""Only the matrix products of a T5 training step: the least that a step must compute.
+"""Only the matrix products of a T5's training step or greedy decoding: the least to compute.
 
 The network has no norms, softmax, biases, masks, activations, dropout, residuals, embeddings or
 loss. It keeps the products of linear layers and of attention, with the same shapes and in the same
-order, and those of the backward pass, as `jax.vjp` makes them.
+order, and those of a step's backward pass, as `jax.vjp` makes them.
 
 Its numbers mean nothing but must stay finite. Queries, keys and gates are computed from the stack's
 input and not from the previous layer, so that a deep chain of products stays linear.
@@ -96,6 +96,56 @@ def forward(config: T5Config, weights: Weights, inputs: jax.Array, targets: jax.
         y = _attention(config, w["cross"], y, inputs, x)
         y = _mlp(w["mlp"], targets, y)
     return _linear(y, weights["logits"])
+
+
+def generate(config: T5Config, weights: Weights, inputs: jax.Array, length: int) -> jax.Array:
+    """Greedy decoding of [B,T,D]: encodes it, then takes `length` steps of one token a row.
+
+    As in the decoder's cache, the keys and values of the inputs are computed once, and each step
+    attends over room for all `length` tokens.
+
+    Returns:
+      The sum over steps of the logits [B,V].
+    """
+
+    def heads(x, kernel):
+        return _linear(x, kernel).reshape(*x.shape[:2], config.num_heads, config.head_dim)
+
+    def attended(w, y, keys, values):
+        logits = jnp.einsum("bqnk,bsnk->bnqs", heads(y, w["q"]), keys)
+        found = jnp.einsum("bnqs,bsnk->bqnk", logits, values)
+        return _linear(found.reshape(*found.shape[:2], -1), w["o"])
+
+    x = inputs
+    for w in weights["encoder"]:
+        x = _attention(config, w["self"], inputs, inputs, x)
+        x = _mlp(w["mlp"], inputs, x)
+    layers = weights["decoder"]
+    crossed = [(heads(inputs, w["cross"]["k"]), heads(x, w["cross"]["v"])) for w in layers]
+    room = jnp.zeros((len(x), length, config.num_heads, config.head_dim), x.dtype)
+    caches = [(room, room) for _ in layers]
+
+    def step(state, number):
+        first, total, caches = state
+        y, grown = first, []
+        for w, (keys, values), cross in zip(layers, caches, crossed, strict=True):
+            new = heads(first, w["self"]["k"]), heads(y, w["self"]["v"])
+            keys, values = (
+                jax.lax.dynamic_update_slice_in_dim(old, one, number, axis=1)
+                for old, one in zip((keys, values), new, strict=True)
+            )
+            grown.append((keys, values))
+            y = attended(w["self"], y, keys, values)
+            y = attended(w["cross"], y, *cross)
+            y = _mlp(w["mlp"], first, y)
+        logits = _linear(y, weights["logits"])
+        # The next token comes from these logits, so a step waits for the one before it.
+        following = first + 1e-6 * logits[..., : first.shape[-1]]
+        return (following, total + logits[:, 0], grown), None
+
+    start = inputs[:, :1], jnp.zeros((len(x), config.vocab_size), x.dtype), caches
+    (_, total, _), _ = jax.lax.scan(step, start, jnp.arange(length))
+    return total
 
 
 def make_step(config: T5Config, *, weight_gradients: bool):

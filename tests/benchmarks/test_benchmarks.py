@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from adalink_jax.models.parameters import init_base
@@ -71,7 +72,8 @@ def test_streams_has_every_way_to_make_batches_of_a_task(tmp_path):
 def test_dev_sets_are_evaluated_in_every_way(tmp_path):
     result, output = run("dev_sets", tmp_path / "out.json")
     rows = {row["evaluated"]: row for row in result["rows"]}
-    assert [*rows][:4] == ["labels", "labels, padded", "greedy", "greedy, padded"]
+    greedy = ["greedy", "greedy, products", "greedy, padded"]
+    assert [*rows][:5] == ["labels", "labels, padded", *greedy]
     assert rows["labels"]["× labels"] == rows["greedy"]["× greedy"] == 1.0
     assert ("transformers greedy, sorted" in rows) != ("skipped" in output)
 
@@ -238,3 +240,12 @@ def test_image_features_compares_stored_ones_with_the_encoder_in_the_step(tmp_pa
     ratio = result["against_stored"]["CPU"]
     assert 1 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert "encoder / stored, CPU time" in output
+
+
+def test_products_of_one_decoded_token_are_those_of_a_forward_pass():
+    config, _, (weights, inputs, _) = products(False)
+    decoded = matrix_products.generate(config, weights, inputs, 1)
+    passed = matrix_products.forward(config, weights, inputs, inputs[:, :1])
+    np.testing.assert_allclose(decoded, passed[:, 0], rtol=1e-4, atol=1e-5)
+    several = matrix_products.generate(config, weights, inputs, 4)
+    assert jnp.isfinite(several).all() and not jnp.allclose(several, 4 * decoded)
