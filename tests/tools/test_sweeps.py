@@ -345,6 +345,34 @@ def test_an_experiment_on_a_table_of_ones_own(asked, monkeypatch):
     assert alone[-3:] == read and "--gin.TASK_FEATURE_LENGTHS=None" in alone
 
 
+def test_an_experiment_on_pictures(asked, monkeypatch):
+    monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
+    chosen = ["--world=images", "--bases=raw", "--seeds=0", "--ranks=2", "--rates=0.1"]
+    chosen += ["--methods=adalink_by_modality projection", "--tasks=okvqa", "--budget=2048"]
+    assert cli.main(["experiment", "out", "--stages=single alone mixed", *chosen]) == 0
+    folders = [word.partition("=out/")[2] for line in asked for word in line if "=out/" in word]
+    module, captions, questions = "raw/adalink_by_modality", "captions", "questions"
+    assert [folder.replace("mini_image_", "") for folder in folders[:-2]] == [
+        f"single/{module}/okvqa/seed0",
+        "single/raw/projection/okvqa/seed0",
+        f"alone/raw/{captions}/in_context0",
+        f"alone/raw/{questions}/in_context0",
+        *(f"mixed/{module}/{captions}/{one}/seed0" for one in ("shared", "per_task")),
+        *(f"mixed/{module}/{questions}/{one}/seed0" for one in ("shared", "per_task")),
+    ]
+    assert asked[1][2] == "--gin_file=methods/projection.gin"
+    assert {"--gin.Images.encoder=mini_images_encoder", "--gin.Evaluation.mode=greedy"} < {
+        *asked[2]
+    }
+    assert asked[-3][-1] == "--gin.ROUTES=4"
+    assert not any("ROUTES" in word for word in asked[-1])  # It has none.
+    asked.clear()
+    assert cli.main(["experiment", "out", "--stages=ranks equal", *chosen]) == 0
+    of_both = "--gin_file=methods/adalink_by_modality.gin"
+    assert all(line[2] == of_both for line in asked) and len(asked) == 8  # Two tasks.
+    assert asked[-1][-1] == "--gin.adalink.AdaLink.rank=4"  # Two modules of 2 x 128 x 4.
+
+
 def test_an_experiment_in_the_words_of_flan(asked, monkeypatch):
     monkeypatch.setattr(experiment.rates, "best_of", lambda folder: 0.5)
     chosen = ["--world=english_flan", "--bases=tuned", "--methods=full", "--tasks=qnli"]
@@ -365,6 +393,7 @@ def test_an_experiment_in_the_words_of_flan(asked, monkeypatch):
         (["experiment", "out", "--data=a.csv"], "a.csv has no bases: name one by --tuned"),
         (["experiment", "out", "--data=a.csv", "--world=mini"], "takes the place of a world"),
         (["experiment", "out", "--data=a.csv", "--tasks=rte"], "a.csv is one task; leave --tasks"),
+        (["experiment", "out", "--data=a.csv", "--tuning-tasks=rte"], "leave --tasks and --tuning"),
         (["experiment", "out", "--data=a.csv", "--stages=mixed"], "so there is no stage mixed"),
         (["experiment", "out", "--data=a.csv", "--stages=equal"], "stage equal needs --model"),
         (["glue", "out", "base", "--gim.SEED=1"], "unknown flag --gim.SEED"),

@@ -3,8 +3,8 @@ r"""Runs the paper's experiment: two bases, all methods and tasks, ranks, equal 
 adalink experiment runs/mini --jobs 2
 
 By default it uses the small world of generated sentences and the bases that come with the package,
-and takes about two hours on two cores. On GLUE's real sentences, from the two small bases that
-know English:
+and takes about two hours on two cores; with `--world images` that of pictures. On GLUE's real
+sentences, from the two small bases that know English:
 
 GLUE_DIR=glue adalink experiment runs/english --world english
 
@@ -19,8 +19,8 @@ adalink experiment runs/mine --data reviews.csv --tuned checkpoints/flan_t5_base
     --gin.VOCABULARY=spiece.model
 
 The worlds `english_flan` and `glue_flan` ask the same in FLAN's prompts, which a base tuned on
-instructions knows. On GLUE and on a table the rates are chosen on a tenth of the training examples
-that is held out, never on dev. The stages, in order:
+instructions knows. The rates are chosen on a tenth of the training examples that is held out, never
+on dev, but in the small world of sentences. The stages, in order:
 
   rates   find the learning rate of each base and method: a grid, one seed, two tasks
   alone   score the frozen bases, with and without examples in the input
@@ -34,11 +34,12 @@ that is held out, never on dev. The stages, in order:
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import adalink_jax
 from adalink_jax.config import flags as command_lines
@@ -55,7 +56,7 @@ BASES = ("tuned", "raw")
 _HELD_OUT = ("--gin.Data.held_out=0.1", "--gin.Evaluation.split=held_out")
 _SHIPPED = pathlib.Path(adalink_jax.__file__).parent / "bases"
 _GRID = "0.0003 0.001 0.003 0.01 0.03 0.1"
-_TASKS = "cola sst2 mrpc qqp stsb mnli qnli rte"
+_GLUE = "cola sst2 mrpc qqp stsb mnli qnli rte"
 _TITLES = {"ranks": "AdaLink's rank", "equal": "Equal parameters"}
 # The folders of grids: of methods at their files' sizes, and at those of other stages.
 _GRIDS = ("rates", "rank_rates", "equal_rates")
@@ -64,52 +65,84 @@ _PARTS = {"ranks": ("rank_rates", "ranks"), "equal": ("equal_rates", "equal")}
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Where the tasks of an experiment are from.
+    """Where the tasks of an experiment are from, and what is done with them if nobody says.
 
     Attributes:
       files: how the names of its files in gin/experiments begin.
-      tasks: the prefix of its tasks' names.
-      mixture: the name of all of them together.
-      inputs: the length of an input with examples in front of it; None for no such inputs.
+      prefix: how the names of its tasks begin.
+      tasks: the rest of their names.
+      tuning: the tasks by which rates are chosen.
+      mixtures: mixtures of its tasks -> how many tasks they have.
+      contexts: numbers of examples in front of an input of the frozen bases.
+      lengths: those of these inputs; None for a table's own.
       bases: the tuned and the raw one, unless others are named; None if they have to be.
       model: a file of gin/models, to find settings for a budget.
+      methods: files of gin/methods.
+      ranked: the one of them whose ranks are trained.
+      stages: those that run.
       flags: of every training.
-      mixed: of the trainings on the mixture, after those.
+      mixed: of the trainings on a mixture, after those.
       grid: of the trainings that choose a rate.
       own_vocabulary: whether each base's name is its vocabulary's, too.
-      stages: those that run unless others are named.
     """
 
     files: str
+    prefix: str
     tasks: str
-    mixture: str
-    inputs: int | None
+    tuning: str
+    mixtures: Mapping[str, int]
+    lengths: Mapping[str, int] | None
     bases: tuple[str, str] | None
     model: str | None
+    contexts: tuple[int, ...] = (0, 4)
+    methods: str = trainings.METHODS
+    ranked: str = "adalink"
+    stages: tuple[str, ...] = STAGES
     flags: tuple[str, ...] = ()
     mixed: tuple[str, ...] = ()
     grid: tuple[str, ...] = _HELD_OUT
     own_vocabulary: bool = False
-    stages: tuple[str, ...] = STAGES
 
 
 WORLDS = {
     "mini": World(
         files="mini",
-        tasks="mini_",
-        mixture="mini_glue_equal",
-        inputs=256,
+        prefix="mini_",
+        tasks=_GLUE,
+        tuning="cola mnli",
+        mixtures={"mini_glue_equal": 8},
+        lengths={"inputs": 256, "targets": 16},
         bases=(str(_SHIPPED / "mini"), str(_SHIPPED / "mini_raw")),
         model="mini",
         flags=("--gin.TRAIN_STEPS=300", "--gin.EVAL_PERIOD=100"),
         mixed=("--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=400"),
         grid=(),
     ),
+    "images": World(
+        files="mini_images",
+        prefix="mini_",
+        tasks="coco textcaps okvqa textvqa stvqa docvqa",
+        tuning="coco textvqa",
+        mixtures={"mini_image_captions": 2, "mini_image_questions": 4},
+        lengths={"inputs": 16, "targets": 16},
+        bases=(str(_SHIPPED / "mini_images"), str(_SHIPPED / "mini_images_raw")),
+        model="mini_images",
+        contexts=(0,),
+        methods="adalink_by_modality adalink lora_by_modality lora prompt_tuning projection full",
+        ranked="adalink_by_modality",
+        flags=(
+            "--gin.TRAIN_STEPS=300", "--gin.EVAL_PERIOD=300", "--gin.BATCH_SIZE=16",
+            "--gin.Images.encoder=mini_images_encoder", "--gin.Evaluation.mode=greedy",
+        ),
+        mixed=("--gin.TRAIN_STEPS=800", "--gin.EVAL_PERIOD=800"),
+    ),
     "english": World(
         files="english",
-        tasks="glue_",
-        mixture="glue_equal",
-        inputs=512,
+        prefix="glue_",
+        tasks=_GLUE,
+        tuning="cola mnli",
+        mixtures={"glue_equal": 8},
+        lengths={"inputs": 512, "targets": 16},
         bases=("english", "english_raw"),
         model="english",
         mixed=("--gin.TRAIN_STEPS=2000", "--gin.EVAL_PERIOD=2000"),
@@ -117,30 +150,36 @@ WORLDS = {
     ),
     "glue": World(
         files="glue",
-        tasks="glue_",
-        mixture="glue_equal",
-        inputs=512,
+        prefix="glue_",
+        tasks=_GLUE,
+        tuning="cola mnli",
+        mixtures={"glue_equal": 8},
+        lengths={"inputs": 512, "targets": 16},
         bases=None,
         model="flan_t5_base",
     ),
-}
+}  # fmt: skip
 for _name in ("english", "glue"):
     WORLDS[f"{_name}_flan"] = dataclasses.replace(
-        WORLDS[_name], tasks="flan_", mixture="flan_glue_equal"
+        WORLDS[_name], prefix="flan_", mixtures={"flan_glue_equal": 8}
     )
 
 
-def _of_table(path: str) -> World:
-    """Returns the world of a user's own table, which is one task without a prefix."""
+def _of_table(path: str, model: str | None) -> World:
+    """Returns the world of a user's own table, which is one task."""
+    name = command_lines.table_name(path)
     return World(
         files="own_data",
-        tasks="",
-        mixture=command_lines.table_name(path),
-        inputs=None,
+        prefix="",
+        tasks=name,
+        tuning=name,
+        mixtures={name: 1},
+        lengths=None,
         bases=None,
-        model=None,
-        flags=(f"--data={path}",),
+        model=model,
+        contexts=(0,),
         stages=("rates", "alone", "single", "ranks", "report"),
+        flags=(f"--data={path}",),
     )
 
 
@@ -154,12 +193,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for base, about in (("tuned", "the instruction-tuned"), ("raw", "the raw")):
         about = f"{about} base (default: the world's)"
         parser.add_argument(f"--{base}", metavar="BASE", help=about)
-    trainings.add_words(parser, "--bases", " ".join(BASES), "bases to adapt")
+    about = f"bases to adapt (default: {' '.join(BASES)}; of a table those that are named)"
+    trainings.add_words(parser, "--bases", "", about)
     about = "stages to run (default: all; on a table all but mixed and equal)"
     trainings.add_words(parser, "--stages", "", about)
-    trainings.add_words(parser, "--tasks", _TASKS, "tasks of the world")
-    trainings.add_words(parser, "--tuning-tasks", "cola mnli", "tasks of rates, ranks and equal")
-    trainings.add_words(parser, "--methods", trainings.METHODS, "files of gin/methods")
+    trainings.add_words(parser, "--tasks", "", "tasks of the world (default: all)")
+    about = "tasks of rates, ranks and equal (default: cola mnli; of images coco textvqa)"
+    trainings.add_words(parser, "--tuning-tasks", "", about)
+    about = f"files of gin/methods (default: {trainings.METHODS}; of images "
+    about += f"{WORLDS['images'].methods})"
+    trainings.add_words(parser, "--methods", "", about)
     trainings.add_words(parser, "--ranks", "1 4 16 64", "values of RANK")
     about = f"the grid of learning rates (default: {_GRID}; full fine-tuning leaves out the last)"
     parser.add_argument("--rates", type=trainings.words, metavar="A,B…", help=about)
@@ -201,7 +244,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _world(given: argparse.Namespace) -> World:
-    """Returns the world that is asked for; a table is one of a single task, which is set here."""
+    """Returns the world that is asked for.
+
+    Raises:
+      UserError: there is none of this name; or what is asked for does not go with a table.
+    """
     if given.data is None:
         name = given.world or "mini"
         if name not in WORLDS:
@@ -209,16 +256,13 @@ def _world(given: argparse.Namespace) -> World:
         return WORLDS[name]
     if given.world is not None:
         raise UserError(f"--data {given.data} takes the place of a world; leave --world out")
-    if given.tasks != trainings.words(_TASKS):
-        raise UserError(f"{given.data} is one task; leave --tasks out")
+    if given.tasks or given.tuning_tasks:
+        raise UserError(f"{given.data} is one task; leave --tasks and --tuning-tasks out")
     if "mixed" in given.stages:
         raise UserError(f"{given.data} is one task, so there is no stage mixed")
     if "equal" in given.stages and given.model is None:
         raise UserError("stage equal needs --model, a file of gin/models, to count parameters")
-    world = _of_table(given.data)
-    given.tasks = given.tuning_tasks = [world.mixture]
-    given.bases = [base for base in given.bases if getattr(given, base)] or given.bases
-    return world
+    return _of_table(given.data, given.model)
 
 
 class Study:
@@ -232,14 +276,19 @@ class Study:
     def __init__(self, arguments: argparse.Namespace, world: World):
         self._given, self._world = arguments, world
         self.stages = arguments.stages or world.stages
-        shipped = dict(zip(BASES, self._world.bases or (None, None), strict=True))
+        self._methods = arguments.methods or trainings.words(world.methods)
+        self._tasks = arguments.tasks or trainings.words(world.tasks)
+        self._tuning = arguments.tuning_tasks or trainings.words(world.tuning)
+        shipped = dict(zip(BASES, world.bases or (None, None), strict=True))
         named = {"tuned": arguments.tuned, "raw": arguments.raw}
-        self._bases: dict[str, str] = {}
-        for base in arguments.bases:
-            if not (path := named[base] or shipped[base]):
+        self._bases = {base: path for base in BASES if (path := named[base] or shipped[base])}
+        # Of a table that base is adapted which is named.
+        own = [base for base in BASES if base in self._bases] if arguments.data else None
+        for base in arguments.bases or own or BASES:
+            if base not in self._bases:
                 of = arguments.data or f"--world {arguments.world}"
                 raise UserError(f"{of} has no bases: name one by --{base}")
-            self._bases[base] = path
+        self._bases = {base: self._bases[base] for base in arguments.bases or own or BASES}
         # The best learning rate of a grid, read only once.
         self._rate = functools.cache(self._best_rate)
 
@@ -257,13 +306,14 @@ class Study:
 
     def rates(self) -> Iterator[list[str]]:
         """Yields a grid of learning rates for each base and method, with one seed."""
-        for method in self._given.methods:
+        for method in self._methods:
             yield from self._grid("rates", method, method, [])
 
     def rank_rates(self) -> Iterator[list[str]]:
         """Yields such a grid for each of AdaLink's ranks."""
         for rank in self._given.ranks:
-            yield from self._grid("rank_rates", f"rank{rank}", "adalink", [f"--gin.RANK={rank}"])
+            flags = [f"--gin.RANK={rank}"]
+            yield from self._grid("rank_rates", f"rank{rank}", self._world.ranked, flags)
 
     def equal_rates(self) -> Iterator[list[str]]:
         """Yields such a grid for each method at the size of stage equal."""
@@ -274,9 +324,9 @@ class Study:
         grid = _GRID.split()
         if method in METHODS and METHODS[method].trains_base:
             grid = grid[:-1]  # Updates scale with a weight's size: the last is too high.
-        for base in self._given.bases:
+        for base in self._bases:
             for rate in self._given.rates or grid:
-                for task in self._given.tuning_tasks:
+                for task in self._tuning:
                     run = f"{folder}/{base}/{name}/{rate}/{task}"
                     line = self._training(run, base, method, self._task(task), 0, rate)
                     yield [*line, *flags, *self._world.grid]
@@ -284,57 +334,64 @@ class Study:
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
         scoring = trainings.for_scoring([*self._world.flags, *self._given.flags])
-        inputs = self._world.inputs
-        for base in self._given.bases:
-            for count in (0, 4) if inputs else (0,):
-                folder = f"{self._given.out}/alone/{base}/in_context{count}"
-                lengths = {"inputs": inputs, "targets": 16} if inputs else None
-                folder, flags = trainings.frozen_base(
-                    folder, self._bases[base], self._world.mixture, lengths, count
-                )
-                yield folder, [*flags, *self._vocabulary(base), *scoring]
+        for base in self._bases:
+            for mixture in self._world.mixtures:
+                for count in self._world.contexts:
+                    folder, flags = trainings.frozen_base(
+                        f"{self._given.out}/alone/{base}/{self._of(mixture)}in_context{count}",
+                        self._bases[base],
+                        mixture,
+                        self._world.lengths,
+                        count,
+                    )
+                    yield folder, [*flags, *self._vocabulary(base), *scoring]
+
+    def _of(self, mixture: str) -> str:
+        """The folder of a mixture, where there are several."""
+        return f"{mixture}/" if len(self._world.mixtures) > 1 else ""
 
     def single(self) -> Iterator[list[str]]:
         """Yields the trainings of every single task; those of a method come one after another."""
         for seed in self._given.seeds:
-            for method in self._given.methods:
-                for base in self._given.bases:
-                    for task in self._given.tasks:
+            for method in self._methods:
+                for base in self._bases:
+                    for task in self._tasks:
                         run = f"single/{base}/{method}/{task}/seed{seed}"
                         rate = self._rate("rates", base, method)
                         yield self._training(run, base, method, self._task(task), seed, rate)
 
     def mixed(self) -> Iterator[list[str]]:
         """Yields the trainings on all tasks together."""
-        for seed in self._given.seeds:
-            for method in self._given.methods:
-                sharings = {"shared": ["--gin.ROUTES=1"], "per_task": ["--gin.ROUTES=8"]}
-                if method in METHODS and METHODS[method].trains_base:
+        for seed, method, base in itertools.product(self._given.seeds, self._methods, self._bases):
+            for mixture, tasks in self._world.mixtures.items():
+                sharings = {"shared": ["--gin.ROUTES=1"], "per_task": [f"--gin.ROUTES={tasks}"]}
+                if not _has_routes(method):
                     sharings = {"shared": []}
-                for base in self._given.bases:
-                    for sharing, routes in sharings.items():
-                        run = f"mixed/{base}/{method}/{sharing}/seed{seed}"
-                        rate = self._rate("rates", base, method)
-                        names = run, base, method, self._world.mixture
-                        yield [*self._training(*names, seed, rate, self._world.mixed), *routes]
+                for sharing, routes in sharings.items():
+                    run = f"mixed/{base}/{method}/{self._of(mixture)}{sharing}/seed{seed}"
+                    rate = self._rate("rates", base, method)
+                    names = run, base, method, mixture
+                    yield [*self._training(*names, seed, rate, self._world.mixed), *routes]
 
     def ranks(self) -> Iterator[list[str]]:
         """Yields AdaLink's trainings at several ranks."""
         for seed in self._given.seeds:
             for rank in self._given.ranks:
-                for base in self._given.bases:
-                    for task in self._given.tuning_tasks:
+                for base in self._bases:
+                    for task in self._tuning:
                         run = f"ranks/{base}/rank{rank}/{task}/seed{seed}"
                         rate = self._rate("rank_rates", base, f"rank{rank}")
-                        line = self._training(run, base, "adalink", self._task(task), seed, rate)
+                        line = self._training(
+                            run, base, self._world.ranked, self._task(task), seed, rate
+                        )
                         yield [*line, f"--gin.RANK={rank}"]
 
     def equal(self) -> Iterator[list[str]]:
         """Yields every method with the same number of parameters; LoRA then has only one layer."""
         for method, flags in self._matches:
             for seed in self._given.seeds:
-                for base in self._given.bases:
-                    for task in self._given.tuning_tasks:
+                for base in self._bases:
+                    for task in self._tuning:
                         run = f"equal/{base}/{method}/{task}/seed{seed}"
                         rate = self._rate("equal_rates", base, method)
                         line = self._training(run, base, method, self._task(task), seed, rate)
@@ -365,10 +422,10 @@ class Study:
     def _matches(self) -> list[tuple[str, list[str]]]:
         """Each method that can have the budget's size, with the flags for that."""
         given, model = self._given, self._given.model or self._world.model
-        assert model is not None
+        assert model is not None  # `_world` has seen to it.
         budget.check(given.budget, given.tolerance)
         found = []
-        for method in given.methods:
+        for method in self._methods:
             if method in METHODS and METHODS[method].trains_base:
                 continue
             trainings.experiment(self._world.files, method)  # There is such a method.
@@ -385,7 +442,7 @@ class Study:
         return found
 
     def _task(self, task: str) -> str:
-        return f"{self._world.tasks}{task}"
+        return f"{self._world.prefix}{task}"
 
     def _vocabulary(self, base: str) -> list[str]:
         own = self._world.own_vocabulary
@@ -404,3 +461,11 @@ class Study:
             + self._vocabulary(base)
             + [*self._world.flags, *more, *self._given.flags]
         )
+
+
+def _has_routes(method: str) -> bool:
+    """Whether a method can have a module for each task; a file of another name has METHODS' one."""
+    known = METHODS.get(method)
+    if known is None:
+        return True
+    return not known.trains_base and any(f.name == "routes" for f in dataclasses.fields(known))

@@ -53,7 +53,7 @@ def training(files: str | Iterable[str], **bindings: Any) -> list[str]:
 
 def for_scoring(flags: Iterable[str]) -> list[str]:
     """Returns those flags of trainings that say what is read and how it is scored."""
-    groups = r"(?:[\w.]+\.)?(?:Evaluation|Table)\."
+    groups = r"(?:[\w.]+\.)?(?:Evaluation|Images|Table)\."
     read = rf"--gin\.(?:{groups}|(?:{'|'.join(ENVIRONMENT)})=)|--(?:{'|'.join(TABLE)})="
     return [flag for flag in flags if re.match(read, flag)]
 
