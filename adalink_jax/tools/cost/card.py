@@ -90,11 +90,11 @@ def rows(
         least = 0 if name == "images" else 1
         if size < least:
             raise UserError(f"{name} is {size}; it must be at least {least}")
-    table = []
+    table, candidates = [], list(candidates)
     for candidate in candidates:
         print(f"{candidate.model}, {candidate.label} …", file=sys.stderr, flush=True)
         try:
-            table.append(_row(candidate, shape, compiled, memory, measured))
+            table.append(_counts(candidate, shape))
         except UserError as error:
             if candidate.asked:
                 raise
@@ -102,6 +102,12 @@ def rows(
             table.append({**names, "left_out": str(error)})
     if not _counted(table):
         raise UserError("; ".join(dict.fromkeys(one["left_out"] for one in table)))
+    # Compiling takes minutes, which a method that does not take the shape must not cost.
+    for candidate, row in zip(candidates, table, strict=True):
+        if (compiled or memory or measured) and "left_out" not in row:
+            what = f"compiling {candidate.model}, {candidate.label} …"
+            print(what, file=sys.stderr, flush=True)
+            row |= _programs(candidate, shape, compiled, memory, measured)
     return table
 
 
@@ -109,14 +115,12 @@ def _counted(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [one for one in rows if "left_out" not in one]
 
 
-def _row(
-    candidate: Candidate, shape: Shape, compiled: bool, memory: bool, measured: bool
-) -> dict[str, Any]:
+def _counts(candidate: Candidate, shape: Shape) -> dict[str, Any]:
     config, method = candidate.config, candidate.method
     counts = parameters(config, method)
     base = traced_flops(config, Method(), shape)
     traced = traced_flops(config, method, shape)
-    row = {
+    return {
         "model": candidate.model,
         "method": candidate.label,
         "parameters": counts.total,
@@ -129,6 +133,12 @@ def _row(
         "step_to_base_forward": traced.train / base.forward,
         "state_bytes": programs.state_bytes(config, method),
     }
+
+
+def _programs(
+    candidate: Candidate, shape: Shape, compiled: bool, memory: bool, measured: bool
+) -> dict[str, Any]:
+    config, method, row = candidate.config, candidate.method, {}
     if compiled:
         program = programs.compile_step(config, method, shape)
         row |= {f"xla_{name}": value for name, value in dataclasses.asdict(program).items()}

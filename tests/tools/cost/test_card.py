@@ -59,6 +59,16 @@ def test_files_agree_and_say_what_was_not_measured(tmp_path):
 
 
 @pytest.mark.slow
+def test_nothing_is_compiled_before_every_method_takes_the_shape(monkeypatch):
+    tiny = gin_files.shipped("tiny", "full")[0]
+    short = METHODS["position_offsets"](rank=1, max_length=5)
+    methods = {"adalink": METHODS["adalink"](rank=2), "position_offsets": short}
+    candidates = [card.Candidate("tiny", tiny, name, method) for name, method in methods.items()]
+    monkeypatch.setattr(card.programs, "peaks", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(UserError, match="an input has 6 tokens"):
+        card.rows(candidates, SHAPE, False, True, False)
+
+
 def test_full_remat_keeps_the_input_of_each_layer_alone():
     """One [B,T,D] of activations more for each layer of the encoder, beside its parameters."""
     tiny, method = gin_files.shipped("tiny", "adalink", ["RANK=2"])
