@@ -10,6 +10,7 @@ dtype of every array, the SHA-256 of the safetensors file, and the SHA-256 of al
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -47,6 +48,8 @@ from adalink_jax.models.t5 import T5Config
 
 TENSORS = "adapter.safetensors"
 _TERNARY = "ternary"
+# So many files below a folder that is no adapter are looked at for one.
+_LOOKED_AT = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +246,8 @@ def read_record(folder: str | os.PathLike[str]) -> AdapterRecord:
 
 def _below(folder: pathlib.Path) -> str:
     """Returns what to give in the place of a folder that is no adapter's."""
-    found = next((path.parent for path in folder.rglob(RECORD)), None)
+    below = itertools.islice(folder.rglob("*"), _LOOKED_AT)
+    found = next((path.parent for path in below if path.name == RECORD), None)
     return "; give an adapter's folder or its run's" + (f", such as {found}" if found else "")
 
 
