@@ -19,7 +19,7 @@ from adalink_jax.adapters.load import adapter_folder
 from adalink_jax.checkpoints import Adapter, load_adapter
 from adalink_jax.checkpoints.adapters import RECORD, TENSORS, adapter_of
 from adalink_jax.checkpoints.formats.safetensors_files import write_tensors
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, nearest
 
 _FORMAT = {"format": "adalink_jax adapters", "version": "1"}
 
@@ -58,7 +58,13 @@ def places_of(path: pathlib.Path) -> Places:
         return Folders(path)
     if path.is_file():
         return Pack(path)
-    raise UserError(f"no folder {path} of adapters")
+    raise UserError(f"no folder {path} of adapters{_like(path)}")
+
+
+def _like(path: pathlib.Path) -> str:
+    """Asks whether another folder beside a path that is not there was meant."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return nearest(path.name, (one.name for one in beside if one.is_dir()))
 
 
 class Folders(Places):
@@ -176,7 +182,7 @@ def pack(folder: str, to: str) -> int:
     if os.path.lexists(to):
         raise UserError(f"{to} exists and is not overwritten; give the path of a new file")
     if not pathlib.Path(folder).is_dir():
-        raise UserError(f"no folder {folder} of adapters")
+        raise UserError(f"no folder {folder} of adapters{_like(pathlib.Path(folder))}")
     places = {}
     folders = Folders(pathlib.Path(folder))
     for name in folders.names():

@@ -29,6 +29,8 @@ TABLE = {
     "target": ("target", False),
     "labels": ("labels", True),
 }
+# Names of tables that say what is done with them, and not what they are.
+_SPLITS = ("train", "training", "dev", "valid", "validation", "test")
 _TABLE_HELP = """
   --data=FILE                 a table of your own: .csv, .tsv, .jsonl, .parquet, or a folder of
                               datasets; the task is named after it
@@ -119,8 +121,11 @@ def _of_table(name: str, value: str, before: Sequence[str]) -> list[str]:
 
 
 def table_name(path: str) -> str:
-    """Returns the name of the task that a table is: that of its file."""
-    return re.sub(r"\W+", "_", pathlib.PurePath(path).stem).strip("_") or "table"
+    """Returns the name of the task that a table is: its file's, or of a train.csv its folder's."""
+    place = pathlib.PurePath(path)
+    # Scores of a task that is called "train" would be read as those on the training examples.
+    stem = place.parent.name if place.stem.lower() in _SPLITS else place.stem
+    return re.sub(r"\W+", "_", stem).strip("_") or "table"
 
 
 def joined(argv: Sequence[str]) -> list[str]:

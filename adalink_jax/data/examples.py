@@ -405,11 +405,7 @@ def _check_labels(rows: Rows, targets: list[str], labels: tuple[str, ...], known
         if bad:
             first = targets[bad[0]]
             same = [i for i in bad if targets[i] == first]
-            more = (
-                f" (and {len(bad) - len(same):,} other targets are none)"
-                if len(bad) > len(same)
-                else ""
-            )
+            more = f" (nor are {len(bad) - len(same):,} others)" if len(bad) > len(same) else ""
             raise UserError(
                 f"{rows.at(same)}: {first!r} is a target, but none of the labels "
                 f"{', '.join(labels)}{more}{nearest(first, labels)}"

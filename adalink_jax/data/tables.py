@@ -35,6 +35,7 @@ PAIRS = (
 )
 TARGETS = ("label", "labels", "target", "targets", "output", "answer")
 _USUAL = {*INPUTS, *TARGETS, *(name for pair in PAIRS for name in pair)}
+_SAVE_AS = ", but UTF-16: save it as CSV UTF-8"
 # A message names so many places; the others are counted.
 _NAMED = 5
 
@@ -133,7 +134,8 @@ def _text(path: pathlib.Path) -> str:
         text = content.decode("utf-8-sig")  # Spreadsheets write a byte order mark.
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path.name}:{line}: not UTF-8 text") from error
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        raise UserError(f"{path.name}:{line}: not UTF-8 text{_SAVE_AS if wide else ''}") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(f"{path.name}:{line}: holds a zero byte, so it is no text")

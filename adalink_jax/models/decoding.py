@@ -225,7 +225,7 @@ def encoded_options(labels: Sequence[str], vocabulary: Any) -> Int[np.ndarray, "
         if ids in seen:
             raise UserError(
                 f"labels '{seen[ids]}' and '{label}' are the same tokens in this vocabulary, so no "
-                "model can tell them apart; other words for them (--labels) may do"
+                "model can tell them apart; write other words in their place"
             )
         seen[ids] = label
     options = np.zeros((len(tokens), max(map(len, tokens), default=0)), np.int32)

@@ -45,6 +45,19 @@ def test_a_name_of_the_users_wins_over_that_of_the_file():
         assert read.values["data"]["mixture_or_task_name"] == "films"
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("my/film-reviews.csv", "film_reviews"),
+        ("reviews/train.csv", "reviews"),
+        ("train.csv", "table"),
+        ("Train.tsv", "table"),
+    ],
+)
+def test_a_task_is_named_after_its_table_and_never_after_a_split(path, name):
+    assert flags.table_name(path) == name
+
+
 def test_a_setting_without_its_prefix_is_told_the_flag():
     with pytest.raises(UserError, match=r"--train_steps; did you mean '--gin.TRAIN_STEPS=5'\?"):
         flags.parse(["--train_steps=5"], {})

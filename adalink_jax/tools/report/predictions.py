@@ -172,7 +172,7 @@ _METRICS: dict[str, Callable[..., np.ndarray]] = {
 def _split_metrics(run: Run, task: str, split: str) -> list[str]:
     names = [n.partition("/")[2] for n in run.results[task].counted if n.startswith(f"{split}/")]
     if unknown := sorted(set(names) - set(_METRICS)):
-        raise NoDraws(f"{task}: metric {unknown[0]} is not known here")
+        raise NoDraws(f"{task}: no bootstrap for the metric {unknown[0]}")
     return names
 
 

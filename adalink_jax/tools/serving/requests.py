@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,7 +141,9 @@ def _json(text: str) -> Any:
         value = json.loads(text, object_pairs_hook=_object)
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)  # No NaN, Infinity, 1e999.
     except (ValueError, RecursionError) as error:
-        raise UserError(f"no JSON: {str(error) or type(error).__name__}") from error
+        # Where a line of several is no matter: a request is one.
+        said = re.sub(r"line 1 (column \d+) \(char \d+\)", r"\1", str(error))
+        raise UserError(f"no JSON: {said or type(error).__name__}") from error
     if _is_deeper(value, _DEEPEST):  # Python's versions differ in how deep they read.
         raise UserError(f"no JSON that is read here: brackets in more than {_DEEPEST} brackets")
     try:

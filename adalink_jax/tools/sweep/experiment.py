@@ -203,9 +203,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     about = f"files of gin/methods (default: {trainings.METHODS}; of images "
     about += f"{WORLDS['images'].methods})"
     trainings.add_words(parser, "--methods", "", about)
-    trainings.add_words(parser, "--ranks", "1 4 16 64", "values of RANK")
+    about = "ranks of AdaLink, in stage ranks"
+    trainings.add_words(parser, "--ranks", "1 4 16 64", about, trainings.numbers(int, 1))
     about = f"the grid of learning rates (default: {_GRID}; full fine-tuning leaves out the last)"
-    parser.add_argument("--rates", type=trainings.words, metavar="A,B…", help=about)
+    rates_of = trainings.numbers(float)
+    parser.add_argument("--rates", type=rates_of, metavar="A,B…", help=about)
     about = "a file of gin/models, to find settings for --budget (default: the world's)"
     parser.add_argument("--model", help=about)
     about = "number of parameters of each method in stage equal (default: 1024)"
@@ -279,6 +281,14 @@ class Study:
         self._methods = arguments.methods or trainings.words(world.methods)
         self._tasks = arguments.tasks or trainings.words(world.tasks)
         self._tuning = arguments.tuning_tasks or trainings.words(world.tuning)
+        for method in self._methods:
+            trainings.experiment(world.files, method)  # There is such a method.
+        known = trainings.words(world.tasks)
+        for task in (*self._tasks, *self._tuning):
+            if task not in known:
+                raise UserError(
+                    f"no task '{task}'{nearest(task, known) or ';'} there are {world.tasks}"
+                )
         shipped = dict(zip(BASES, world.bases or (None, None), strict=True))
         named = {"tuned": arguments.tuned, "raw": arguments.raw}
         self._bases = {base: path for base in BASES if (path := named[base] or shipped[base])}
@@ -287,7 +297,7 @@ class Study:
         for base in arguments.bases or own or BASES:
             if base not in self._bases:
                 of = arguments.data or f"--world {arguments.world}"
-                raise UserError(f"{of} has no bases: name one by --{base}")
+                raise UserError(f"{of} has no bases: name one by --{base}, a checkpoint or mini")
         self._bases = {base: self._bases[base] for base in arguments.bases or own or BASES}
         # The best learning rate of a grid, read only once.
         self._rate = functools.cache(self._best_rate)
@@ -334,11 +344,13 @@ class Study:
     def alone(self) -> Iterator[tuple[str, list[str]]]:
         """Yields the folder and the flags of each evaluation of a frozen base."""
         scoring = trainings.for_scoring([*self._world.flags, *self._given.flags])
+        named = [self._task(task) for task in self._given.tasks]
         for base in self._bases:
-            for mixture in self._world.mixtures:
+            for mixture in named or self._world.mixtures:
                 for count in self._world.contexts:
+                    of = f"{mixture}/" if named else self._of(mixture)
                     folder, flags = trainings.frozen_base(
-                        f"{self._given.out}/alone/{base}/{self._of(mixture)}in_context{count}",
+                        f"{self._given.out}/alone/{base}/{of}in_context{count}",
                         self._bases[base],
                         mixture,
                         self._world.lengths,
@@ -428,7 +440,6 @@ class Study:
         for method in self._methods:
             if method in METHODS and METHODS[method].trains_base:
                 continue
-            trainings.experiment(self._world.files, method)  # There is such a method.
             try:
                 match = matched(model, method, given.budget, given.tolerance)
             except UserError as error:  # Its file names layers that this model does not have.

@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file of a method")
     parser.add_argument("base", metavar="BASE", help="a checkpoint")
     parser.add_argument("task", metavar="TASK", help="a task or mixture")
-    trainings.add_words(parser, "--shots", "4 16 32 64", "numbers of examples to train on")
-    trainings.add_words(parser, "--in-context", "0 4", "numbers of examples in front of an input")
+    about = "numbers of examples to train on"
+    trainings.add_words(parser, "--shots", "4 16 32 64", about, trainings.numbers(int, 1))
+    about = "numbers of examples in front of an input"
+    trainings.add_words(parser, "--in-context", "0 4", about, trainings.numbers(int, 0))
     about = "more flags for scoring the frozen base alone, as one argument"
     parser.add_argument("--eval-flags", type=shlex.split, default=[], metavar="FLAGS", help=about)
     trainings.add_common(parser, seeds="0 1 2 3 4")

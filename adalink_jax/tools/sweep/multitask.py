@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file that sets RANK")
     trainings.add_words(parser, "--mixtures", "glue_proportional:8", "NAME:NUMBER_OF_TASKS")
     trainings.add_words(parser, "--tasks", "", "tasks to train by themselves")
-    trainings.add_words(parser, "--ranks", "4", "values of RANK")
+    about = "values of RANK"
+    trainings.add_words(parser, "--ranks", "4", about, trainings.numbers(int, 1))
     trainings.add_common(parser, seeds="0")
 
 

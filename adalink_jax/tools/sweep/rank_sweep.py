@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the folder, the experiment and the values to try."""
     parser.add_argument("out", metavar="OUT", help="the folder of all runs")
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a gin file that sets RANK")
-    trainings.add_words(parser, "--ranks", "1 4 16 64 256", "values of RANK")
+    about = "values of RANK"
+    trainings.add_words(parser, "--ranks", "1 4 16 64 256", about, trainings.numbers(int, 1))
     trainings.add_words(parser, "--bases", "", "checkpoints (default: the one in the flags)")
     trainings.add_common(parser, seeds="0")
 

@@ -1,10 +1,11 @@
 """What the sweeps share: arguments, the flags of one training, and the report at the end."""
 
 import argparse
+import math
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from adalink_jax import files
@@ -24,15 +25,39 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\s,]+", text)
 
 
-def add_words(parser: argparse.ArgumentParser, name: str, default: str, about: str) -> None:
+def numbers(kind: type[int] | type[float], least: int = 0) -> Callable[[str], list[str]]:
+    """Returns a parser of a list of whole numbers, or of numbers above 0, which stay as written."""
+
+    def parse(text: str) -> list[str]:
+        for word in words(text):
+            try:
+                fits = kind(word) >= least if kind is int else 0 < float(word) < math.inf
+            except ValueError:
+                fits = False
+            if not fits:
+                what = f"whole number from {least}" if kind is int else "number above 0"
+                raise argparse.ArgumentTypeError(f"'{word}' is no {what} (commas divide a list)")
+        return words(text)
+
+    return parse
+
+
+def add_words(
+    parser: argparse.ArgumentParser,
+    name: str,
+    default: str,
+    about: str,
+    parse: Callable[[str], list[str]] = words,
+) -> None:
     """Adds a flag that takes a list as one argument: ``--seeds "0 1 2"`` or ``--seeds 0,1,2``."""
     shown = f"{about} (default: {default})" if default else about
-    parser.add_argument(name, type=words, default=words(default), metavar="A,B…", help=shown)
+    parser.add_argument(name, type=parse, default=words(default), metavar="A,B…", help=shown)
 
 
 def add_common(parser: argparse.ArgumentParser, seeds: str) -> None:
     """Adds seeds and jobs; flags that the parser does not know are passed to every training."""
-    add_words(parser, "--seeds", seeds, "seeds, one run of each training per seed")
+    about = "seeds, one run of each training per seed"
+    add_words(parser, "--seeds", seeds, about, numbers(int))
     about = "trainings in parallel, sharing the cores; 1 on accelerators (default: 1)"
     parser.add_argument("--jobs", type=int, default=1, help=about)
     parser.set_defaults(flags=[])
