@@ -405,7 +405,8 @@ def _check_labels(rows: Rows, targets: list[str], labels: tuple[str, ...], known
         if bad:
             first = targets[bad[0]]
             same = [i for i in bad if targets[i] == first]
-            more = f" (nor are {len(bad) - len(same):,} others)" if len(bad) > len(same) else ""
+            others = len(bad) - len(same)
+            more = f" ({others:,} more {'are' if others > 1 else 'is'} none)" if others else ""
             raise UserError(
                 f"{rows.at(same)}: {first!r} is a target, but none of the labels "
                 f"{', '.join(labels)}{more}{nearest(first, labels)}"

@@ -46,7 +46,10 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _add_gin(parser: argparse.ArgumentParser, switches: Any, table: bool) -> None:
     """Adds the flags of gin commands, and one flag per macro."""
+    own = {name for action in parser._actions for name in action.option_strings}
     for name in (*flags.VALUED, *(flags.TABLE if table else ())):
+        if f"--{name}" in own:
+            continue
         action = parser.add_argument(f"--{name}")
         if name in ("gin_file", "data", "dev"):
             action.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way

@@ -202,7 +202,7 @@ FAULTS = {
         lines(*POSITIVE, "g,negative", "h,negative", "i,bad"),
         {"labels": ("Negative", "Positive")},
         "reviews.csv, lines 8, 9: 'negative' is a target, but none of the labels Negative, "
-        "Positive (and 1 other targets are none); did you mean 'Negative'?",
+        "Positive (1 more is none); did you mean 'Negative'?",
     ),
     "an empty text": (
         lines(*POSITIVE, " ,Positive", ",Negative"),
@@ -253,8 +253,8 @@ def test_targets_to_score_are_those_that_are_trained_on(file):
     with pytest.raises(UserError) as raised:
         own.read(Table("reviews.csv", dev))
     assert str(raised.value) == (
-        "dev.csv:3: 'negative' is a target, but none of the labels Negative, Positive (and 1 other "
-        "targets are none); did you mean 'Negative'?"
+        "dev.csv:3: 'negative' is a target, but none of the labels Negative, Positive (1 more is "
+        "none); did you mean 'Negative'?"
     )
     rows = [{"text": f"t{i}", "label": i / 8} for i in range(41)]
     file(rows, "numbers.csv")

@@ -91,11 +91,15 @@ def test_examples_are_not_drawn_where_the_metric_is_another(tmp_path):
     fraction = dataclasses.replace(run, results={TASK: other})
     assert "accuracy is not what is known" in why(fraction)
     unknown = dataclasses.replace(result, metrics={"validation/bleu": 1.0})
-    assert "bleu is not known" in why(dataclasses.replace(run, results={TASK: unknown}))
+    assert "no bootstrap for the metric bleu" in why(
+        dataclasses.replace(run, results={TASK: unknown})
+    )
     # Nor where the score is a metric that is not known, whatever other metrics there are.
     both = {**result.metrics, "validation/bleu": 1.0}
     named = dataclasses.replace(result, metrics=both, scored_by="bleu")
-    assert "bleu is not known" in why(dataclasses.replace(run, results={TASK: named}))
+    assert "no bootstrap for the metric bleu" in why(
+        dataclasses.replace(run, results={TASK: named})
+    )
     named = dataclasses.replace(named, scored_by="accuracy")
     drawn = predictions.drawn_scores([dataclasses.replace(run, results={TASK: named})], TASK)
     np.testing.assert_array_equal(drawn, predictions.drawn_scores([run], TASK))
