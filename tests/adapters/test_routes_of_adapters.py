@@ -87,6 +87,12 @@ def _leaves(adapter):
     return jax.tree.leaves(adapter.tree)
 
 
+def test_a_mistyped_folder_of_adapters_gets_the_nearest(tmp_path):
+    (tmp_path / "adapters").mkdir()
+    with pytest.raises(UserError, match=r"no folder .*adaptres of adapters; did you mean 'adap"):
+        places_of(tmp_path / "adaptres")
+
+
 def test_mistakes_are_one_line_and_write_nothing(base, write_adapter, write_base, tmp_path, capsys):
     adalink = str(write_adapter(SINGLE["adalink"], base))
     wider = str(write_adapter(METHODS["adalink"](rank=3, activation="relu"), base))

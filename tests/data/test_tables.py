@@ -166,6 +166,7 @@ BAD = types.MappingProxyType(
             b"text,label\na,good\nb, c,bad\n": "a.csv:3: 3 cells, where line 1 has 2; a cell that "
             "holds commas needs quotation marks",
             b"text,label\na,good\n\xff,bad\n": "a.csv:3: not UTF-8 text",
+            "text,label\na,good\n".encode("utf-16"): "a.csv:1: not UTF-8 text, but UTF-16: save it",
             b"text,label\na\0,good\n": "a.csv:2: holds a zero byte",
             b'text,label\na,good\n"b,bad\nc,bad\n': "a.csv:3: a quotation mark opens a cell",
             b"text,text\na,b\n": "a.csv:1: two columns are named 'text'",

@@ -230,7 +230,7 @@ def test_rows_are_divided_by_the_times_of_calls(mini_base, monkeypatch):
 ASK = '"labels": ["positive", "negative"]}'
 STREAM = [
     ('\ufeff{"text": "the dog", "adapter": "adalink_2", ' + ASK, None),
-    ("garbage", "no JSON"),
+    ("garbage", "no JSON: Expecting value: column 1"),
     (b"\xff\xfe", "no UTF-8"),
     ("", "no JSON"),
     ("[1, 2]", "expected an object"),
