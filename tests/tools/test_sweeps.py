@@ -57,21 +57,23 @@ def test_few_shots_and_mixtures_end_in_a_report(pytestconfig, tmp_path):
 
 @pytest.mark.slow
 def test_side_by_side_each_is_trained_as_alone(pytestconfig, tmp_path):
-    """Three command lines, one of them wrong: the others are trained all the same."""
+    """Four command lines, two of them wrong: the others are trained all the same."""
     root, base = pytestconfig.rootpath, "adalink_jax/bases/mini"
 
     def line(name, *more):
         flags = ["--gin_file=experiments/mini_adalink.gin", f"--gin.MODEL_DIR={tmp_path / name}"]
         return [*flags, f"--gin.INITIAL_CHECKPOINT_PATH={base}", *SHORT, *more]
 
-    lines = [line("a"), line("b", "--gin.SEED=1"), line("c", "--gin.RANK=0"), line("a")]
+    wrong = [line(name, "--gin.RANK=0") for name in "cd"]
+    lines = [line("a"), line("b", "--gin.SEED=1"), *wrong, line("a")]
     done = subprocess.run(
         [sys.executable, "scripts/sweep.py", "--jobs", str(min(2, os.cpu_count()))],
         input="\n".join(map(shlex.join, lines)), cwd=root, capture_output=True, text=True,
         timeout=900,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "RANK is 0" in done.stderr and "1 of 3 trainings failed" in done.stderr
+    # What is wrong with both is said once.
+    assert done.stderr.count("RANK is 0") == 1 and "2 of 4 trainings failed" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir() if (p / "results.json").exists()) == ["a", "b"]
     record = json.loads((tmp_path / "b" / "run.json").read_text())

@@ -79,6 +79,7 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
     for share in shares:
         free.put(share if len(shares) > 1 else ())
     failed, trained, started = 0, 0, time.monotonic()
+    said: set[str] = set()
     pool = concurrent.futures.ProcessPoolExecutor(
         len(shares), context, initializer=_settle, initargs=(free,)
     )
@@ -91,7 +92,9 @@ def _train_all(commands: Sequence[tuple[str, ...]], shares: Sequence[Sequence[in
             print(f"[{done}/{len(commands)}] {seconds:.0f} s{left}: {line}", flush=True)
             if code:
                 failed += 1
-                print(output.rstrip(), file=sys.stderr, flush=True)
+                if output not in said:  # A slip in what all have is said once.
+                    print(output.rstrip(), file=sys.stderr, flush=True)
+                said.add(output)
     except BrokenProcessPool:
         print(
             "error: a training process was ended from outside (out of memory?); the same "
