@@ -81,14 +81,30 @@ class Group:
         return [run.results[task] for run in self.by_task.get(task, {}).values()]
 
     def means(self, tasks: Sequence[str]) -> dict[int, float] | None:
-        """Returns {seed: mean score over the tasks}; None unless every task has the same seeds."""
+        """Returns {seed: mean score over the tasks}.
+
+        None unless every task has the same seeds, and all their scores one scale.
+        """
         scores = [self.scores(task) for task in tasks]
-        if not scores or not scores[0] or any(one.keys() != scores[0].keys() for one in scores):
+        if (
+            not self.of_one_scale(tasks)
+            or not scores
+            or not scores[0]
+            or any(one.keys() != scores[0].keys() for one in scores)
+        ):
             return None
         return {seed: statistics.fmean(one[seed] for one in scores) for seed in scores[0]}
 
+    def of_one_scale(self, tasks: Iterable[str]) -> bool:
+        """Whether scores of tasks can be averaged: CIDEr has no end, and the others end at 100."""
+        metrics = ((name for one in self.results(task) for name in one.counted) for task in tasks)
+        scales = ({name.rpartition("/")[2] == "cider" for name in names} for names in metrics)
+        return len({any(scale) for scale in scales if scale}) <= 1
+
     def lacks(self, tasks: Sequence[str]) -> str:
         """Returns why there is no mean over the tasks: "no run of a, no seed 1 of b"."""
+        if not self.of_one_scale(tasks):
+            return "CIDEr and other scores have no common scale"
         seeds = sorted({seed for task in tasks for seed in self.scores(task)})
         gaps = grouped(tasks, lambda t: tuple(s for s in seeds if s not in self.scores(t)))
         said = []

@@ -30,6 +30,10 @@ _NOTE = (
     "Percent on the split {}, after the same number of steps at every rate. The chosen"
     " rate has the highest mean over the tasks, and is the smaller of two equal ones."
 )
+_SCALED = (
+    " CIDEr and other scores have no common scale, so the mean is that of each task's score in"
+    " percent of the best in its grid."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,12 +114,26 @@ def _check_complete(kind: tuple[str, str], grid: dict[float, Group]) -> None:
 
 
 def best(grid: dict[float, Group]) -> float:
-    """Returns the rate with the highest mean over tasks; if two are equal, the smaller one."""
+    """Returns the rate with the highest mean over tasks; if two are equal, the smaller one.
+
+    Of scores without a common scale, each is taken in percent of the task's best in the grid.
+    """
     return max(grid, key=lambda rate: _mean(grid, rate))
 
 
 def _mean(grid: dict[float, Group], rate: float) -> float:
-    return statistics.fmean((grid[rate].means(tasks_of(grid.values())) or {}).values())
+    tasks, group = tasks_of(grid.values()), grid[rate]
+    if group.of_one_scale(tasks):
+        return statistics.fmean((group.means(tasks) or {}).values())
+    scores = {task: statistics.fmean(group.scores(task).values()) for task in tasks}
+    tops = {t: max(statistics.fmean(g.scores(t).values()) for g in grid.values()) for t in tasks}
+    return statistics.fmean(100 * scores[t] / tops[t] if tops[t] > 0 else 0.0 for t in tasks)
+
+
+def _shown_mean(grid: dict[float, Group], rate: float, tasks: Sequence[str]) -> str:
+    """Returns a table's cell; a grid of some of its tasks has no mean to compare with others."""
+    group = grid[rate]
+    return cell(group.means(tasks)) if group.of_one_scale(tasks) else f"{_mean(grid, rate):.1f}"
 
 
 def _document(grids: dict[tuple[str, str], dict[float, Group]]) -> list[page.Block]:
@@ -125,8 +143,7 @@ def _document(grids: dict[tuple[str, str], dict[float, Group]]) -> list[page.Blo
         for rate, group in grid.items():
             cells = [cell(group.scores(task)) for task in tasks]
             chosen = "chosen" if rate == best(grid) else ""
-            # Grids of other tasks have no mean that could be compared with this one.
-            rows.append([*kind, f"{rate:g}", *cells, cell(group.means(tasks)), chosen])
+            rows.append([*kind, f"{rate:g}", *cells, _shown_mean(grid, rate, tasks), chosen])
     header = ["base", "method", "rate", *tasks, "mean", ""]
     title = page.Heading("Learning rates", 1)
     splits = sorted({
@@ -138,4 +155,6 @@ def _document(grids: dict[tuple[str, str], dict[float, Group]]) -> list[page.Blo
         for split in result.examples
     })  # fmt: skip
     note = _NOTE.format(" or ".join(splits))
+    if not all(group.of_one_scale(tasks) for grid in grids.values() for group in grid.values()):
+        note += _SCALED
     return [title, page.Paragraph(note), page.Table(header, rows, 2, "learning-rates")]

@@ -53,11 +53,14 @@ def tasks_of(groups: Iterable[Group]) -> tuple[str, ...]:
 
 
 def measures(groups: Sequence[Group]) -> list[Measure]:
-    """Returns what the groups can be compared by: tasks alone, their mean, and each mixture."""
+    """Returns what the groups can be compared by: tasks alone, their mean, and each mixture.
+
+    Tasks whose scores have no common scale have no mean, and their mixture is no measure.
+    """
     alone = tuple(group for group in groups if not group.mixture)
     tasks = tasks_of(alone)
     found = [Measure(task, (task,), alone) for task in tasks]
-    if len(tasks) > 1:
+    if len(tasks) > 1 and all(group.of_one_scale(tasks) for group in alone):
         found.append(Measure(f"mean of {len(tasks)} tasks", tasks, alone))
     for mixture in sorted({group.mixture for group in groups} - {""}):
         mixed = tuple(
@@ -65,7 +68,8 @@ def measures(groups: Sequence[Group]) -> list[Measure]:
             for group in groups
             if group.mixture == mixture or group.first.method_name == FROZEN
         )
-        found.append(Measure(mixture, tasks_of(mixed), mixed))
+        if all(group.of_one_scale(tasks_of(mixed)) for group in mixed):
+            found.append(Measure(mixture, tasks_of(mixed), mixed))
     return found
 
 

@@ -414,6 +414,31 @@ def test_the_rate_with_the_best_mean_is_chosen(tmp_path, capsys):
     assert chosen.split(" | ")[2] == "0.001"
 
 
+def test_cider_is_averaged_with_no_other_score(tmp_path, capsys):
+    """It goes on beyond 100, so it would decide a mean with accuracies by itself."""
+    entry = {"examples": 8, "truncated_inputs": 0}
+    for rate, cider, accuracy in ((0.01, 300.0, 50.0), (0.1, 280.0, 90.0)):
+        reached = {"mini_a": ("cider", cider), "mini_b": ("accuracy", accuracy)}
+        for task, (metric, value) in reached.items():
+            folder = tmp_path / "rates" / str(rate) / task
+            splits = {task: {"validation": {"metrics": {metric: value}, **entry}}}
+            run = (folder, "adalink", {"rank": 2}, [task], 0, {task: value})
+            write_run(*run, splits=splits, rate=rate)
+    assert cli.main(["learning-rates", str(tmp_path / "rates")]) == 0
+    assert capsys.readouterr().out == "0.1\n"  # 100 and 56 percent of the best; 93 and 100.
+    to = tmp_path / "rates.md"
+    assert cli.main(["learning-rates", str(tmp_path / "rates"), f"--to={to}"]) == 0
+    text = to.read_text()
+    assert "CIDEr and other scores have no common scale" in text
+    means = [line.split(" | ")[5] for line in text.splitlines() if line.startswith("| tuned")]
+    assert means == ["77.8", "96.7"]
+    runs, out = tmp_path / "rates" / "0.1", tmp_path / "out"
+    assert cli.main(["report", str(runs), f"--to={out}"]) == 0
+    text = (out / "report.md").read_text()
+    assert "mean of 2 tasks" not in text and "185.0" not in text
+    assert "No mean over all 2 tasks: CIDEr and other scores have no common scale" in text
+
+
 @pytest.mark.parametrize(
     ("tasks", "seed", "changed", "words"),
     [
